@@ -1,0 +1,48 @@
+"""Where things lie: the project's own images, the cache, and files written so that they are never half there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+IMAGES = Path(__file__).resolve().parent.parent / "images"
+"""The project's own inputs: lock file, board descriptions, recipes, configuration, patches."""
+
+
+def cache_root() -> Path:
+    """The folder that holds downloads, builds, images and templates.
+
+    ``MEDCHECK_CACHE`` wins, then ``XDG_CACHE_HOME/medcheck``, then ``~/.cache/medcheck``.
+    """
+    explicit = os.environ.get("MEDCHECK_CACHE")
+    if explicit:
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "medcheck"
+
+
+@contextmanager
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` for writing bytes; rename it to ``path`` only if all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write ``text`` as UTF-8 to ``path``, all of it or nothing."""
+    with atomic_write(path, mode) as stream:
+        stream.write(text.encode())
