@@ -1,0 +1,169 @@
+"""One record of a trace, decoded on demand."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from framework.errors import TraceError
+from framework.trace.format import (
+    BLOCK,
+    COUNTERS,
+    PAGE,
+    RECORD,
+    TRANSLATION,
+    UNKNOWN,
+    BlockFlag,
+    BlockKind,
+    Flag,
+    Kind,
+    P2mType,
+    p2m_type,
+)
+
+_REGS = [struct.Struct(f"<{n}Q") for n in range(64)]
+_PAGE_MASK = PAGE - 1
+_NO_TRANSLATION = 0xF
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """Where stage 2 took one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last entry walked."""
+
+    ipa: int
+    ma: int | None
+    pte: int
+    level: int
+
+    @property
+    def p2m(self) -> P2mType | None:
+        """Xen's type of the page, from the entry's software bits."""
+        return p2m_type(self.pte) if self.ma is not None else None
+
+    @property
+    def writable(self) -> bool:
+        """Whether stage 2 lets the guest write."""
+        return self.ma is not None and bool(self.pte & 0x80)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Memory at the moment of an event.
+
+    ``data`` lacks the trailing zeros of the ``size`` bytes that were read; :meth:`page` has them. ``ipa`` is 0 for
+    shadow pages, ``ma`` is 0 when nothing is mapped. ``index`` is the parameter that a list belongs to, ``count`` the
+    ordinal of a list page.
+    """
+
+    kind: BlockKind
+    flags: BlockFlag
+    level: int
+    index: int
+    size: int
+    count: int
+    ipa: int
+    ma: int
+    pte: int
+    cookie: int
+    data: bytes
+
+    @property
+    def readable(self) -> bool:
+        """Whether ``data`` is what the memory held."""
+        return self.size > 0
+
+    def page(self) -> bytes:
+        """The bytes that were read, whole; empty when nothing could be read."""
+        return self.data.ljust(self.size, b"\0")
+
+    @property
+    def p2m(self) -> P2mType | None:
+        """Xen's type of a guest page; None when unmapped or not a guest's."""
+        return p2m_type(self.pte) if self.ipa and not self.flags & BlockFlag.UNMAPPED else None
+
+    def translations(self) -> Iterator[Translation]:
+        """The entries of a TRANSLATIONS block: every data page that a page list names, in order."""
+        for ipa, ma, pte in TRANSLATION.iter_unpack(self.data):
+            level = ma & _PAGE_MASK
+            yield Translation(ipa, None if level == _NO_TRANSLATION else ma & ~_PAGE_MASK, pte, level & 3)
+
+
+class Event:
+    """One record. Header fields are attributes; registers and memory are decoded when asked for.
+
+    ``seq`` is total across CPUs and starts at 1 in each segment, ``time_ns`` is the board's virtual time. ``domain`` and
+    ``vcpu`` are Xen's ids of what ran, None when unknown. ``parent`` is the ``seq`` of the guest call that an EL3 call
+    or guest return belongs to, and of the EL3 call that an EL3 return answers; 0: none.
+    """
+
+    __slots__ = ("_domain", "_vcpu", "cpu", "el", "esr", "imm", "kind", "nblocks", "nregs", "parent", "pc",
+                 "raw", "raw_flags", "seq", "time_ns", "vmid")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        (_, self.kind, self.raw_flags, self.cpu, self.el, self.seq, self.time_ns, self._domain, self.vmid, self._vcpu,
+         self.nregs, self.parent, self.pc, self.esr, self.nblocks, self.imm) = RECORD.unpack_from(raw)
+
+    @property
+    def domain(self) -> int | None:
+        """Xen's id of the domain that ran."""
+        return None if self._domain == UNKNOWN else self._domain
+
+    @property
+    def vcpu(self) -> int | None:
+        """Xen's id of the vCPU that ran."""
+        return None if self._vcpu == UNKNOWN else self._vcpu
+
+    @property
+    def flags(self) -> Flag:
+        """The record's flags."""
+        return Flag(self.raw_flags)
+
+    @property
+    def conduit(self) -> str:
+        """How a guest called: ``smc`` or ``hvc``."""
+        return "hvc" if self.raw_flags & Flag.HVC else "smc"
+
+    @property
+    def is_tee(self) -> bool:
+        """Whether the function belongs to a trusted application or trusted OS."""
+        return not self.raw_flags & Flag.NOT_TEE
+
+    @property
+    def regs(self) -> tuple[int, ...]:
+        """x0, x1, ...: 18 of a guest's, 8 at EL3; a domain event's struct domain; the counters."""
+        return _REGS[self.nregs].unpack_from(self.raw, RECORD.size)
+
+    @property
+    def subject(self) -> int:
+        """The domain that a DOMAIN_* event is about."""
+        return self.imm
+
+    def counters(self) -> dict[str, int]:
+        """A COUNTERS record by name (:data:`framework.trace.format.COUNTERS`)."""
+        return dict(zip(COUNTERS, self.regs, strict=False))
+
+    def blocks(self) -> list[Block]:
+        """The memory of this event. Raises :class:`TraceError` when a block does not fit its record."""
+        at = RECORD.size + self.nregs * 8
+        found = []
+        for _ in range(self.nblocks):
+            if at + BLOCK.size > len(self.raw):
+                raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
+            kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(self.raw, at)
+            start = at + BLOCK.size
+            at = start + (length + 7 & ~7)
+            if at > len(self.raw):
+                raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
+            found.append(Block(BlockKind(kind), BlockFlag(flags), level, index, size, count, ipa, ma, pte, cookie,
+                               self.raw[start : start + length]))
+        return found
+
+    def block(self, kind: BlockKind) -> Block | None:
+        """The first block of this kind."""
+        return next((b for b in self.blocks() if b.kind == kind), None)
+
+    def __repr__(self) -> str:
+        name = Kind(self.kind).name if self.kind in Kind.__members__.values() else str(self.kind)
+        return f"<Event {self.seq} {name} domain={self.domain} x0={self.regs[0] if self.nregs else 0:#x}>"

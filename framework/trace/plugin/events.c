@@ -1,0 +1,391 @@
+/*
+ * The events themselves. At translation time each block is looked at once, with the exception level it is translated
+ * for; so EL0 and EL1 code costs nothing afterwards, and in EL2 and EL3 only the few instructions that matter call us.
+ * Callbacks on instructions, not on exceptions: QEMU holds its big lock in the latter, and a consumer that thinks
+ * would stop the whole machine.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sink.h"
+#include "trace.h"
+
+#define EC_HVC32 0x12
+#define EC_SMC32 0x13
+#define EC_HVC64 0x16
+#define EC_SMC64 0x17
+#define XEN_HYPERCALL_IMM 0xea1
+#define FIRST_RESERVED_DOMAIN 0x7ff0
+#define HINT_DOORBELL 0xd503261fU /* hint #0x30 */
+#define GUEST_REGS 18
+#define EL3_REGS 8
+
+uint64_t counters[C_COUNT];
+struct options options = {.memory = true, .doorbell = true, .stop_on_error = true, .list_pages = 40};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t sequence;
+static bool finished;
+static int64_t (*virtual_clock)(int);
+
+static struct { /* what EL2 asked of EL3 and has not been answered */
+    uint64_t seq, parent;
+    uint32_t fid;
+    uint16_t domain, id, vmid;
+    bool pending;
+} asked[MAX_CPUS];
+
+static uint64_t now(void)
+{
+    if (virtual_clock)
+        return (uint64_t)virtual_clock(1); /* QEMU_CLOCK_VIRTUAL */
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
+}
+
+static bool is_tee(uint64_t x0)
+{
+    unsigned owner = x0 >> 24 & 0x3f; /* SMCCC: 48-49 trusted applications, 50-63 trusted OS */
+    return owner >= 48;
+}
+
+static void read_x(unsigned cpu, uint64_t *x, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        x[i] = reg_read(cpu, R_X0 + (int)i);
+}
+
+static struct record *begin(unsigned cpu, int kind, int el, unsigned nregs)
+{
+    memory_begin();
+    struct record *r = rec_begin(cpu, kind, el, nregs);
+    r->seq = ++sequence;
+    r->time_ns = now();
+    return r;
+}
+
+static void identify(struct record *r, const struct who *who)
+{
+    r->domain = who->domain;
+    r->guest_vcpu = who->id;
+    r->vmid = who->vmid;
+}
+
+/* Stores the record and, in lock-step, waits for the consumer. Releases the lock. */
+static void commit_and_unlock(unsigned cpu)
+{
+    struct record *r = (struct record *)rec.data;
+    int kind = r->kind;
+    uint32_t delay = 0;
+    counters[C_RECORDS]++;
+    counters[C_KIND0 + kind]++;
+    if (sink_is_open())
+        sink_append(rec.data, r->length, r->seq);
+    if (options.lockstep && lockstep_wants(kind))
+        delay = lockstep_event(cpu, rec.data, r->length, kind);
+    pthread_mutex_unlock(&lock);
+    if (delay)
+        usleep(delay); /* asked for by the consumer; other vCPUs go on */
+}
+
+static bool enter(void)
+{
+    pthread_mutex_lock(&lock);
+    if (finished)
+        pthread_mutex_unlock(&lock);
+    return !finished;
+}
+
+static void leave(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+static void count_other(uint64_t x0, bool hvc, unsigned imm)
+{
+    unsigned owner = x0 >> 24 & 0x3f;
+    if (hvc && imm == XEN_HYPERCALL_IMM)
+        counters[C_HYPERCALL]++;
+    else if (owner == 4)
+        counters[C_PSCI]++;
+    else if (owner == 0)
+        counters[C_ARCH]++;
+    else
+        counters[C_GUEST_OTHER]++;
+}
+
+/* First instruction of EL2's vector for synchronous exceptions of a lower level. */
+static void on_guest_entry(unsigned cpu, void *unused)
+{
+    (void)unused;
+    uint64_t esr = reg_read(cpu, R_ESR_EL2);
+    unsigned ec = esr >> 26 & 0x3f, imm = ec == EC_SMC32 ? 0 : esr & 0xffff;
+    bool hvc = ec == EC_HVC64 || ec == EC_HVC32, aarch32 = ec == EC_HVC32 || ec == EC_SMC32;
+    if (!hvc && ec != EC_SMC64 && ec != EC_SMC32)
+        return;
+    if (!enter())
+        return;
+    uint64_t x0 = reg_read(cpu, R_X0);
+    bool tee = is_tee(x0) && !(hvc && imm == XEN_HYPERCALL_IMM);
+    counters[hvc ? C_GUEST_HVC : C_GUEST_SMC]++;
+    if (aarch32)
+        counters[C_AARCH32]++;
+    if (!tee)
+        count_other(x0, hvc, imm);
+    if (!tee && !options.others) {
+        leave();
+        return;
+    }
+    struct record *r = begin(cpu, REC_GUEST_CALL, 1, GUEST_REGS);
+    uint64_t x[GUEST_REGS];
+    struct who who;
+    read_x(cpu, x, GUEST_REGS);
+    xen_who(cpu, &who);
+    identify(r, &who);
+    r->flags = (uint8_t)((hvc ? REC_F_HVC : 0) | (aarch32 ? REC_F_AARCH32 : 0) | (tee ? 0 : REC_F_NOT_TEE));
+    r->pc = reg_read(cpu, R_ELR_EL2);
+    r->esr = esr;
+    r->imm = imm;
+    memcpy(rec_regs(), x, sizeof x);
+    struct guest_call *call = tee ? guest_call_open(who.vcpu) : NULL;
+    if (call) {
+        call->seq = r->seq;
+        call->fid = imm ? 0 : (uint32_t)x0;
+        call->owner = who.domain;
+        call->flags = r->flags;
+        if (options.memory) {
+            xen_learn(cpu, &who);
+            tee_guest_call(cpu, call, x);
+        }
+    }
+    commit_and_unlock(cpu);
+}
+
+/* EL2's own SMC, before it is taken to EL3. */
+static void on_el2_smc(unsigned cpu, void *udata)
+{
+    if (!enter())
+        return;
+    uint64_t x[EL3_REGS];
+    read_x(cpu, x, EL3_REGS);
+    bool tee = is_tee(x[0]);
+    counters[C_EL2_SMC]++;
+    asked[cpu].pending = false;
+    if (!tee)
+        counters[C_EL2_OTHER]++;
+    if (!tee && !options.others) {
+        leave();
+        return;
+    }
+    struct record *r = begin(cpu, REC_EL3_CALL, 2, EL3_REGS);
+    struct who who;
+    xen_who(cpu, &who);
+    identify(r, &who);
+    struct guest_call *parent = guest_call_find(who.vcpu);
+    r->flags = tee ? 0 : REC_F_NOT_TEE;
+    r->parent = parent ? parent->seq : 0;
+    r->pc = reg_read(cpu, R_PC);
+    r->imm = (uint32_t)(uintptr_t)udata;
+    memcpy(rec_regs(), x, sizeof x);
+    asked[cpu].seq = r->seq;
+    asked[cpu].parent = r->parent;
+    asked[cpu].fid = (uint32_t)x[0];
+    asked[cpu].domain = who.domain;
+    asked[cpu].id = who.id;
+    asked[cpu].vmid = who.vmid;
+    asked[cpu].pending = true;
+    if (tee && options.memory)
+        tee_el3_call(cpu, parent, who.domain, x);
+    commit_and_unlock(cpu);
+}
+
+static void on_el3_eret(unsigned cpu, void *unused)
+{
+    (void)unused;
+    if (!asked[cpu].pending) /* written by this CPU's thread only */
+        return;
+    uint64_t scr = reg_read(cpu, R_SCR_EL3), spsr = reg_read(cpu, R_SPSR_EL3);
+    if (!(scr & 1) || (spsr & 0x1c) != 8) /* not to the non-secure world, or not to EL2 */
+        return;
+    if (!enter())
+        return;
+    asked[cpu].pending = false;
+    counters[C_EL3_ERET]++;
+    struct record *r = begin(cpu, REC_EL3_RETURN, 3, EL3_REGS);
+    uint64_t x[EL3_REGS];
+    read_x(cpu, x, EL3_REGS);
+    r->domain = asked[cpu].domain;
+    r->guest_vcpu = asked[cpu].id;
+    r->vmid = asked[cpu].vmid;
+    r->parent = asked[cpu].seq;
+    r->flags = is_tee(asked[cpu].fid) ? 0 : REC_F_NOT_TEE;
+    r->pc = reg_read(cpu, R_ELR_EL3);
+    memcpy(rec_regs(), x, sizeof x);
+    if (!r->flags && options.memory)
+        tee_el3_return(cpu, asked[cpu].fid, r->domain, x);
+    commit_and_unlock(cpu);
+}
+
+static void on_el2_eret(unsigned cpu, void *unused)
+{
+    (void)unused;
+    if (!__atomic_load_n(&guest_calls_open, __ATOMIC_ACQUIRE))
+        return;
+    uint64_t spsr = reg_read(cpu, R_SPSR_EL2);
+    if (!(spsr & 0x10) && (spsr & 0xc) >= 8) /* stays in EL2 */
+        return;
+    if (!enter())
+        return;
+    counters[C_EL2_ERET]++;
+    struct who who;
+    xen_who(cpu, &who);
+    struct guest_call *call = guest_call_find(who.vcpu);
+    if (!call) {
+        leave();
+        return;
+    }
+    struct record *r = begin(cpu, REC_GUEST_RETURN, 2, GUEST_REGS);
+    uint64_t x[GUEST_REGS];
+    read_x(cpu, x, GUEST_REGS);
+    identify(r, &who);
+    r->flags = call->flags;
+    r->parent = call->seq;
+    r->pc = reg_read(cpu, R_ELR_EL2);
+    memcpy(rec_regs(), x, sizeof x);
+    if (options.memory)
+        tee_guest_return(cpu, call, x);
+    guest_call_close(call);
+    commit_and_unlock(cpu);
+}
+
+/* First instruction of one of Xen's functions that takes a struct domain in x0. */
+static void on_domain(unsigned cpu, void *udata)
+{
+    int kind = (int)(uintptr_t)udata;
+    uint64_t domain = reg_read(cpu, R_X0);
+    uint16_t id = xen_domain_of(cpu, domain);
+    if (id >= FIRST_RESERVED_DOMAIN || !enter())
+        return;
+    struct record *r = begin(cpu, kind, 2, 1);
+    struct who who;
+    xen_who(cpu, &who);
+    identify(r, &who);
+    r->imm = id;
+    r->pc = reg_read(cpu, R_PC);
+    rec_regs()[0] = domain;
+    if (kind != REC_DOMAIN_KILL)
+        xen_forget();
+    if (kind == REC_DOMAIN_DESTROY)
+        tee_forget(id);
+    commit_and_unlock(cpu);
+}
+
+static void on_doorbell(unsigned cpu, void *udata)
+{
+    if (!enter())
+        return;
+    struct record *r = begin(cpu, REC_DOORBELL, (int)(uintptr_t)udata, GUEST_REGS);
+    uint64_t x[GUEST_REGS];
+    struct who who;
+    read_x(cpu, x, GUEST_REGS);
+    xen_who(cpu, &who);
+    identify(r, &who);
+    r->pc = reg_read(cpu, R_PC);
+    memcpy(rec_regs(), x, sizeof x);
+    commit_and_unlock(cpu);
+}
+
+static bool is_eret(uint32_t opcode)
+{
+    return opcode == 0xd69f03e0U || opcode == 0xd69f0bffU || opcode == 0xd69f0fffU;
+}
+
+static unsigned translating_cpu(void);
+
+static void on_translation(struct qemu_plugin_tb *tb, void *unused)
+{
+    (void)unused;
+    unsigned cpu = translating_cpu();
+    uint64_t cpsr = reg_read(cpu, R_CPSR);
+    unsigned el = cpsr & 0x10 ? 0 : cpsr >> 2 & 3; /* AArch32 only below EL2 here: nothing of it is instrumented */
+    if (el < 2 && (!options.doorbell || cpsr & 0x10))
+        return;
+    uint64_t vector = el == 2 ? reg_read(cpu, R_VBAR_EL2) : ~0ULL;
+    int flags = options.lockstep ? CB_WRITE_REGS : CB_READ_REGS;
+    size_t count = qemu_plugin_tb_n_insns(tb);
+    for (size_t i = 0; i < count; i++) {
+        struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+        uint32_t opcode = 0;
+        qemu_plugin_insn_data(insn, &opcode, 4);
+        if (el < 2) {
+            if (opcode == HINT_DOORBELL)
+                qemu_plugin_register_vcpu_insn_exec_cb(insn, on_doorbell, flags, (void *)(uintptr_t)el);
+            continue;
+        }
+        if (el == 3) {
+            if (is_eret(opcode))
+                qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el3_eret, flags, NULL);
+            continue;
+        }
+        uint64_t va = qemu_plugin_insn_vaddr(insn);
+        if (va == vector + 0x400 || va == vector + 0x600)
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_guest_entry, flags, NULL);
+        if (xen.known && va == xen.create)
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_CREATE);
+        if (xen.known && va == xen.kill)
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_KILL);
+        if (xen.known && va == xen.destroy)
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_DESTROY);
+        if ((opcode & 0xffe0001fU) == 0xd4000003U)
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_smc, flags, (void *)(uintptr_t)(opcode >> 5 & 0xffff));
+        else if (is_eret(opcode))
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_eret, flags, NULL);
+    }
+}
+
+/* A translation callback is not told its CPU; each vCPU thread of multi-threaded TCG remembers its own. */
+static __thread unsigned thread_cpu;
+
+static unsigned translating_cpu(void)
+{
+    return thread_cpu;
+}
+
+static void on_vcpu_init(unsigned cpu, void *unused)
+{
+    (void)unused;
+    thread_cpu = cpu;
+    regs_init(cpu);
+}
+
+void events_init(qemu_plugin_id_t id)
+{
+    virtual_clock = (int64_t (*)(int))dlsym(RTLD_DEFAULT, "qemu_clock_get_ns");
+    options.clock = virtual_clock ? "virtual" : "host";
+    qemu_plugin_register_vcpu_init_cb(id, on_vcpu_init, NULL);
+    qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, NULL);
+}
+
+/* The plugin's own counts as the last record: the reader compares them with what it has read. */
+void events_finish(void)
+{
+    pthread_mutex_lock(&lock);
+    if (!finished) {
+        begin(0, REC_COUNTERS, 0, C_COUNT);
+        counters[C_RECORDS]++;
+        counters[C_KIND0 + REC_COUNTERS]++;
+        counters[C_LOST] = sink_lost();
+        memcpy(rec_regs(), counters, sizeof counters);
+        if (sink_is_open())
+            sink_append(rec.data, rec.used, sequence);
+        finished = true;
+    }
+    pthread_mutex_unlock(&lock);
+}

@@ -1,0 +1,150 @@
+/*
+ * medcheck's trace plugin for QEMU: records every SMC and HVC of a board that enters EL2, every SMC that Xen makes to
+ * EL3, and what comes back, with registers and the memory they name. This file: loading, arguments, end.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "sink.h"
+#include "trace.h"
+
+QEMU_EXPORT int qemu_plugin_version = QEMU_API_VERSION;
+QEMU_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
+
+static const char *out, *lockstep, *label = "";
+static bool append;
+static int codec = CODEC_AUTO;
+static uint64_t flush_ms = 100, timeout_ms = 60000, list_pages = 40;
+static bool stop_on_loss = true;
+
+static const struct { const char *name; uint64_t *value; } numbers[] = {
+    {"flush_ms", &flush_ms}, {"timeout_ms", &timeout_ms}, {"list_pages", &list_pages},
+    {"xen_curr_vcpu", &xen.curr_vcpu}, {"xen_create", &xen.create}, {"xen_kill", &xen.kill},
+    {"xen_destroy", &xen.destroy}, {"xen_vcpu_domain", &xen.vcpu_domain}, {"xen_vcpu_id", &xen.vcpu_id},
+    {"xen_domain_id", &xen.domain_id}, {"xen_domain_tee", &xen.domain_tee}, {"xen_tee_rpcs", &xen.tee_rpcs},
+    {"xen_rpc_list", &xen.rpc_list}, {"xen_rpc_arg", &xen.rpc_arg}, {"xen_rpc_gfn", &xen.rpc_gfn},
+    {"xen_rpc_cookie", &xen.rpc_cookie},
+};
+
+static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {
+    {"append", &append, "on", "off"}, {"memory", &options.memory, "on", "off"},
+    {"doorbell", &options.doorbell, "on", "off"}, {"others", &options.others, "record", "count"},
+    {"on_error", &options.stop_on_error, "stop", "continue"}, {"on_loss", &stop_on_loss, "stop", "continue"},
+    {"xen", &xen.known, "on", "off"}, {"xen_tee", &xen.tee_known, "on", "off"},
+};
+
+void board_stop(const char *why)
+{
+    fprintf(stderr, "medcheck_trace: %s; stopping the board\n", why);
+    kill(getpid(), SIGTERM); /* QEMU shuts down in its main loop, with its exit handlers */
+}
+
+static void sink_failed(const char *text)
+{
+    if (options.stop_on_error)
+        board_stop(text);
+    else
+        fprintf(stderr, "medcheck_trace: %s; the board goes on, its events are counted as lost\n", text);
+}
+
+static bool parse(const char *argument)
+{
+    const char *equals = strchr(argument, '=');
+    if (!equals)
+        return false;
+    size_t n = (size_t)(equals - argument);
+    const char *value = equals + 1;
+#define IS(word) (strlen(word) == n && !strncmp(argument, word, n))
+    if (IS("out"))
+        return *(out = value) != 0;
+    if (IS("lockstep"))
+        return *(lockstep = value) != 0;
+    if (IS("label"))
+        return (label = value) != NULL;
+    if (IS("codec")) {
+        codec = !strcmp(value, "auto") ? CODEC_AUTO : !strcmp(value, "none") ? CODEC_NONE
+              : !strcmp(value, "zstd") ? CODEC_ZSTD : !strcmp(value, "zlib") ? CODEC_ZLIB : -1;
+        return codec >= 0;
+    }
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (IS(numbers[i].name)) {
+            char *end;
+            *numbers[i].value = strtoull(value, &end, 0);
+            return *value && !*end;
+        }
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
+        if (IS(switches[i].name)) {
+            *switches[i].value = !strcmp(value, switches[i].yes);
+            return *switches[i].value || !strcmp(value, switches[i].no);
+        }
+#undef IS
+    return false;
+}
+
+static void on_exit_of_board(void *unused)
+{
+    (void)unused;
+    events_finish();
+    sink_close();
+    lockstep_close();
+}
+
+/* The label is the caller's own text; it must not break the JSON around it. */
+static void clean_label(char *to, size_t room)
+{
+    size_t n = 0;
+    for (const char *p = label; *p && n + 1 < room; p++)
+        if (*p != '"' && *p != '\\' && (unsigned char)*p >= ' ')
+            to[n++] = *p;
+    to[n] = 0;
+}
+
+static int refuse(const char *why)
+{
+    fprintf(stderr, "medcheck_trace: %s\n", why);
+    return 1;
+}
+
+int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
+{
+    static char json[1024], clean[256];
+    if (info->version.cur < QEMU_API_VERSION || info->version.min > QEMU_API_VERSION) {
+        fprintf(stderr, "medcheck_trace: made for QEMU plugin API %d, this QEMU offers %d to %d: use the pinned QEMU\n",
+                QEMU_API_VERSION, info->version.min, info->version.cur);
+        return 1;
+    }
+    if (strcmp(info->target_name, "aarch64") || !info->system_emulation)
+        return refuse("made for qemu-system-aarch64");
+    if (info->system.max_vcpus > MAX_CPUS)
+        return refuse("more CPUs than this plugin can follow (64)");
+    for (int i = 0; i < argc; i++)
+        if (!parse(argv[i])) {
+            fprintf(stderr, "medcheck_trace: cannot understand the argument \"%s\"\n", argv[i]);
+            return 1;
+        }
+    if (!out && !lockstep)
+        return refuse("needs out=FILE, lockstep=SOCKET or both");
+    options.list_pages = (unsigned)list_pages;
+    options.lockstep = lockstep != NULL;
+    rec_begin(0, 0, 0, 0); /* the record buffer's first allocation */
+    events_init(id);
+    clean_label(clean, sizeof clean);
+    snprintf(json, sizeof json,
+             "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
+             "\"lockstep\":%s,\"label\":\"%s\"}",
+             info->version.cur, info->system.max_vcpus, options.clock, options.memory ? "true" : "false",
+             options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
+             lockstep ? "true" : "false", clean);
+    const char *wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, json, sink_failed) : NULL;
+    if (!wrong && lockstep)
+        wrong = lockstep_open(lockstep, json, (unsigned)timeout_ms, stop_on_loss);
+    if (wrong)
+        return refuse(wrong);
+    qemu_plugin_register_atexit_cb(id, on_exit_of_board, NULL);
+    return 0;
+}

@@ -1,0 +1,174 @@
+/*
+ * The plugin's parts and what they share. One lock (in events.c) serialises all of it: it makes the sequence number
+ * total across vCPUs, and everything below may use static buffers.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef MEDCHECK_TRACE_H
+#define MEDCHECK_TRACE_H
+
+#include <stdio.h>
+
+#include "qemu_api.h"
+#include "record.h"
+
+#define MAX_CPUS 64
+#define PAGE 4096ULL
+#define PAGE_MASK (PAGE - 1)
+#define UNKNOWN16 0xffff
+
+enum reg {
+    R_X0, /* x0..x30 are R_X0 .. R_X0 + 30 */
+    R_SP = 31,
+    R_PC,
+    R_CPSR,
+    R_SCR_EL3,
+    R_ELR_EL3,
+    R_SPSR_EL3,
+    R_HCR_EL2,
+    R_VTTBR_EL2,
+    R_VTCR_EL2,
+    R_ESR_EL2,
+    R_ELR_EL2,
+    R_SPSR_EL2,
+    R_TPIDR_EL2,
+    R_TTBR0_EL2,
+    R_TCR_EL2,
+    R_VBAR_EL2,
+    R_COUNT
+};
+
+/* regs.c */
+void regs_init(unsigned cpu);
+uint64_t reg_read(unsigned cpu, enum reg reg);
+bool reg_read_named(unsigned cpu, const char *name, uint64_t *value);
+bool reg_write_named(unsigned cpu, const char *name, uint64_t value);
+
+/* memory.c: all addresses named ma are machine (host physical) addresses of the non-secure address space */
+struct leaf {
+    uint64_t ma;
+    uint64_t pte;
+    uint8_t level;
+    bool valid;
+};
+void memory_begin(void); /* forgets cached tables: call once for each event */
+bool ma_read(uint64_t ma, void *data, size_t length);
+bool ma_write(uint64_t ma, const void *data, size_t length);
+bool stage2(unsigned cpu, uint64_t ipa, struct leaf *leaf);
+bool xen_va(unsigned cpu, uint64_t va, uint64_t *ma);
+bool xen_read(unsigned cpu, uint64_t va, void *data, size_t length);
+bool leaf_is_ram(const struct leaf *leaf);
+
+/* build.c: the record under construction */
+extern struct builder {
+    uint8_t *data;
+    size_t used, room;
+} rec;
+struct record *rec_begin(unsigned cpu, int kind, int el, unsigned nregs);
+uint64_t *rec_regs(void);
+struct block *rec_block(int kind, size_t room);
+void rec_close_block(struct block *block, size_t length);
+/* One page: contents without trailing zeros. */
+struct block *capture_guest_page(unsigned cpu, int kind, uint64_t ipa, unsigned index, uint64_t cookie);
+struct block *capture_ma_page(int kind, uint64_t ma, unsigned index, uint64_t cookie);
+/* The page lists of every TMEM|NONCONTIG parameter of a message. */
+void capture_guest_lists(unsigned cpu, const struct block *message);
+void capture_shadow_lists(const struct block *message);
+const uint8_t *block_data(const struct block *block);
+
+/* xen.c: who runs */
+struct who {
+    uint64_t vcpu; /* address of Xen's struct vcpu: identity of a guest's thread of execution; 0 unknown */
+    uint16_t domain, id, vmid;
+    uint64_t vttbr;
+};
+struct xen_layout {
+    uint64_t curr_vcpu, create, kill, destroy;            /* symbols */
+    uint64_t vcpu_domain, vcpu_id, domain_id, domain_tee; /* offsets in struct vcpu and struct domain */
+    uint64_t tee_rpcs;                                    /* struct optee_domain: shm_rpc_list */
+    uint64_t rpc_list, rpc_arg, rpc_gfn, rpc_cookie;      /* struct shm_rpc */
+    bool known, tee_known;
+};
+extern struct xen_layout xen;
+void xen_who(unsigned cpu, struct who *who);
+void xen_forget(void);
+uint16_t xen_domain_of(unsigned cpu, uint64_t domain);
+void xen_learn(unsigned cpu, const struct who *who);
+
+/* tee.c: which pages belong to which call */
+struct tee_call {
+    bool used;
+    uint16_t owner;
+    int32_t thread;   /* OP-TEE's thread id; -1 while it runs */
+    int32_t cpu;      /* where it runs; -1 while it waits for the guest */
+    uint64_t shadow;  /* MA of Xen's copy of the argument page */
+    uint64_t ipa;     /* the guest's argument page */
+    uint32_t op;      /* OPTEE_SMC_RPC_FUNC_* asked for last */
+    uint64_t cookie;  /* of that RPC */
+};
+struct tee_rpc {
+    bool used;
+    uint16_t owner;
+    uint64_t cookie, shadow, ipa;
+};
+struct guest_call { /* a guest call that Xen has not answered yet */
+    uint64_t key;   /* 0: free */
+    uint64_t seq;
+    uint64_t ipa;   /* argument page; ~0 none */
+    uint64_t alloc_ipa;
+    uint32_t fid;
+    uint16_t owner;
+    uint8_t flags;
+};
+extern unsigned guest_calls_open;
+void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x);
+void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const uint64_t *x);
+void tee_el3_return(unsigned cpu, uint32_t fid, uint16_t owner, const uint64_t *x);
+void tee_guest_return(unsigned cpu, struct guest_call *call, const uint64_t *x);
+void tee_forget(uint16_t owner);
+struct guest_call *guest_call_open(uint64_t key);
+struct guest_call *guest_call_find(uint64_t key);
+void guest_call_close(struct guest_call *call);
+struct tee_call *tee_call_add(uint16_t owner);
+struct tee_call *tee_call_find(uint16_t owner, int32_t thread);
+void tee_rpc_add(uint16_t owner, uint64_t cookie, uint64_t shadow, uint64_t ipa);
+const struct tee_rpc *tee_rpc_find(uint16_t owner, uint64_t cookie);
+
+/* events.c */
+enum counter {
+    C_RECORDS,      /* all records, COUNTERS among them */
+    C_KIND0,        /* records by kind: C_KIND0 + kind, REC_KINDS of them */
+    C_GUEST_SMC = C_KIND0 + REC_KINDS,
+    C_GUEST_HVC,    /* SMC and HVC that entered EL2, recorded or not */
+    C_PSCI,         /* of these: standard secure service calls */
+    C_ARCH,         /* architecture calls, workarounds among them */
+    C_HYPERCALL,    /* HVC #0xea1 */
+    C_GUEST_OTHER,
+    C_EL2_SMC,      /* SMCs that EL2 executed, recorded or not */
+    C_EL2_OTHER,    /* of these: not the TEE's */
+    C_EL3_ERET,     /* EL3 answers, recorded or not */
+    C_EL2_ERET,     /* EL2 ERETs looked at */
+    C_LOST,         /* records the sink could not write */
+    C_TABLE_FULL,   /* calls or RPC buffers that could not be followed: tables full */
+    C_AARCH32,
+    C_COUNT
+};
+extern uint64_t counters[C_COUNT];
+struct options {
+    bool memory, doorbell, others, stop_on_error, lockstep;
+    unsigned list_pages;
+    const char *clock;
+};
+extern struct options options;
+void events_init(qemu_plugin_id_t id);
+void events_finish(void);
+void board_stop(const char *why);
+
+/* lockstep.c */
+const char *lockstep_open(const char *path, const char *json, unsigned timeout_ms, bool stop_on_loss);
+bool lockstep_wants(int kind);
+/* Sends the record; when the consumer holds this kind, serves its requests until it lets go. Returns a delay in us. */
+uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind);
+void lockstep_close(void);
+
+#endif

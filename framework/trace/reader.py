@@ -1,0 +1,250 @@
+"""Trace files, read as a stream: nothing is kept but the current chunk."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from framework.errors import TraceError
+from framework.trace.event import Event
+from framework.trace.format import (
+    CHUNK,
+    CHUNK_MAGIC,
+    MAJOR,
+    RECORD,
+    RECORD_LIMIT,
+    SEGMENT,
+    SEGMENT_MAGIC,
+    Codec,
+    Kind,
+)
+
+_SCAN = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a file that reading survived: ``offset`` in bytes, and one sentence."""
+
+    offset: int
+    text: str
+
+
+@dataclass(slots=True)
+class Segment:
+    """One run of the plugin in a file: its JSON description, and what was seen of it."""
+
+    meta: dict[str, Any]
+    started_ns: int
+    minor: int
+    offset: int
+    records: int = 0
+    by_kind: dict[int, int] = field(default_factory=dict)
+    last_seq: int = 0
+    counters: dict[str, int] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the plugin wrote its last record and its counts agree with what was read."""
+        return self.counters is not None and not self.disagreements()
+
+    def disagreements(self) -> list[str]:
+        """Where the plugin's counters and the records read differ; empty when they agree or none were written."""
+        if self.counters is None:
+            return []
+        found = []
+        if self.counters["records"] != self.records:
+            found.append(f"the plugin wrote {self.counters['records']} records, {self.records} were read")
+        for kind in Kind:
+            wrote, read = self.counters[f"kind_{int(kind)}"], self.by_kind.get(int(kind), 0)
+            if wrote != read:
+                found.append(f"the plugin wrote {wrote} {kind.name} records, {read} were read")
+        if self.counters["lost"]:
+            found.append(f"the plugin lost {self.counters['lost']} records: the file could not be written")
+        return found
+
+
+class Reader:
+    """Reads a trace file.
+
+    ``recover=False`` (the default) raises :class:`TraceError` at the first damage, except that a file which was cut off
+    simply ends after its last whole record, with :attr:`truncated` set. ``recover=True`` goes on after damage and notes
+    it in :attr:`problems`, as it does for lost records.
+
+    :attr:`segments` grows while reading; each one's :meth:`Segment.disagreements` proves whether a record was lost.
+    """
+
+    def __init__(self, path: Path | str, *, recover: bool = False) -> None:
+        self.path = Path(path)
+        self.recover = recover
+        self.segments: list[Segment] = []
+        self.problems: list[Problem] = []
+        self.truncated = False
+        self._offset = 0
+        with self._open() as stream:
+            self._segment_header(stream)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The first segment's description."""
+        return self.segments[0].meta
+
+    def events(self) -> Iterator[Event]:
+        """All records, in order. May be called again; each call reads the file anew."""
+        for raw in self.records():
+            yield Event(raw)
+
+    def records(self) -> Iterator[bytes]:
+        """All records as bytes, in order, checked for completeness and sequence."""
+        self.segments, self.problems, self.truncated = [], [], False
+        with self._open() as stream:
+            self._segment_header(stream)
+            while True:
+                self._offset = stream.tell()
+                magic = stream.read(len(CHUNK_MAGIC))
+                if not magic:
+                    break
+                stream.seek(self._offset)
+                if magic == CHUNK_MAGIC:
+                    yield from self._chunk(stream)
+                elif magic == SEGMENT_MAGIC[:4]:
+                    self._segment_header(stream)
+                elif CHUNK_MAGIC.startswith(magic):
+                    self._cut("in the middle of a chunk's header")
+                    break
+                else:
+                    self._damage("neither a chunk nor a segment begins here")
+                    self._resync(stream, self._offset + 1)
+        self._compare()
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise TraceError(f"cannot open the trace: {error.strerror}", where=str(self.path)) from error
+
+    def _where(self) -> str:
+        return f"{self.path}@{self._offset}"
+
+    def _damage(self, text: str) -> None:
+        if not self.recover:
+            raise TraceError(text, where=self._where(), hint="read it with recover to skip the damage")
+        self.problems.append(Problem(self._offset, text))
+
+    def _cut(self, text: str) -> None:
+        self.truncated = True
+        self.problems.append(Problem(self._offset, f"the file ends {text}"))
+
+    def _segment_header(self, stream: IO[bytes]) -> None:
+        raw = stream.read(SEGMENT.size)
+        if len(raw) < SEGMENT.size or not raw.startswith(SEGMENT_MAGIC):
+            if self.segments and SEGMENT_MAGIC.startswith(raw[:8]):
+                self._cut("in the middle of a segment's header")
+                return
+            raise TraceError("this is not a medcheck trace", where=self._where(),
+                             hint="traces begin with the bytes MEDTRACE")
+        _, major, minor, length, started, text_length, crc = SEGMENT.unpack(raw)
+        if major != MAJOR:
+            raise TraceError(f"the trace has format version {major}.{minor}, this medcheck reads {MAJOR}.x",
+                             where=self._where(), hint="read it with the medcheck that wrote it, or a newer one")
+        text = stream.read(min(length - SEGMENT.size, _SCAN)) if length >= SEGMENT.size else b""
+        if len(text) < text_length:
+            if self.segments:
+                self._cut("in the middle of a segment's header")
+                return
+            raise TraceError("the trace ends within its header", where=self._where())
+        body = raw[: SEGMENT.size - 4] + b"\0\0\0\0" + text
+        if zlib.crc32(body) != crc:
+            raise TraceError("the segment header is damaged: its CRC does not match", where=self._where())
+        self.segments.append(Segment(json.loads(text[:text_length]), started, minor, self._offset))
+
+    def _chunk(self, stream: IO[bytes]) -> Iterator[bytes]:
+        header = stream.read(CHUNK.size)
+        if len(header) < CHUNK.size:
+            self._cut("in the middle of a chunk's header")
+            return
+        _, codec, stored, raw_size, count, crc, first, _, header_crc = CHUNK.unpack(header)
+        if zlib.crc32(header[:-4]) != header_crc or raw_size > RECORD_LIMIT:
+            self._damage("a chunk's header is damaged: its CRC does not match")
+            self._resync(stream, self._offset + 1)
+            return
+        payload = stream.read(stored)
+        whole = len(payload) == stored
+        if not whole:
+            self._cut("in the middle of a chunk")
+        elif zlib.crc32(payload) != crc:
+            self._damage(f"a chunk of {count} records, from number {first}, is damaged: its CRC does not match")
+            return
+        yield from self._split(self._unpack(codec, payload, raw_size, whole), whole)
+
+    def _unpack(self, codec: int, payload: bytes, raw_size: int, whole: bool) -> bytes:
+        """The chunk's records; of a chunk that was cut, all that its remaining bytes give."""
+        unpackers: dict[int, Callable[[], bytes]] = {
+            Codec.NONE: lambda: payload,
+            Codec.ZSTD: lambda: zstandard.ZstdDecompressor().decompressobj().decompress(payload),
+            Codec.ZLIB: lambda: zlib.decompressobj().decompress(payload),
+        }
+        if codec not in unpackers:
+            raise TraceError(f"a chunk is packed with codec {codec}, which this medcheck does not know",
+                             where=self._where())
+        try:
+            raw = unpackers[codec]()
+        except (zstandard.ZstdError, zlib.error) as error:
+            if whole:
+                self._damage(f"a chunk cannot be unpacked: {error}")
+            return b""
+        if whole and len(raw) != raw_size:
+            self._damage(f"a chunk unpacks to {len(raw)} bytes, its header says {raw_size}")
+        return raw
+
+    def _split(self, raw: bytes, whole: bool) -> Iterator[bytes]:
+        segment = self.segments[-1]
+        by_kind = segment.by_kind
+        at, end, head = 0, len(raw), RECORD.size
+        while at + head <= end:
+            length = int.from_bytes(raw[at : at + 4], "little")
+            if length < head or length & 7 or at + length > end:
+                if whole:
+                    self._damage(f"a record after number {segment.last_seq} has the impossible length {length}")
+                return
+            record = raw[at : at + length]
+            at += length
+            kind = record[4]
+            seq = int.from_bytes(record[8:16], "little")
+            if seq != segment.last_seq + 1:
+                self._damage(f"records {segment.last_seq + 1} to {seq - 1} are missing" if seq > segment.last_seq
+                             else f"record {seq} follows record {segment.last_seq}")
+            segment.last_seq = seq
+            segment.records += 1
+            by_kind[kind] = by_kind.get(kind, 0) + 1
+            if kind == Kind.COUNTERS:
+                segment.counters = Event(record).counters()
+            yield record
+
+    def _resync(self, stream: IO[bytes], start: int) -> None:
+        """Move to the next byte that may begin a chunk or a segment, or to the end."""
+        stream.seek(start)
+        base, window = start, b""
+        while True:
+            block = stream.read(_SCAN)
+            window += block
+            hits = [at for at in (window.find(CHUNK_MAGIC), window.find(SEGMENT_MAGIC)) if at >= 0]
+            if hits or not block:
+                stream.seek(base + min(hits) if hits else base + len(window))
+                return
+            keep = len(SEGMENT_MAGIC) - 1
+            base += len(window) - keep
+            window = window[-keep:]
+
+    def _compare(self) -> None:
+        for segment in self.segments:
+            for text in segment.disagreements():
+                if not self.recover and not self.truncated:
+                    raise TraceError(text, where=str(self.path))
+                self.problems.append(Problem(segment.offset, text))
