@@ -1,0 +1,63 @@
+"""The SSH keys of one machine's boards: made once in the cache, never committed, put into the guests' images."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from filelock import FileLock
+
+from framework.paths import atomic_write
+
+
+@dataclass(frozen=True)
+class GuestKeys:
+    """Paths of the client's key (OpenSSH format), its public line, and the guests' host key (dropbear format)."""
+
+    client: Path
+    client_public: Path
+    host: Path
+    host_public: Path
+
+
+def guest_keys(folder: Path) -> GuestKeys:
+    """The keys in ``folder``; made there at the first call."""
+    keys = GuestKeys(
+        folder / "id_ed25519", folder / "id_ed25519.pub", folder / "host_dropbear", folder / "host_ed25519.pub"
+    )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(folder / ".lock"):
+        if not all(path.exists() for path in (keys.client, keys.client_public, keys.host, keys.host_public)):
+            _make_pair(keys.client, keys.client_public, _openssh)
+            _make_pair(keys.host, keys.host_public, _dropbear)
+    return keys
+
+
+def _make_pair(private: Path, public: Path, encode: Callable[[Ed25519PrivateKey], bytes]) -> None:
+    key = Ed25519PrivateKey.generate()
+    line = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )  # fmt: skip
+    with atomic_write(private, 0o600) as stream:
+        stream.write(encode(key))
+    with atomic_write(public) as stream:
+        stream.write(line + b" medcheck\n")
+
+
+def _openssh(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
+def _dropbear(key: Ed25519PrivateKey) -> bytes:
+    """Dropbear's own format: the key type, then seed and public key in one string (src/ed25519.c)."""
+    raw = serialization.Encoding.Raw
+    seed = key.private_bytes(raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+    point = key.public_key().public_bytes(raw, serialization.PublicFormat.Raw)
+    kind = b"ssh-ed25519"
+    return struct.pack(">I", len(kind)) + kind + struct.pack(">I", 64) + seed + point
