@@ -1,0 +1,343 @@
+"""A running board: QEMU, its consoles, its monitor.
+
+Start it, look at it, end it; it never outlives this process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from framework.board import devicetree, janitor, qemu
+from framework.board.consoles import Console, Drain
+from framework.board.hostspeed import host_factor
+from framework.board.problems import Problem, Sign
+from framework.board.process import Job, QemuProcess
+from framework.board.qemu import BoardFiles, Ram
+from framework.board.qmp import Qmp
+from framework.board.spec import BoardSpec, check_load_map
+from framework.errors import BoardError, GuestCrash, MedcheckError
+
+_QUIT_SECONDS = 5.0
+_KILL_SECONDS = 60.0
+_SOCKET_BUFFER = 4 << 20
+
+_counter = itertools.count()
+
+
+class Board:
+    """One board. ``start()`` returns with the board powered on (or, with ``incoming``, waiting to be filled).
+
+    ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb`` and ``consoles/*.log`` and stays;
+    throwing it away is the caller's choice. ``incoming`` makes a clone: no files are loaded, QEMU runs with
+    ``-incoming defer`` and stays paused until the caller has filled it over :attr:`qmp` and calls
+    :meth:`resume`. ``ram`` puts guest RAM into a file. ``plugin_args`` (``key=value``) load the stack's
+    trace plugin; ``pass_fds`` are inherited by QEMU under the same numbers. ``run_as``: see
+    :func:`framework.board.qemu.choose_uid`.
+    """
+
+    def __init__(
+        self,
+        spec: BoardSpec,
+        stack: BoardFiles,
+        run_dir: Path,
+        *,
+        plugin_args: Sequence[str] = (),
+        ram: Ram | Path | None = None,
+        incoming: bool = False,
+        run_as: str | int = "auto",
+        extra_args: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.spec = spec
+        self.stack = stack
+        self.run_dir = run_dir.absolute()
+        self.id = janitor.new_board_id(next(_counter))
+        self.consoles: dict[str, Console] = {}
+        self.problems: list[Problem] = []
+        self.ram = Ram(ram) if isinstance(ram, Path) else ram
+        self._plugin_args = tuple(plugin_args)
+        self._incoming = incoming
+        self._run_as = run_as
+        self._extra_args = tuple(extra_args)
+        self._pass_fds = tuple(pass_fds)
+        self._problem_callbacks: list[Callable[[Problem], None]] = []
+        self._power_on = time.monotonic()
+        self._wanted_end = False
+        self._process: QemuProcess | None = None
+        self._drain: Drain | None = None
+        self._qmp: Qmp | None = None
+        self._ssh_port: int | None = None
+        self._ending = threading.Lock()
+
+    # Life and death
+
+    def start(self) -> Board:
+        """Start QEMU, connect everything, power on.
+
+        Raises BoardError with QEMU's own words when that fails.
+        """
+        if self._process is not None:
+            raise BoardError("a board starts once", where=f"board {self.spec.name}", hint="make a new Board")
+        (self.run_dir / "consoles").mkdir(parents=True, exist_ok=True)
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __enter__(self) -> Board:
+        return self if self._process is not None else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU runs."""
+        return (
+            self._process is not None and self._process.pid is not None and not self._process.ended.is_set()
+        )
+
+    @property
+    def ending(self) -> str:
+        """How QEMU ended, in words; or that it runs."""
+        return "the board was not started" if self._process is None else self._process.ending
+
+    @property
+    def exit_code(self) -> int | None:
+        """QEMU's exit status, negative for a signal; None while it runs and when nobody could tell."""
+        return None if self._process is None else self._process.exit_code
+
+    @property
+    def pid(self) -> int:
+        """QEMU's pid."""
+        return self._running().wait_started()
+
+    @property
+    def sitter_pid(self) -> int:
+        """The pid of QEMU's sitter."""
+        return self._running().sitter_pid
+
+    def stop(self) -> None:
+        """End the board in an orderly way, by force if QEMU does not go; may be called twice and on a dead
+        board."""
+        self._wanted_end = True
+        process = self._process
+        if process is not None and self._qmp is not None and not process.ended.is_set():
+            try:
+                self._qmp.execute("quit", answer_seconds=_QUIT_SECONDS)
+            except BoardError:
+                # QEMU may close the connection before its answer is read. Whether it goes is seen below,
+                # not here.
+                pass
+            process.ended.wait(_QUIT_SECONDS * host_factor())
+        self.kill()
+
+    def kill(self) -> None:
+        """End the board at once and wait until it is gone; may be called twice and on a dead board."""
+        self._wanted_end = True
+        with self._ending:
+            process = self._process
+            if process is not None:
+                process.kill()
+                if not process.ended.wait(_KILL_SECONDS * host_factor()):
+                    raise BoardError(f"QEMU (pid {process.pid}) does not die", where=str(self.run_dir))
+            if self._qmp is not None:
+                self._qmp.close()
+            if self._drain is not None:
+                self._drain.stop()
+            for console in self.consoles.values():
+                console.close(self.death())
+
+    def death(self) -> MedcheckError:
+        """Return the error that says how this board ended."""
+        if self._wanted_end:
+            return BoardError("the board was stopped", where=f"board {self.spec.name}")
+        tail = "" if self._process is None else "\n" + self._process.log_tail()
+        return BoardError(
+            f"the board died: {self.ending}; QEMU said:{tail}",
+            where=f"board {self.spec.name}",
+            hint=f"its logs are in {self.run_dir}",
+        )
+
+    def resume(self) -> None:
+        """Let the virtual CPUs run; the first time, this is power-on and the clock of the consoles begins."""
+        self._power_on = time.monotonic()
+        self.qmp.execute("cont")
+
+    # What to do with a board
+
+    @property
+    def qmp(self) -> Qmp:
+        """The monitor. Raises BoardError when the board was not started."""
+        if self._qmp is None:
+            raise BoardError("the board was not started", where=f"board {self.spec.name}")
+        return self._qmp
+
+    @property
+    def ssh_port(self) -> int:
+        """The TCP port on 127.0.0.1 that leads to dom0's port 22."""
+        if self._ssh_port is None:
+            self._ssh_port = self._forwarded_port()
+        return self._ssh_port
+
+    @property
+    def uptime(self) -> float:
+        """Seconds of wall time since power-on."""
+        return time.monotonic() - self._power_on
+
+    def on_problem(self, callback: Callable[[Problem], None]) -> None:
+        """Call ``callback`` (from the drain thread, so be quick) for each problem from now on."""
+        self._problem_callbacks.append(callback)
+
+    def alarm(self, error: MedcheckError) -> None:
+        """Make everyone who waits on a console of this board get ``error``."""
+        for console in self.consoles.values():
+            console.alarm(error)
+
+    # How it starts
+
+    def _start(self) -> None:
+        host_factor()
+        names = qemu.console_names(self.spec)
+        pairs = {name: _socket_pair() for name in [*names, "qmp"]}
+        theirs = {name: pair[1] for name, pair in pairs.items()}
+        self._drain = Drain(self.id)
+        for name in names:
+            console = Console(
+                name, pairs[name][0], self.run_dir / "consoles" / f"{name}.log", lambda: self.uptime
+            )
+            console.on_sign(self._on_sign)
+            self.consoles[name] = console
+            self._drain.add(console)
+        self._qmp = Qmp(self.id, pairs["qmp"][0])
+        try:
+            self._process = QemuProcess(self._job({name: end.fileno() for name, end in theirs.items()}))
+        finally:
+            for end in theirs.values():
+                end.close()
+        self._drain.add_other(self._process.status_fd, self._on_status)
+        self._drain.start()
+        self._process.wait_started()
+        try:
+            self._qmp.connect()
+            _ = self.ssh_port
+        except BoardError:
+            # A command line that QEMU refuses shows as a closed monitor first, and as its reason a moment
+            # later.
+            if self._process.ended.wait(1.0):
+                raise self.death() from None
+            raise
+        if not self._incoming:
+            self.resume()
+
+    def _job(self, fds: dict[str, int]) -> Job:
+        spec, files = self.spec, self.stack
+        argv = [*files.qemu.argv(), *qemu.common_argv(self.id), *qemu.machine_argv(spec, self.ram)]
+        argv += qemu.flash_argv(files)
+        if self._incoming:
+            argv += ["-incoming", "defer"]
+        else:
+            argv += qemu.boot_argv(spec, files, self._write_tree())
+        argv += qemu.device_argv(spec, fds)
+        argv += qemu.plugin_argv(files, self._plugin_args)
+        argv += self._extra_args
+        read = [
+            Path(argv[0]),
+            files.flash,
+            *([] if self._incoming else [files.xen, files.kernel, files.dom0_ramdisk]),
+        ]
+        read += [] if self._incoming else [self.run_dir / "board.dtb"]
+        read += [files.plugin] if self._plugin_args and files.plugin is not None else []
+        write = [] if self.ram is None else [self.ram.path]
+        uid = qemu.choose_uid(self._run_as, read, write)
+        if self.ram is not None and self.ram.share:
+            _make_ram_file(self.ram.path, spec.memory_mib << 20, uid)
+        temporary = [self.ram.path] if self.ram is not None and not self.ram.keep else []
+        entry = janitor.write_entry(self.id, temporary, self.run_dir)
+        (self.run_dir / "qemu.cmdline").write_text("\n".join(argv) + "\n")
+        return Job(argv, [*fds.values(), *self._pass_fds], uid, self.run_dir / "qemu.log", entry, temporary)
+
+    def _write_tree(self) -> Path:
+        spec, files = self.spec, self.stack
+        sizes = {
+            "xen": files.xen.stat().st_size,
+            "dom0_kernel": files.kernel.stat().st_size,
+            "dom0_ramdisk": files.dom0_ramdisk.stat().st_size,
+        }
+        check_load_map(spec, sizes)
+        raw = devicetree.dump(tuple(files.qemu.argv()), spec.machine, spec.cpu, spec.smp, spec.memory_mib)
+        modules = [
+            devicetree.Module("kernel", spec.load_map.dom0_kernel, sizes["dom0_kernel"]),
+            devicetree.Module("ramdisk", spec.load_map.dom0_ramdisk, sizes["dom0_ramdisk"]),
+        ]
+        path = self.run_dir / "board.dtb"
+        path.write_bytes(devicetree.edit(raw, spec, modules))
+        return path
+
+    def _forwarded_port(self) -> int:
+        text = self.qmp.hmp("info usernet")
+        match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b", text)
+        if match is None:
+            raise BoardError(f"QEMU forwards no port to dom0:\n{text}", where=f"board {self.spec.name}")
+        return int(match[1])
+
+    def _running(self) -> QemuProcess:
+        if self._process is None:
+            raise BoardError("the board was not started", where=f"board {self.spec.name}")
+        return self._process
+
+    # In the drain thread
+
+    def _on_status(self) -> bool:
+        process = self._running()
+        if process.read_status():
+            return True
+        assert self._drain is not None
+        self._drain.drain_rest()
+        for console in self.consoles.values():
+            console.close(self.death())
+        return False
+
+    def _on_sign(self, console: Console, sign: Sign, line: bytes) -> None:
+        problem = Problem(sign.kind, console.name, line.decode(errors="replace"), self.uptime, sign.fatal)
+        self.problems.append(problem)
+        if sign.fatal:
+            self.alarm(GuestCrash(f"{sign.kind}: {problem.line.strip()}", where=f"console {console.name}"))
+        for callback in tuple(self._problem_callbacks):
+            callback(problem)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Make both ends of a channel. No file, no name: nothing to collide with and nothing to clean up."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        try:
+            # A byte sent alone costs the sender's buffer some 700: the default holds fewer than 300 of them.
+            end.setsockopt(
+                socket.SOL_SOCKET, 32, _SOCKET_BUFFER
+            )  # SO_SNDBUFFORCE, Linux asm-generic/socket.h
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+    return ours, theirs
+
+
+def _make_ram_file(path: Path, size: int, uid: int | None) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size)
+        if uid is not None:
+            os.fchown(fd, uid, uid)
+    finally:
+        os.close(fd)

@@ -1,0 +1,395 @@
+"""Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
+something.
+
+One thread per board (:class:`Drain`) reads all its consoles, whether or not anybody is waiting. Everything
+it does per chunk is a handful of C-level scans over the chunk, so the cost per byte does not depend on what
+came before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pexpect
+from pexpect.spawnbase import SpawnBase
+
+from framework.board import problems
+from framework.board.hostspeed import host_factor
+from framework.errors import BoardError, MedcheckError
+
+_WINDOW = 16 * 1024
+_CHUNK = 8 * 1024
+"""pexpect searches only the last ``searchwindowsize`` bytes after each read: a read as large as the window
+would let matches slip by. With half a window per read, a match of up to the other half is never missed."""
+
+_BACKLOG = 64 << 20
+_UNFINISHED = 4096
+_ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+Watcher = Callable[[bytes], None]
+
+
+def strip_ansi(data: bytes) -> bytes:
+    """Remove terminal control sequences: colours, cursor movements, titles."""
+    return _ANSI.sub(b"", data)
+
+
+if TYPE_CHECKING:
+    _Base = SpawnBase[bytes]
+else:
+    _Base = SpawnBase  # generic in its type stubs only
+
+
+class _Feed(_Base):
+    """pexpect's machinery on top of bytes that the drain thread hands over."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None, maxread=_CHUNK, searchwindowsize=_WINDOW)
+        self.delaybeforesend = None
+        self.delayafterread = None
+        self.ready = threading.Condition()
+        self.chunks: deque[bytes] = deque()
+        self.waiting_bytes = 0
+        self.dropped = 0
+        self.last_byte = time.monotonic()
+        self.idle_limit = 0.0
+        self.expect_began = 0.0
+        self.deadline: float | None = None
+        self.end: MedcheckError | None = None
+        self.alarm: MedcheckError | None = None
+
+    def put(self, data: bytes) -> None:
+        """Take bytes from the drain thread; the oldest go when nobody has wanted 64 MiB of them."""
+        with self.ready:
+            self.last_byte = time.monotonic()
+            for start in range(0, len(data), _CHUNK):
+                self.chunks.append(data[start : start + _CHUNK])
+            self.waiting_bytes += len(data)
+            while self.waiting_bytes > _BACKLOG:
+                gone = len(self.chunks.popleft())
+                self.waiting_bytes -= gone
+                self.dropped += gone
+            self.ready.notify_all()
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:  # noqa: ARG002 - pexpect's shape
+        """Give pexpect the next bytes, or wait until the console has been silent for too long."""
+        with self.ready:
+            while not self.chunks:
+                if self.alarm is not None:
+                    raise self.alarm
+                if self.end is not None:
+                    raise pexpect.EOF("the console ended")
+                now = time.monotonic()
+                limit = max(self.expect_began, self.last_byte) + self.idle_limit
+                if self.deadline is not None:
+                    limit = min(limit, self.deadline)
+                if now >= limit:
+                    raise pexpect.TIMEOUT("the console is silent")
+                self.ready.wait(limit - now)
+            # One-byte chunks are what a UART produces; handing them on together saves a search per byte.
+            taken = [self.chunks.popleft()]
+            size = len(taken[0])
+            while self.chunks and size + len(self.chunks[0]) <= _CHUNK:
+                taken.append(self.chunks.popleft())
+                size += len(taken[-1])
+            self.waiting_bytes -= size
+            return b"".join(taken)
+
+
+class Console:
+    """One console of a board. Made by the board; ``end`` is this side's socket of a connected pair."""
+
+    def __init__(self, name: str, end: socket.socket, log_path: Path, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.log = log_path
+        self.bytes_seen = 0
+        self._socket = end
+        self._clock = clock
+        self._feed = _Feed()
+        self._expecting = threading.Lock()
+        self._sending = threading.Lock()
+        self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
+        self._on_sign: Callable[[Console, problems.Sign, bytes], None] = lambda _console, _sign, _line: None
+        self._unfinished = b""
+        self._at_line_start = True
+        self._open = True
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    @property
+    def dropped(self) -> int:
+        """How many bytes nobody expected in time and that are therefore in the log only."""
+        return self._feed.dropped
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last byte came."""
+        return time.monotonic() - self._feed.last_byte
+
+    def expect(
+        self, patterns: bytes | Sequence[bytes], idle_timeout: float, *, deadline: float | None = None
+    ) -> re.Match[bytes]:
+        """Wait for the first of some regular expressions, from where the last match ended, and return the
+        match.
+
+        ``idle_timeout`` (seconds, scaled by the host factor) counts from the last byte: a console that
+        prints is not hung. ``deadline`` (seconds, scaled as well) limits the whole wait, for consoles that
+        chatter for ever. The match's ``lastindex`` and groups are the pattern's own; which pattern it was
+        is ``match.re.pattern``. Raises BoardError with the last lines when the console stays silent, and at
+        once when the board dies.
+        """
+        wanted = [patterns] if isinstance(patterns, bytes) else list(patterns)
+        compiled: list[Any] = [re.compile(pattern, re.DOTALL) for pattern in wanted]
+        factor = host_factor()
+        with self._expecting:
+            feed = self._feed
+            feed.expect_began = time.monotonic()
+            feed.idle_limit = idle_timeout * factor
+            feed.deadline = None if deadline is None else feed.expect_began + deadline * factor
+            try:
+                feed.expect_list(compiled, timeout=None)
+            except pexpect.TIMEOUT:
+                raise self._silent(wanted) from None
+            except pexpect.EOF:
+                raise self._ended(wanted) from None
+            match = feed.match
+            assert isinstance(match, re.Match)
+            return match
+
+    @property
+    def before(self) -> bytes:
+        """What came between the previous match and the last one."""
+        before = self._feed.before
+        return before if isinstance(before, bytes) else b""
+
+    def send(self, text: str | bytes, idle_timeout: float = 30.0) -> None:
+        """Type something.
+
+        Raises BoardError when the board is gone or takes no input for ``idle_timeout`` seconds.
+        """
+        data = memoryview(text.encode() if isinstance(text, str) else text)
+        poll = select.poll()
+        with self._sending:
+            try:
+                poll.register(self._socket, select.POLLOUT)
+                while data:
+                    if not poll.poll(idle_timeout * host_factor() * 1000):
+                        raise BoardError(
+                            f"takes no input: {len(data)} bytes are waiting", where=self._where()
+                        )
+                    data = data[self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                raise BoardError("takes no input", where=self._where()) from None
+            except (OSError, ValueError) as error:
+                raise self._feed.end or BoardError(
+                    f"cannot be written: {error}", where=self._where()
+                ) from error
+
+    def sendline(self, text: str | bytes = "") -> None:
+        """Type a line and the return key."""
+        self.send((text.encode() if isinstance(text, str) else text) + b"\r")
+
+    def tail(self, lines: int = 20) -> list[str]:
+        """Return the last lines of the log, with their time stamps, without terminal control sequences."""
+        with self.log.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 400 * lines))
+            text = strip_ansi(stream.read()).decode(errors="replace")
+        return [line.rstrip("\r") for line in text.rstrip("\n").split("\n")][-lines:]
+
+    def watch(self, pattern: bytes, callback: Watcher) -> Callable[[], None]:
+        """Call ``callback(line)`` from the drain thread for each complete line that matches; returns how to
+        stop it.
+
+        The callback must be quick and must not wait for the console: nothing is read while it runs.
+        """
+        entry = (re.compile(pattern), callback)
+        self._watches.append(entry)
+        return lambda: self._watches.remove(entry)
+
+    def alarm(self, error: MedcheckError | None) -> None:
+        """Make everyone who waits on this console, now or later, get ``error`` once the bytes are used up."""
+        with self._feed.ready:
+            self._feed.alarm = error
+            self._feed.ready.notify_all()
+
+    # What follows is for the drain thread and the board.
+
+    def fileno(self) -> int:
+        """Return the file descriptor, so that a selector can wait for the console."""
+        return self._socket.fileno()
+
+    def receive(self, size: int = 256 * 1024) -> int:
+        """Read once without waiting and feed it; return the number of bytes, 0 for the end, -1 for nothing
+        there."""
+        try:
+            data = self._socket.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return -1
+        except ConnectionResetError:
+            return 0
+        if data:
+            self.feed(data)
+        return len(data)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came: log them, look for problems, hand them to whoever expects something."""
+        self.bytes_seen += len(data)
+        self._write_log(data)
+        # Handed on before the watches run: who waits for a line is not held up by who looks at it.
+        self._feed.put(data)
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            self._unfinished = (self._unfinished + data)[-_UNFINISHED:]
+            return
+        block = self._unfinished + data[:end]
+        self._unfinished = data[end:][-_UNFINISHED:]
+        try:
+            for sign, line in problems.scan(block):
+                self._on_sign(self, sign, line)
+            for pattern, callback in tuple(self._watches):
+                for match in pattern.finditer(block):
+                    callback(problems.line_around(block, match.start(), match.end()))
+        except Exception as error:
+            # A mistake in somebody's callback must not stop the board's only reader; the next expect tells
+            # of it.
+            self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
+
+    def close(self, reason: MedcheckError) -> None:
+        """End the console: whoever waits gets ``reason``."""
+        with self._feed.ready:
+            if not self._open:
+                return
+            self._open = False
+            self._feed.end = reason
+            self._feed.ready.notify_all()
+        self._socket.close()
+        os.close(self._log_fd)
+
+    def on_sign(self, callback: Callable[[Console, problems.Sign, bytes], None]) -> None:
+        """Say who is told about problems (the board)."""
+        self._on_sign = callback
+
+    def _write_log(self, data: bytes) -> None:
+        stamp = b"[%10.3f] " % self._clock()
+        text = data.replace(b"\n", b"\n" + stamp)
+        if self._at_line_start:
+            text = stamp + text
+        self._at_line_start = data.endswith(b"\n")
+        if self._at_line_start:
+            text = text[: -len(stamp)]
+        view = memoryview(text)
+        while view:
+            view = view[os.write(self._log_fd, view) :]
+
+    def _where(self) -> str:
+        return f"console {self.name}"
+
+    def _tail_text(self) -> str:
+        lines = self.tail(12)
+        return "\n".join(f"    {line}" for line in lines) if lines != [""] else "    (nothing was printed)"
+
+    def _silent(self, wanted: Sequence[bytes]) -> BoardError:
+        names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
+        return BoardError(
+            f"no byte for {self.idle:.1f} s while waiting for {names}; the last lines:\n{self._tail_text()}",
+            where=self._where(),
+            hint=f"the whole console is in {self.log}",
+        )
+
+    def _ended(self, wanted: Sequence[bytes]) -> MedcheckError:
+        names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
+        end = self._feed.end
+        what = "the console ended" if end is None else end.what
+        return BoardError(
+            f"{what}; it happened while waiting for {names}; the last lines:\n{self._tail_text()}",
+            where=self._where(),
+            hint=None if end is None else end.hint,
+        )
+
+
+class Drain:
+    """The thread that reads all consoles of a board, and any other file descriptors that need the same
+    attention."""
+
+    def __init__(self, name: str) -> None:
+        self._poll = select.epoll()
+        self._consoles: dict[int, Console] = {}
+        self._others: dict[int, Callable[[], bool]] = {}
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll.register(self._stop_read, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name=f"drain-{name}", daemon=True)
+        self._stopping = threading.Event()
+
+    def add(self, console: Console) -> None:
+        """Read this console from now on."""
+        self._consoles[console.fileno()] = console
+        self._poll.register(console.fileno(), select.EPOLLIN)
+
+    def add_other(self, fd: int, callback: Callable[[], bool]) -> None:
+        """Call ``callback`` when ``fd`` is readable; it returns False when it has seen the end and closed
+        it."""
+        self._others[fd] = callback
+        self._poll.register(fd, select.EPOLLIN)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def drain_rest(self) -> None:
+        """Read what is left in every console; for the drain thread itself, when nothing will be added any
+        more."""
+        for fd, console in list(self._consoles.items()):
+            while console.receive() > 0:
+                continue
+            self._forget(fd)
+
+    def stop(self) -> None:
+        """End the thread and wait for it; may be called twice."""
+        if not self._stopping.is_set():
+            # Written first: once the event is set, the thread may close the pipe.
+            os.write(self._stop_write, b"x")
+            self._stopping.set()
+        if self._thread.ident is None:
+            self._release()
+        elif threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            small = True
+            for fd, _ in self._poll.poll():
+                console = self._consoles.get(fd)
+                if console is not None:
+                    count = console.receive()
+                    small = small and count < 256
+                    if count == 0:
+                        self._forget(fd)
+                elif fd in self._others:
+                    small = False
+                    if not self._others[fd]():
+                        del self._others[fd]
+            # A UART arrives byte by byte: without this pause, each byte would wake the thread and take CPU
+            # time from the board. It bounds the wake-ups at 500 a second; a stop ends it at once.
+            if small:
+                self._stopping.wait(0.002)
+        self._release()
+
+    def _release(self) -> None:
+        if not self._poll.closed:
+            self._poll.close()
+            os.close(self._stop_read)
+            os.close(self._stop_write)
+
+    def _forget(self, fd: int) -> None:
+        if self._consoles.pop(fd, None) is not None:
+            self._poll.unregister(fd)

@@ -1,0 +1,212 @@
+"""The janitor: finds QEMUs and files of ours whose owner is gone, ends them, and proves that none is left.
+
+Every board has an entry file ``<cache>/boards/<id>.json`` for as long as it lives. A board's id begins with
+its owner's pid and start time, and QEMU carries the id in ``-name``, so an orphan is recognised even when
+its entry is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.board.qemu import NAME_PREFIX
+from framework.board.sitter import start_time
+from framework.errors import BoardError
+from framework.paths import atomic_write_text, cache_root
+
+_KILL_SECONDS = 30.0
+"""How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process, named for ever: its pid and when it started (clock ticks since boot)."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """Name a process that runs now. Raises ProcessLookupError when it does not."""
+        start = start_time(pid)
+        if start is None:
+            raise ProcessLookupError(f"there is no process {pid}")
+        return cls(pid, start)
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs (a zombie does not)."""
+        return start_time(self.pid) == self.start
+
+    def kill(self) -> bool:
+        """Kill it and wait for its end; return False when it was gone already or does not go.
+
+        A later user of the pid is never hit.
+        """
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not self.alive:
+                return False
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return bool(select.select([handle], [], [], _KILL_SECONDS)[0])
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A QEMU or sitter of ours without an owner."""
+
+    board_id: str
+    role: str
+    process: ProcessId
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file of a board that is gone."""
+
+    board_id: str
+    path: Path
+
+
+def boards_folder() -> Path:
+    """Return the folder of the entry files."""
+    return cache_root() / "boards"
+
+
+def new_board_id(counter: int) -> str:
+    """Make the id of a board that this process owns."""
+    me = ProcessId.of(os.getpid())
+    return f"{me.pid}-{me.start}-{counter}"
+
+
+def owner_of(board_id: str) -> ProcessId | None:
+    """Read the owner out of a board id; None when it is not one of ours."""
+    parts = board_id.split("-")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        return None
+    return ProcessId(int(parts[0]), int(parts[1]))
+
+
+def write_entry(board_id: str, temporary: list[Path], run_dir: Path) -> Path:
+    """Write the entry file of a board that is about to start; its sitter completes and finally removes it."""
+    path = boards_folder() / f"{board_id}.json"
+    entry = {"id": board_id, "run_dir": str(run_dir), "temporary": [str(item) for item in temporary]}
+    atomic_write_text(path, json.dumps(entry), mode=0o600)
+    return path
+
+
+class Janitor:
+    """Looks after the boards of one cache folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = boards_folder() if folder is None else folder
+
+    def boards(self) -> list[str]:
+        """Return the ids of all boards that have an entry, alive or not."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def survivors(self) -> list[Survivor]:
+        """Return the processes of ours whose owner is gone; looks at every process of this machine, not at
+        entries only."""
+        found = []
+        for item in Path("/proc").iterdir():
+            if not item.name.isdigit():
+                continue
+            seen = _ours(int(item.name))
+            if seen is None:
+                continue
+            board_id, role, process = seen
+            owner = owner_of(board_id)
+            if owner is not None and not owner.alive:
+                found.append(Survivor(board_id, role, process))
+        return found
+
+    def leftovers(self) -> list[Leftover]:
+        """Return the files of boards whose owner, sitter and QEMU are all gone; each board's entry file
+        comes last."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            owner = owner_of(path.stem)
+            if owner is not None and owner.alive:
+                continue
+            entry = _read_entry(path)
+            if any(_process(entry, role) for role in ("sitter", "qemu")):
+                continue
+            found += [
+                Leftover(path.stem, Path(item)) for item in entry.get("temporary", []) if Path(item).exists()
+            ]
+            found.append(Leftover(path.stem, path))
+        return found
+
+    def sweep(self) -> list[Survivor | Leftover]:
+        """End every survivor, then remove every leftover; return what was found."""
+        survivors = self.survivors()
+        # QEMU first: a sitter that sees its QEMU end cleans up by itself.
+        for survivor in sorted(survivors, key=lambda item: item.role):
+            survivor.process.kill()
+        leftovers = self.leftovers()
+        for leftover in leftovers:
+            leftover.path.unlink(missing_ok=True)
+        return [*survivors, *leftovers]
+
+    def assert_clean(self) -> None:
+        """Raise BoardError, naming each, when something of a board without an owner is left."""
+        left = [f"{item.role} {item.process.pid} of board {item.board_id}" for item in self.survivors()]
+        left += [f"{item.path} of board {item.board_id}" for item in self.leftovers()]
+        if left:
+            raise BoardError(
+                "boards outlived their owner: " + ", ".join(left),
+                hint="`medcheck clean` ends and removes them",
+            )
+
+
+def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
+    """Recognise a QEMU or a sitter of ours by its command line, in this pid namespace only."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if not any(NAME_PREFIX.encode() in word for word in words):
+            return None
+        process = ProcessId.of(pid)
+        # Pids in a board's id mean something in the owner's namespace only.
+        if Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink():
+            return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    for index, word in enumerate(words[:-1]):
+        following = words[index + 1].decode(errors="replace")
+        if word == b"-name" and following.startswith(NAME_PREFIX):
+            return following[len(NAME_PREFIX) :].partition(",")[0], "qemu", process
+        if word.endswith(b"/sitter.py"):
+            entry = re.search(rb'"entry": "[^"]*/([0-9-]+)\.json"', words[-2])
+            return None if entry is None else (entry[1].decode(), "sitter", process)
+    return None
+
+
+def _read_entry(path: Path) -> dict[str, Any]:
+    try:
+        entry = json.loads(path.read_text())
+    except (OSError, ValueError):
+        # An entry nobody can read names nothing to keep: what it stood for is found in /proc.
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _process(entry: dict[str, Any], role: str) -> bool:
+    named = entry.get(role)
+    if not isinstance(named, dict) or not isinstance(named.get("start"), int):
+        return False
+    return ProcessId(int(named["pid"]), named["start"]).alive

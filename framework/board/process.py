@@ -1,0 +1,146 @@
+"""A QEMU under its sitter, as its owner sees it: start, how it ended, kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.board import sitter
+from framework.board.hostspeed import host_factor
+from framework.errors import BoardError
+
+_START_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be started: the whole command line, the inherited fds, the uid (None: as it is) and the
+    files around it."""
+
+    argv: Sequence[str]
+    fds: Sequence[int]
+    uid: int | None
+    log: Path
+    entry: Path
+    temporary: Sequence[Path]
+
+
+class QemuProcess:
+    """One QEMU.
+
+    ``ended`` is set, and ``ending`` says how, once QEMU is gone; nothing else is done by the clock.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._owner_end, sitter_owner = os.pipe2(os.O_CLOEXEC)
+        self.status_fd, sitter_status = os.pipe2(os.O_CLOEXEC)
+        self._pending = b""
+        self._reading = threading.Lock()
+        self._closing = threading.Lock()
+        self.pid: int | None = None
+        self.started = threading.Event()
+        self.ended = threading.Event()
+        self.ending = "QEMU runs"
+        self.exit_code: int | None = None
+        wish = {
+            "argv": list(job.argv),
+            "uid": job.uid,
+            "owner": os.getpid(),
+            "entry": str(job.entry),
+            "temporary": [str(path) for path in job.temporary],
+            "fds": list(job.fds),
+        }
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            sitter.__file__,
+            str(sitter_owner),
+            str(sitter_status),
+            json.dumps(wish),
+        ]
+        try:
+            with job.log.open("ab") as log:
+                self._sitter = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(sitter_owner, sitter_status, *job.fds),
+                    start_new_session=True,
+                    env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                )
+        except BaseException:
+            os.close(self._owner_end)
+            os.close(self.status_fd)
+            raise
+        finally:
+            os.close(sitter_owner)
+            os.close(sitter_status)
+
+    @property
+    def sitter_pid(self) -> int:
+        """The pid of the process that watches over this QEMU."""
+        return self._sitter.pid
+
+    def read_status(self) -> bool:
+        """Take what the sitter says; return False once it has said its last. For the drain thread."""
+        with self._reading:
+            data = os.read(self.status_fd, 4096)
+            self._pending += data
+            *lines, self._pending = self._pending.split(b"\n")
+            for line in lines:
+                self._take(json.loads(line))
+            if data:
+                return True
+            if self.exit_code is None and self.ending == "QEMU runs":
+                self.ending = "QEMU's sitter ended without a word (killed?), and QEMU with it"
+            os.close(self.status_fd)
+            self._sitter.wait()
+            self.started.set()
+            self.ended.set()
+            return False
+
+    def wait_started(self) -> int:
+        """Return QEMU's pid. Raises BoardError when it does not start."""
+        if not self.started.wait(_START_SECONDS * host_factor()) or self.pid is None:
+            raise BoardError(
+                f"QEMU does not start: {self.ending}\n{self.log_tail()}", where=str(self._job.log)
+            )
+        return self.pid
+
+    def kill(self) -> None:
+        """Have the sitter kill QEMU; returns at once, may be called twice."""
+        with self._closing:
+            if self._owner_end >= 0:
+                os.close(self._owner_end)
+                self._owner_end = -1
+
+    def log_tail(self, lines: int = 10) -> str:
+        """Return the last lines of what QEMU itself said, indented."""
+        text = self._job.log.read_text(errors="replace").strip()
+        return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (QEMU said nothing)"
+
+    def _take(self, report: dict[str, object]) -> None:
+        if "qemu" in report:
+            self.pid = int(str(report["qemu"]))
+            self.started.set()
+        elif "error" in report:
+            self.ending = str(report["error"])
+        elif "signal" in report:
+            number = int(str(report["signal"]))
+            self.exit_code = -number
+            self.ending = f"QEMU was ended by signal {number} ({signal.Signals(number).name})"
+        elif "exit" in report:
+            self.exit_code = int(str(report["exit"]))
+            # A failed exec has already said what went wrong, in better words than its exit status.
+            if self.ending == "QEMU runs":
+                self.ending = f"QEMU ended with exit status {self.exit_code}"

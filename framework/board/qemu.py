@@ -1,0 +1,179 @@
+"""The command line of a board's QEMU, and who it runs as. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from framework.board.spec import BoardSpec
+from framework.errors import UsageError
+
+NAME_PREFIX = "medcheck-"
+"""Every QEMU of ours carries ``-name medcheck-<board id>``: the janitor finds it by that, with or without
+an entry file."""
+
+_NOBODY = 65534
+
+
+class Bundle(Protocol):
+    """A QEMU that can be started (framework.artifacts.qemu_bundle.QemuBundle)."""
+
+    def argv(self, program: str = ...) -> list[str]:
+        """Return the beginning of the command line."""
+
+
+class BoardFiles(Protocol):
+    """The files a board consists of; framework.artifacts.stack.Stack has them all and more."""
+
+    @property
+    def qemu(self) -> Bundle:
+        """The emulator."""
+
+    @property
+    def flash(self) -> Path:
+        """The secure flash: TF-A's BL1 at 0, FIP at 256 KiB."""
+
+    @property
+    def xen(self) -> Path:
+        """The hypervisor, a flat image."""
+
+    @property
+    def kernel(self) -> Path:
+        """dom0's kernel, an arm64 Image."""
+
+    @property
+    def dom0_ramdisk(self) -> Path:
+        """dom0's userland."""
+
+    @property
+    def plugin(self) -> Path | None:
+        """The trace plugin, if there is one."""
+
+
+@dataclass(frozen=True)
+class Ram:
+    """Where guest RAM lies. Without one, it is anonymous memory that leaves no file behind.
+
+    ``share`` False gives this board a private copy-on-write view of the file (a clone). The board removes
+    the file when it ends unless ``keep``.
+    """
+
+    path: Path
+    share: bool = True
+    keep: bool = True
+
+
+def opt(value: object) -> str:
+    """Quote a value for QEMU's option syntax, where a comma ends it."""
+    return str(value).replace(",", ",,")
+
+
+def console_names(spec: BoardSpec) -> list[str]:
+    """Return the names of a board's consoles in the order of their devices."""
+    return ["xen", "optee", "dom0", *(f"guest{slot}" for slot in range(spec.guest_slots))]
+
+
+def machine_argv(spec: BoardSpec, ram: Ram | None) -> list[str]:
+    """Return the part of the line that a saved board and its clones must share to the letter, RAM apart."""
+    size = f"{spec.memory_mib}M"
+    if ram is None:
+        memory = f"memory-backend-memfd,id=m,size={size},share=on"
+    else:
+        share = "on" if ram.share else "off"
+        memory = f"memory-backend-file,id=m,size={size},mem-path={opt(ram.path)},share={share}"
+    return [
+        "-machine", f"{spec.machine},memory-backend=m",
+        "-cpu", spec.cpu,
+        "-smp", str(spec.smp),
+        "-m", str(spec.memory_mib),
+        "-object", memory,
+        "-nodefaults", "-no-user-config", "-display", "none",
+    ]  # fmt: skip
+
+
+def device_argv(spec: BoardSpec, fds: Mapping[str, int]) -> list[str]:
+    """Return consoles, network and random numbers; ``fds`` gives each console's and ``qmp``'s connected
+    socket."""
+    argv: list[str] = []
+    for name in [*console_names(spec), "qmp"]:
+        argv += ["-chardev", f"socket,id={name},fd={fds[name]}"]
+    argv += ["-qmp", "chardev:qmp"]
+    argv += ["-serial", "chardev:xen", "-serial", "chardev:optee"]
+    argv += ["-device", "virtio-serial-device", "-device", "virtconsole,chardev=dom0,name=dom0"]
+    for slot in range(spec.guest_slots):
+        argv += ["-device", f"virtserialport,chardev=guest{slot},name=guest{slot}"]
+    # Port 0: the system picks a free one, so boards cannot collide; QMP tells which.
+    argv += ["-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-device,netdev=n0"]
+    argv += ["-device", "virtio-rng-device"]
+    return argv
+
+
+def boot_argv(spec: BoardSpec, files: BoardFiles, dtb: Path) -> list[str]:
+    """Return what only a board that boots from power-on has: the files in RAM and the device tree."""
+    argv: list[str] = []
+    for file, address in (
+        (files.xen, spec.load_map.xen),
+        (files.kernel, spec.load_map.dom0_kernel),
+        (files.dom0_ramdisk, spec.load_map.dom0_ramdisk),
+    ):
+        argv += ["-device", f"loader,file={opt(file)},addr={address:#x},force-raw=on"]
+    return [*argv, "-dtb", str(dtb)]
+
+
+def flash_argv(files: BoardFiles) -> list[str]:
+    """Return the secure flash, which nobody can write."""
+    return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
+
+
+def common_argv(board_id: str) -> list[str]:
+    """Return what every board has: its name, the accelerator, the sandbox, paused at power-on."""
+    return [
+        "-name", f"{NAME_PREFIX}{board_id},debug-threads=on",
+        "-accel", "tcg,thread=multi",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        # A reset of the board would boot it again behind the test's back: QEMU ends instead, and the owner
+        # sees it.
+        "-no-reboot",
+        "-S",
+    ]  # fmt: skip
+
+
+def plugin_argv(files: BoardFiles, arguments: Sequence[str]) -> list[str]:
+    """Return the trace plugin with its ``key=value`` arguments; nothing when there are none."""
+    if not arguments:
+        return []
+    if files.plugin is None:
+        raise UsageError("plugin arguments were given, but this stack has no trace plugin")
+    return ["-plugin", ",".join([f"file={opt(files.plugin)}", *map(opt, arguments)])]
+
+
+def choose_uid(run_as: str | int, read: Iterable[Path], write: Iterable[Path]) -> int | None:
+    """Decide as which uid QEMU runs when medcheck runs as root; None: stay, but without any capability.
+
+    ``run_as`` is a uid, ``keep``, or ``auto``: nobody if nobody can reach all the files (a cache below
+    /root cannot be reached), else stay. An unprivileged user's QEMU always runs as that user. Raises
+    UsageError for other words.
+    """
+    if os.geteuid() != 0:
+        return None
+    if isinstance(run_as, int):
+        return run_as
+    if run_as == "keep":
+        return None
+    if run_as != "auto":
+        raise UsageError(f"run_as is '{run_as}'", hint="expected 'auto', 'keep' or a uid")
+    if all(_open_to_all(path) for path in read) and all(_open_to_all(path.parent) for path in write):
+        return _NOBODY
+    return None
+
+
+def _open_to_all(path: Path) -> bool:
+    path = path.resolve()
+    need = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
+    if path.stat().st_mode & need != need:
+        return False
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
