@@ -106,15 +106,14 @@ class RootFs:
         self.find(f"{_LIBRARY_FOLDERS[0]}/{name}")
 
     def add_glob(self, pattern: str) -> None:
-        """Copy all files of the packages that match ``pattern``; none is an error."""
-        found = False
+        """Copy the files that match ``pattern`` out of the first package folder that has any; none is an error."""
         for root in self._packages:
-            for source in sorted(root.glob(pattern.lstrip("/"))):
-                if source.is_file():
-                    found = True
-                    self.add_file(str(source.relative_to(root)))
-        if not found:
-            self.find(pattern)
+            files = [path for path in sorted(root.glob(pattern.lstrip("/"))) if path.is_file()]
+            for source in files:
+                self.add_file(str(source.relative_to(root)))
+            if files:
+                return
+        self.find(pattern)
 
     def add_modules(self, names: Iterable[str], extra_folders: Sequence[Path] = ()) -> None:
         """Copy kernel modules with their dependencies, decompressed, and list them in loading order.

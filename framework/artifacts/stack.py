@@ -1,0 +1,212 @@
+"""The stack under test: every file that a board loads, with its version, hash and origin.
+
+:func:`prepare` fetches, builds and assembles whatever is missing; what the user brings replaces the pinned part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.artifacts import cpio
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware import XEN_VARIANTS, Builder, pins_of_builds
+from framework.artifacts.keys import GuestKeys, guest_keys
+from framework.artifacts.lock import Lock, Pin
+from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
+from framework.artifacts.rootfs import Recipe, RootFs, assemble
+from framework.artifacts.store import Store
+from framework.artifacts.unpack import unpack_deb
+from framework.errors import InfrastructureError, UsageError
+from framework.paths import IMAGES
+from framework.progress import Progress, Silent
+
+_GUESTS = ("dom0", "domu")
+_IMAGE_MAGIC = (0x38, b"ARMd")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user brings instead of the pinned parts; None keeps the pinned one."""
+
+    xen: Path | None = None
+    xen_syms: Path | None = None
+    optee: Path | None = None
+    kernel: Path | None = None
+    kernel_modules: Path | None = None
+    xtest_root: Path | None = None
+    xen_variant: str = "debug"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the stack, for the report. ``origin`` is ``pinned``, ``built`` or ``user``."""
+
+    name: str
+    version: str
+    sha256: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All files of one board. ``xen_syms`` is None if the user brought a Xen without symbols."""
+
+    qemu: QemuBundle
+    flash: Path
+    xen: Path
+    xen_syms: Path | None
+    kernel: Path
+    dom0_ramdisk: Path
+    domu_kernel: str
+    domu_ramdisk: str
+    keys: GuestKeys
+    components: tuple[Component, ...]
+
+    @property
+    def ssh_key(self) -> Path:
+        """The client's private key for every guest."""
+        return self.keys.client
+
+
+def all_pins(lock: Lock) -> list[Pin]:
+    """Every pin that a run needs: what ``medcheck fetch`` downloads."""
+    groups = [Recipe.load(IMAGES / f"rootfs/{name}.yaml").groups for name in _GUESTS]
+    names = dict.fromkeys(["qemu", *(name for group in groups for name in group)])
+    return list(dict.fromkeys([pin for name in names for pin in lock.group(name)] + pins_of_builds(lock)))
+
+
+def prepare(
+    root: Path, store: Store, lock: Lock, overrides: Overrides | None = None, progress: Progress | None = None
+) -> Stack:
+    """Fetch, build and assemble the stack below the cache folder ``root``.
+
+    :raises UsageError: a file the user brought is not what it should be.
+    :raises ArtifactError, BuildError: something cannot be fetched or built.
+    """
+    progress = progress or Silent()
+    overrides = overrides or Overrides()
+    _check(overrides)
+    store.fetch(all_pins(lock))
+    cache = BuildCache(root)
+    builder = Builder(store, lock, cache, progress)
+    bundle = qemu_bundle(store, lock, cache)
+    optee = overrides.optee or builder.optee()
+    flash = builder.flash(optee) / "flash.bin"
+    if overrides.xen is None:
+        built = builder.xen(overrides.xen_variant)
+        xen, symbols = built / "xen", built / "xen-syms"
+    else:
+        xen, symbols = overrides.xen, overrides.xen_syms  # type: ignore[assignment]
+    keys = guest_keys(root / "ssh")
+    images = _images(store, lock, cache, overrides, keys, progress)
+    components = (
+        Component("QEMU", bundle.version, _sha256(Path(bundle.argv()[-1])), "pinned"),
+        Component("TF-A", builder.version("tfa-source"), _sha256(flash), "built"),
+        _component("OP-TEE OS", builder.version("optee-source"), optee / "tee-pager_v2.bin", overrides.optee),
+        _component(f"Xen ({overrides.xen_variant})", builder.version("xen-source"), xen, overrides.xen),
+        _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
+        _component("xtest", lock.pins["optee-test-qemu"].version, images / "xtest", overrides.xtest_root, "pinned"),
+        Component("dom0 image", "recipe", _sha256(images / "dom0.cpio"), "built"),
+    )
+    return Stack(
+        bundle, flash, xen, symbols, images / "Image", images / "dom0.cpio",
+        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components,
+    )  # fmt: skip
+
+
+def _images(
+    store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, keys: GuestKeys, progress: Progress
+) -> Path:
+    """The kernel, dom0's ramdisk (with the domUs' kernel and ramdisk in it) and xtest, in one cached folder."""
+    recipes = {name: Recipe.load(IMAGES / f"rootfs/{name}.yaml") for name in _GUESTS}
+    groups = dict.fromkeys(group for recipe in recipes.values() for group in recipe.groups)
+    pins = {group: lock.group(group) for group in groups}
+
+    def build(out: Path) -> None:
+        with progress.task("assembling dom0 and domU", total=3) as task:
+            unpacked = {group: _unpack(store, pins[group], out / "unpacked" / group) for group in groups}
+            task.advance()
+            kernel = overrides.kernel or next(unpacked["kernel"].glob("boot/vmlinuz-*"))
+            shutil.copyfile(kernel, out / "Image")
+            domu = _rootfs(recipes["domu"], unpacked, overrides, keys)
+            (out / "xtest").write_bytes(domu.entries["usr/bin/xtest"].data)
+            with (out / "domu.cpio").open("wb") as stream:
+                cpio.write(domu.entries, stream)
+            task.advance()
+            dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys)
+            dom0.add("boot/domu/Image", cpio.regular((out / "Image").read_bytes()))
+            dom0.add("boot/domu/ramdisk", cpio.regular((out / "domu.cpio").read_bytes()))
+            with (out / "dom0.cpio").open("wb") as stream:
+                cpio.write(dom0.entries, stream)
+            shutil.rmtree(out / "unpacked")
+            task.advance()
+
+    here = Path(__file__).parent
+    inputs = {
+        "pins": {group: [pin.sha256 for pin in pins[group]] for group in groups},
+        "recipes": IMAGES / "rootfs",
+        "code": [here / name for name in ("stack.py", "rootfs.py", "cpio.py", "elf.py")],
+        "keys": [keys.client_public, keys.host_public],
+        "user": [path for path in (overrides.kernel, overrides.kernel_modules, overrides.xtest_root) if path],
+    }
+    return cache.get("images", inputs, build)
+
+
+def _rootfs(recipe: Recipe, unpacked: dict[str, Path], overrides: Overrides, keys: GuestKeys) -> RootFs:
+    groups = [group for group in recipe.groups if group != "kernel" or overrides.kernel is None]
+    packages = [unpacked[group] for group in groups]
+    if overrides.xtest_root and "xtest" in recipe.groups:
+        packages.insert(0, overrides.xtest_root)
+    if overrides.kernel_modules:
+        packages.append(overrides.kernel_modules)
+    if overrides.kernel and not overrides.kernel_modules:
+        # A kernel of one's own with no modules beside it has all that it needs built in.
+        recipe = Recipe(**{**recipe.__dict__, "modules": ()})
+    root = assemble(recipe, packages, IMAGES / "rootfs" / recipe.name)
+    root.add("root", cpio.directory(0o700))
+    root.add("root/.ssh", cpio.directory(0o700))
+    root.add("root/.ssh/authorized_keys", cpio.regular(keys.client_public.read_bytes(), 0o600))
+    root.add("etc/dropbear/dropbear_ed25519_host_key", cpio.regular(keys.host.read_bytes(), 0o600))
+    return root
+
+
+def _unpack(store: Store, pins: Sequence[Pin], folder: Path) -> Path:
+    paths = store.fetch(pins)
+    for pin in pins:
+        unpack_deb(paths[pin.name], folder)
+    return folder
+
+
+def _check(overrides: Overrides) -> None:
+    if overrides.xen_variant not in XEN_VARIANTS:
+        raise UsageError(f"no Xen variant {overrides.xen_variant}", hint=f"one of {', '.join(XEN_VARIANTS)}")
+    for option, path in overrides.__dict__.items():
+        if isinstance(path, Path) and not path.exists():
+            raise UsageError(f"--{option.replace('_', '-')}: {path} does not exist")
+    for option, image in (("--xen", overrides.xen), ("--kernel", overrides.kernel)):
+        if image is not None:
+            offset, magic = _IMAGE_MAGIC
+            with image.open("rb") as stream:
+                head = stream.read(64)
+            if head[offset : offset + 4] != magic:
+                raise UsageError(
+                    f"{option}: {image} is not an arm64 Image (no magic at offset 0x38)",
+                    hint="give the uncompressed image: xen/xen of a Xen build, arch/arm64/boot/Image of Linux",
+                )
+    if overrides.xen_syms is not None and overrides.xen is None:
+        raise UsageError("--xen-syms goes with --xen", hint="the pinned Xen brings its own symbols")
+
+
+def _component(name: str, version: str, path: Path, user: object | None, pinned: str = "built") -> Component:
+    return Component(name, "user's" if user else version, _sha256(path), "user" if user else pinned)
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise InfrastructureError(f"{path.name} is missing", where=str(path.parent))
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,243 @@
+"""The command line: ``./medcheck COMMAND``. Parses, calls one function, turns its errors into words and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from framework.console_ui import Output
+from framework.errors import ExitCode, MedcheckError
+
+Handler = Callable[[argparse.Namespace, Output], int]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 good, 1 nonconformance or failed test, 2 usage, 3 infrastructure."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command != "test":
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    options.arguments = arguments
+    output = Output(quiet=options.quiet, json=options.json)
+    # A closed terminal ends a run as Ctrl-C does: boards are taken down and logs kept.
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        with output:
+            code = int(options.handler(options, output))
+    except MedcheckError as error:
+        output.error(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        output.say("interrupted; what was written so far is kept")
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.GOOD
+    sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors and the result")
+    common.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
+    sources = argparse.ArgumentParser(add_help=False)
+    sources.add_argument("--offline", action="store_true", help="use only what is in the cache")
+    sources.add_argument("--mirror", metavar="URL[,URL…]", help="archive mirrors or folders, instead of apt's")
+    stack = argparse.ArgumentParser(add_help=False, parents=[sources])
+    group = stack.add_argument_group("the parts under test", "your own files instead of the pinned builds")
+    group.add_argument("--xen", type=Path, metavar="FILE", help="Xen's image (xen/xen)")
+    group.add_argument("--xen-syms", type=Path, metavar="FILE", help="the symbols of --xen")
+    group.add_argument("--xen-variant", default="debug", help="the pinned Xen's build: debug (default) or release")
+    group.add_argument("--optee", type=Path, metavar="DIR", help="folder with tee-{header,pager,pageable}_v2.bin")
+    group.add_argument("--kernel", type=Path, metavar="FILE", help="an arm64 Image for dom0 and domUs")
+    group.add_argument("--kernel-modules", type=Path, metavar="DIR", help="the modules of --kernel")
+    group.add_argument("--xtest-root", type=Path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
+
+    parser = argparse.ArgumentParser(
+        prog="medcheck", description="Integration and conformance tests for mediators between VMs and a TEE."
+    )
+    parser.set_defaults(handler=None, quiet=False, json=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, handler: Handler, text: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command.set_defaults(handler=handler)
+        return command
+
+    command = add("run", _run, "boot the board, run xtest in all domUs at once, write a report", stack)
+    command.add_argument("--profile", default="standard", help="smoke, standard (default) or nightly")
+    command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
+    command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
+    command.add_argument("--xtest", metavar="CASES", help="xtest regression cases, comma separated, e.g. 1004,6001")
+    command.add_argument("--report", type=Path, metavar="DIR", help="default: reports/<time>")
+
+    command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources)
+    command.add_argument("--unit", action="store_true", help="only the tests that need no board")
+
+    add("fetch", _fetch, "download everything that is pinned", sources)
+    add("build", _build, "fetch and build everything", stack)
+    command = add("boot", _boot, "boot a board and give a shell in dom0 or a domU", stack)
+    command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
+    command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
+    add("boards", _boards, "list the boards")
+    add("doctor", _doctor, "say what is missing or broken, and how to mend it", sources)
+    command = add("lock", _lock, "show the pins, or pin anew", sources)
+    command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
+    command = add("clean", _clean, "end orphans and free disk space")
+    command.add_argument("--all", action="store_true", help="also remove downloads and builds")
+    command.add_argument("--keep", type=int, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
+    command = add("bench", _bench, "measure; ratios in one run where possible", stack)
+    command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
+    command.add_argument("--list", action="store_true", help="list the benchmarks")
+    command.add_argument("--file", type=Path, metavar="FILE", help="write the JSON object to FILE")
+    _add_trace(commands, common)
+    return parser
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    del commands, common
+
+
+# Each handler imports what it needs: `--help` and a usage error answer at once.
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    from framework.run import RunOptions, run
+    from framework.report.markdown import summary
+
+    code, folder = run(
+        RunOptions(
+            profile=options.profile,
+            board=options.board,
+            domus=options.domus,
+            xtest=tuple(filter(None, options.xtest.split(","))) if options.xtest else None,
+            report=options.report,
+            overrides=_overrides(options),
+            offline=options.offline,
+            mirrors=options.mirror,
+            command=options.arguments,
+        ),
+        output.progress,
+    )
+    report = json.loads((folder / "report.json").read_text())
+    if options.json:
+        output.document(report)
+    else:
+        output.result(summary(report))
+        output.result(f"report: {folder / 'index.html'}")
+    return code
+
+
+def _overrides(options: argparse.Namespace) -> "Overrides":  # noqa: F821, UP037
+    from framework.artifacts.stack import Overrides
+
+    def absolute(path: Path | None) -> Path | None:
+        return path.absolute() if path else None
+
+    return Overrides(
+        xen=absolute(options.xen),
+        xen_syms=absolute(options.xen_syms),
+        optee=absolute(options.optee),
+        kernel=absolute(options.kernel),
+        kernel_modules=absolute(options.kernel_modules),
+        xtest_root=absolute(options.xtest_root),
+        xen_variant=options.xen_variant,
+    )
+
+
+def _test(options: argparse.Namespace, output: Output) -> int:
+    from framework.testing import run_tests
+
+    return run_tests(options.rest, unit=options.unit, offline=options.offline, mirrors=options.mirror, output=output)
+
+
+def _fetch(options: argparse.Namespace, output: Output) -> int:
+    from framework.artifacts.lock import Lock
+    from framework.artifacts.stack import all_pins
+    from framework.session import open_store
+
+    pins = all_pins(Lock.load())
+    open_store(options.offline, options.mirror, output.progress).fetch(pins)
+    total = sum(pin.size for pin in pins)
+    output.finish({"files": len(pins), "bytes": total}, f"{len(pins)} files, {total / 1e6:.0f} MB, all verified")
+    return ExitCode.GOOD
+
+
+def _build(options: argparse.Namespace, output: Output) -> int:
+    from framework.session import open_store, prepare_stack
+
+    store = open_store(options.offline, options.mirror, output.progress)
+    stack = prepare_stack(_overrides(options), store, output.progress)
+    rows = [component.__dict__ for component in stack.components]
+    output.finish(rows, "\n".join(f"{r['name']:<16} {r['version']:<28} {r['sha256'][:16]} {r['origin']}" for r in rows))
+    return ExitCode.GOOD
+
+
+def _boot(options: argparse.Namespace, output: Output) -> int:
+    from framework.interactive import boot
+
+    return boot(options.board, options.domus, _overrides(options), options.offline, options.mirror, output)
+
+
+def _boards(options: argparse.Namespace, output: Output) -> int:
+    from framework.board.spec import BOARDS, BoardSpec
+
+    specs = [BoardSpec.load(path.stem) for path in sorted(BOARDS.glob("*.yaml"))]
+    rows = [{"name": s.name, "description": s.description, "guests": [g.name for g in s.guests]} for s in specs]
+    output.finish(rows, "\n".join(f"{s.name:<12} {s.description}" for s in specs))
+    return ExitCode.GOOD
+
+
+def _doctor(options: argparse.Namespace, output: Output) -> int:
+    from framework.doctor import examine
+
+    return examine(options.offline, options.mirror, output)
+
+
+def _lock(options: argparse.Namespace, output: Output) -> int:
+    from framework.artifacts.lock import Lock
+    from framework.paths import IMAGES
+
+    if not options.update:
+        pins = Lock.load().pins.values()
+        text = "\n".join(f"{pin.name:<44} {pin.version:<34} {pin.size:>9}" for pin in pins)
+        output.finish([{"name": p.name, "version": p.version, "size": p.size, "sha256": p.sha256} for p in pins], text)
+        return ExitCode.GOOD
+    from framework.artifacts.mirror import Mirrors
+    from framework.artifacts.repin import update
+
+    mirrors = Mirrors.discover(option=options.mirror)
+    difference = update(IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml", mirrors, output.progress)
+    output.finish(difference.lines(), "\n".join(difference.lines()) or "nothing has changed")
+    return ExitCode.GOOD
+
+
+def _clean(options: argparse.Namespace, output: Output) -> int:
+    from framework.housekeeping import clean
+
+    return clean(options.all, options.keep << 20, output)
+
+
+def _bench(options: argparse.Namespace, output: Output) -> int:
+    from framework.bench.run import bench
+
+    return bench(options.names, options.list, options.file, _overrides(options), options, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""A board with its guests up: what the main job, the interactive board and the pytest fixtures have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from framework.artifacts.lock import Lock
+from framework.artifacts.mirror import Mirrors
+from framework.artifacts.stack import Overrides, Stack, prepare
+from framework.artifacts.store import Store
+from framework.board.board import Board
+from framework.board.spec import BoardSpec, GuestSpec
+from framework.errors import InfrastructureError, MedcheckError, UsageError
+from framework.guests.dom0 import Dom0
+from framework.guests.linux import LinuxGuest, create_linux_guest
+from framework.paths import cache_root
+from framework.progress import Progress, Silent
+
+MEDIATOR_TRACE = b"Using TEE mediator for"
+"""What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step from power-on to the last guest that is ready; seconds of wall time since power-on."""
+
+    name: str
+    end: float
+
+
+def open_store(offline: bool = False, mirrors: str | None = None, progress: Progress | None = None) -> Store:
+    """The download cache of this user; ``mirrors`` (comma separated) wins over environment and apt."""
+    found = Mirrors.discover(option=mirrors) if mirrors else None
+    return Store(cache_root(), mirrors=found, offline=offline, progress=progress or Silent())
+
+
+def prepare_stack(overrides: Overrides, store: Store, progress: Progress) -> Stack:
+    """The stack in the user's cache; refuses a Xen without mediator before anything boots."""
+    stack = prepare(cache_root(), store, Lock.load(), overrides, progress)
+    if MEDIATOR_TRACE not in stack.xen.read_bytes():
+        raise InfrastructureError(
+            "this Xen was built without a TEE mediator",
+            where=str(stack.xen),
+            hint="build it with CONFIG_EXPERT=y CONFIG_UNSUPPORTED=y CONFIG_TEE=y CONFIG_OPTEE=y",
+        )
+    return stack
+
+
+def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
+    """``spec`` with ``count`` Linux domUs, made like its first one; None leaves it as it is."""
+    if count is None or count == len(spec.guests):
+        return spec
+    if not 1 <= count <= spec.guest_slots:
+        raise UsageError(
+            f"--domus {count}: board {spec.name} has room for 1 to {spec.guest_slots}",
+            hint="dom0 takes one of OP-TEE's CFG_VIRT_GUEST_COUNT partitions, each domU another",
+        )
+    model = spec.guests[0] if spec.guests else GuestSpec("vm1", "linux", 1, 320, True)
+    guests = tuple(replace(model, name=f"vm{number}") for number in range(1, count + 1))
+    return replace(spec, guests=guests)
+
+
+class Session(AbstractContextManager["Session"]):
+    """A board that is brought up step by step and always taken down."""
+
+    def __init__(self, spec: BoardSpec, stack: Stack, run_dir: Path, board: Board | None = None) -> None:
+        self.spec = spec
+        self.stack = stack
+        self.board = board or Board(spec, stack, run_dir)
+        self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
+        self.guests: dict[str, LinuxGuest] = {}
+        self.phases: list[Phase] = []
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End connections, then the board; may be called twice."""
+        for guest in self.guests.values():
+            guest.close()
+        self.dom0.close()
+        self.board.stop()
+
+    def boot(self, progress: Progress) -> None:
+        """From power-on to every Linux guest of the board ready."""
+        linux = [guest for guest in self.spec.guests if guest.kind == "linux"]
+        with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
+            self._begin = time.monotonic()
+            self.board.start()
+            self._phase("Xen", lambda: self._wait_for_xen())
+            task.advance()
+            self._phase("dom0 ready", self.dom0.wait_ready)
+            task.advance()
+            for number, guest in enumerate(linux, start=1):
+                self._phase(f"{guest.name} created", lambda n=number, g=guest: self._create(n, g))  # type: ignore[misc]
+                task.advance()
+            for guest in linux:
+                self._phase(f"{guest.name} ready", self.guests[guest.name].wait_ready)
+                task.advance()
+
+    def check_alive(self) -> None:
+        """Raise what went wrong on this board, if anything that ends the work did."""
+        if not self.board.alive:
+            raise self.board.death()
+
+    def _wait_for_xen(self) -> None:
+        console = self.board.consoles["xen"]
+        match = console.expect(
+            [rb"Using TEE mediator for ([^\r\n]+)", rb"\*\*\* LOADING DOMAIN 0 \*\*\*", rb"Panic on CPU"],
+            idle_timeout=30,
+        )
+        if not match[0].startswith(b"Using TEE"):
+            raise InfrastructureError(
+                "Xen found no OP-TEE that it can mediate: no \"Using TEE mediator\" line before dom0",
+                where="console xen",
+                hint="OP-TEE must be built with CFG_NS_VIRTUALIZATION=y; its console says whether it started",
+            )
+
+    def _create(self, number: int, guest: GuestSpec) -> None:
+        self.guests[guest.name] = create_linux_guest(
+            self.dom0,
+            guest.name,
+            number,
+            port_name=f"guest{number - 1}",
+            console=self.board.consoles[f"guest{number - 1}"],
+            memory_mib=guest.memory_mib,
+            vcpus=guest.vcpus,
+            tee=guest.tee,
+            kernel=self.stack.domu_kernel,
+            ramdisk=self.stack.domu_ramdisk,
+        )
+
+    def _phase(self, name: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except MedcheckError:
+            self.check_alive()
+            raise
+        self.phases.append(Phase(name, time.monotonic() - self._begin))
