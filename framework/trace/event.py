@@ -29,7 +29,8 @@ _NO_TRANSLATION = 0xF
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Where stage 2 took one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last entry walked."""
+    """Where stage 2 took one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last entry
+    walked."""
 
     ipa: int
     ma: int | None
@@ -51,9 +52,9 @@ class Translation:
 class Block:
     """Memory at the moment of an event.
 
-    ``data`` lacks the trailing zeros of the ``size`` bytes that were read; :meth:`page` has them. ``ipa`` is 0 for
-    shadow pages, ``ma`` is 0 when nothing is mapped. ``index`` is the parameter that a list belongs to, ``count`` the
-    ordinal of a list page.
+    ``data`` lacks the trailing zeros of the ``size`` bytes that were read; :meth:`page` has them. ``ipa`` is
+    0 for shadow pages, ``ma`` is 0 when nothing is mapped. ``index`` is the parameter that a list belongs to,
+    ``count`` the ordinal of a list page.
     """
 
     kind: BlockKind
@@ -92,18 +93,62 @@ class Block:
 class Event:
     """One record. Header fields are attributes; registers and memory are decoded when asked for.
 
-    ``seq`` is total across CPUs and starts at 1 in each segment, ``time_ns`` is the board's virtual time. ``domain`` and
-    ``vcpu`` are Xen's ids of what ran, None when unknown. ``parent`` is the ``seq`` of the guest call that an EL3 call
-    or guest return belongs to, and of the EL3 call that an EL3 return answers; 0: none.
+    ``seq`` is total across CPUs and starts at 1 in each segment, ``time_ns`` is the board's virtual time.
+    ``domain`` and ``vcpu`` are Xen's ids of what ran, None when unknown. ``parent`` is the ``seq`` of the
+    guest call that an EL3 call or guest return belongs to, and of the EL3 call that an EL3 return answers; 0:
+    none.
     """
 
-    __slots__ = ("_domain", "_vcpu", "cpu", "el", "esr", "imm", "kind", "nblocks", "nregs", "parent", "pc",
-                 "raw", "raw_flags", "seq", "time_ns", "vmid")
+    __slots__ = (
+        "_domain",
+        "_vcpu",
+        "cpu",
+        "el",
+        "esr",
+        "imm",
+        "kind",
+        "nblocks",
+        "nregs",
+        "parent",
+        "pc",
+        "raw",
+        "raw_flags",
+        "seq",
+        "time_ns",
+        "vmid",
+    )
+    kind: int
+    raw_flags: int
+    cpu: int
+    el: int
+    seq: int
+    time_ns: int
+    vmid: int
+    parent: int
+    pc: int
+    esr: int
+    imm: int
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        (_, self.kind, self.raw_flags, self.cpu, self.el, self.seq, self.time_ns, self._domain, self.vmid, self._vcpu,
-         self.nregs, self.parent, self.pc, self.esr, self.nblocks, self.imm) = RECORD.unpack_from(raw)
+        (
+            _,
+            self.kind,
+            self.raw_flags,
+            self.cpu,
+            self.el,
+            self.seq,
+            self.time_ns,
+            self._domain,
+            self.vmid,
+            self._vcpu,
+            self.nregs,
+            self.parent,
+            self.pc,
+            self.esr,
+            self.nblocks,
+            self.imm,
+        ) = RECORD.unpack_from(raw)
 
     @property
     def domain(self) -> int | None:
@@ -133,7 +178,8 @@ class Event:
     @property
     def regs(self) -> tuple[int, ...]:
         """x0, x1, ...: 18 of a guest's, 8 at EL3; a domain event's struct domain; the counters."""
-        return _REGS[self.nregs].unpack_from(self.raw, RECORD.size)
+        found: tuple[int, ...] = _REGS[self.nregs].unpack_from(self.raw, RECORD.size)
+        return found
 
     @property
     def subject(self) -> int:
@@ -151,13 +197,28 @@ class Event:
         for _ in range(self.nblocks):
             if at + BLOCK.size > len(self.raw):
                 raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
-            kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(self.raw, at)
+            kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(
+                self.raw, at
+            )
             start = at + BLOCK.size
             at = start + (length + 7 & ~7)
             if at > len(self.raw):
                 raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
-            found.append(Block(BlockKind(kind), BlockFlag(flags), level, index, size, count, ipa, ma, pte, cookie,
-                               self.raw[start : start + length]))
+            found.append(
+                Block(
+                    BlockKind(kind),
+                    BlockFlag(flags),
+                    level,
+                    index,
+                    size,
+                    count,
+                    ipa,
+                    ma,
+                    pte,
+                    cookie,
+                    self.raw[start : start + length],
+                )
+            )
         return found
 
     def block(self, kind: BlockKind) -> Block | None:

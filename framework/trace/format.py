@@ -1,4 +1,5 @@
-"""The trace format in Python: the numbers and layouts of ``plugin/record.h``; see ``docs/trace-format.md``."""
+"""The trace format in Python: the numbers and layouts of ``plugin/record.h``; see
+``docs/trace-format.md``."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SEGMENT = struct.Struct("<8sHHIQII")
 CHUNK = struct.Struct("<4sB3xIIIIQII")
 """magic, codec, stored, raw, records, crc, first_seq, reserved, header_crc."""
 RECORD = struct.Struct("<IBBBBQQHHHHQQQII")
-"""length, kind, flags, cpu, el, seq, time_ns, domain, vmid, guest_vcpu, nregs, parent, pc, esr, nblocks, imm."""
+"""length, kind, flags, cpu, el, seq, time_ns, domain, vmid, guest_vcpu, nregs, parent, pc, esr, nblocks,
+imm."""
 BLOCK = struct.Struct("<BBBxHHIIQQQQ")
 """kind, flags, level, index, size, length, count, ipa, ma, pte, cookie."""
 TRANSLATION = struct.Struct("<QQQ")

@@ -55,7 +55,8 @@ class Segment:
         return self.counters is not None and not self.disagreements()
 
     def disagreements(self) -> list[str]:
-        """Where the plugin's counters and the records read differ; empty when they agree or none were written."""
+        """Where the plugin's counters and the records read differ; empty when they agree or none were
+        written."""
         if self.counters is None:
             return []
         found = []
@@ -73,11 +74,12 @@ class Segment:
 class Reader:
     """Reads a trace file.
 
-    ``recover=False`` (the default) raises :class:`TraceError` at the first damage, except that a file which was cut off
-    simply ends after its last whole record, with :attr:`truncated` set. ``recover=True`` goes on after damage and notes
-    it in :attr:`problems`, as it does for lost records.
+    ``recover=False`` (the default) raises :class:`TraceError` at the first damage, except that a file which
+    was cut off simply ends after its last whole record, with :attr:`truncated` set. ``recover=True`` goes on
+    after damage and notes it in :attr:`problems`, as it does for lost records.
 
-    :attr:`segments` grows while reading; each one's :meth:`Segment.disagreements` proves whether a record was lost.
+    :attr:`segments` grows while reading; each one's :meth:`Segment.disagreements` proves whether a record was
+    lost.
     """
 
     def __init__(self, path: Path | str, *, recover: bool = False) -> None:
@@ -147,12 +149,18 @@ class Reader:
             if self.segments and SEGMENT_MAGIC.startswith(raw[:8]):
                 self._cut("in the middle of a segment's header")
                 return
-            raise TraceError("this is not a medcheck trace", where=self._where(),
-                             hint="traces begin with the bytes MEDTRACE")
+            raise TraceError(
+                "this is not a medcheck trace",
+                where=self._where(),
+                hint="traces begin with the bytes MEDTRACE",
+            )
         _, major, minor, length, started, text_length, crc = SEGMENT.unpack(raw)
         if major != MAJOR:
-            raise TraceError(f"the trace has format version {major}.{minor}, this medcheck reads {MAJOR}.x",
-                             where=self._where(), hint="read it with the medcheck that wrote it, or a newer one")
+            raise TraceError(
+                f"the trace has format version {major}.{minor}, this medcheck reads {MAJOR}.x",
+                where=self._where(),
+                hint="read it with the medcheck that wrote it, or a newer one",
+            )
         text = stream.read(min(length - SEGMENT.size, _SCAN)) if length >= SEGMENT.size else b""
         if len(text) < text_length:
             if self.segments:
@@ -179,7 +187,9 @@ class Reader:
         if not whole:
             self._cut("in the middle of a chunk")
         elif zlib.crc32(payload) != crc:
-            self._damage(f"a chunk of {count} records, from number {first}, is damaged: its CRC does not match")
+            self._damage(
+                f"a chunk of {count} records, from number {first}, is damaged: its CRC does not match"
+            )
             return
         yield from self._split(self._unpack(codec, payload, raw_size, whole), whole)
 
@@ -191,8 +201,10 @@ class Reader:
             Codec.ZLIB: lambda: zlib.decompressobj().decompress(payload),
         }
         if codec not in unpackers:
-            raise TraceError(f"a chunk is packed with codec {codec}, which this medcheck does not know",
-                             where=self._where())
+            raise TraceError(
+                f"a chunk is packed with codec {codec}, which this medcheck does not know",
+                where=self._where(),
+            )
         try:
             raw = unpackers[codec]()
         except (zstandard.ZstdError, zlib.error) as error:
@@ -211,15 +223,20 @@ class Reader:
             length = int.from_bytes(raw[at : at + 4], "little")
             if length < head or length & 7 or at + length > end:
                 if whole:
-                    self._damage(f"a record after number {segment.last_seq} has the impossible length {length}")
+                    self._damage(
+                        f"a record after number {segment.last_seq} has the impossible length {length}"
+                    )
                 return
             record = raw[at : at + length]
             at += length
             kind = record[4]
             seq = int.from_bytes(record[8:16], "little")
             if seq != segment.last_seq + 1:
-                self._damage(f"records {segment.last_seq + 1} to {seq - 1} are missing" if seq > segment.last_seq
-                             else f"record {seq} follows record {segment.last_seq}")
+                self._damage(
+                    f"records {segment.last_seq + 1} to {seq - 1} are missing"
+                    if seq > segment.last_seq
+                    else f"record {seq} follows record {segment.last_seq}"
+                )
             segment.last_seq = seq
             segment.records += 1
             by_kind[kind] = by_kind.get(kind, 0) + 1

@@ -1,8 +1,8 @@
 """Where Xen keeps what the plugin must know, from the symbols and DWARF of ``xen-syms``.
 
-Used to attribute an event to a domain independently of the mediator, and to see domains come and go. Nothing here
-depends on the mediator's behaviour; ``struct optee_domain`` and ``struct shm_rpc`` are read only to find the RPC
-buffers that guests handed out before a trace began (a restored board).
+Used to attribute an event to a domain independently of the mediator, and to see domains come and go. Nothing
+here depends on the mediator's behaviour; ``struct optee_domain`` and ``struct shm_rpc`` are read only to find
+the RPC buffers that guests handed out before a trace began (a restored board).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class XenLayout:
     def load(cls, xen_syms: Path) -> XenLayout:
         """Read ``xen_syms``.
 
-        Raises :class:`TraceError` when the file is not an ELF file with symbols and DWARF (``CONFIG_DEBUG_INFO``),
-        or a symbol or member is missing in this version of Xen.
+        Raises :class:`TraceError` when the file is not an ELF file with symbols and DWARF
+        (``CONFIG_DEBUG_INFO``), or a symbol or member is missing in this version of Xen.
         """
         where = str(xen_syms)
         try:
@@ -65,7 +65,9 @@ class XenLayout:
                 units = _units(elf, where)
                 unit = units.get(_TEE_UNIT) or units.get(_CORE_UNIT)
                 if unit is None:
-                    raise TraceError(f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where)
+                    raise TraceError(
+                        f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where
+                    )
                 structs = _structs(unit)
                 core |= {name: _offset(structs, *path, where) for name, path in _OFFSETS.items()}
                 tee: dict[str, int] = {}
@@ -73,8 +75,11 @@ class XenLayout:
                     tee = {name: _offset(structs, *path, where) for name, path in _TEE_OFFSETS.items()}
                 return cls(core=core, tee=tee)
         except (ELFError, OSError) as error:
-            raise TraceError(f"cannot read Xen's symbols: {error}", where=where,
-                             hint="give the xen-syms of the very Xen that runs, not xen itself") from error
+            raise TraceError(
+                f"cannot read Xen's symbols: {error}",
+                where=where,
+                hint="give the xen-syms of the very Xen that runs, not xen itself",
+            ) from error
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's ``key=value`` arguments."""
@@ -98,7 +103,9 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
 def _units(elf: Any, where: str) -> dict[str, Any]:
     """The two compilation units that matter, by the end of their file name."""
     if not elf.has_dwarf_info():
-        raise TraceError("the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y")
+        raise TraceError(
+            "the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y"
+        )
     found = {}
     for unit in elf.get_dwarf_info().iter_CUs():
         name = unit.get_top_DIE().attributes.get("DW_AT_name")
@@ -110,7 +117,7 @@ def _units(elf: Any, where: str) -> dict[str, Any]:
 
 
 def _structs(unit: Any) -> dict[str, Any]:
-    structs = {}
+    structs: dict[str, Any] = {}
     for die in unit.get_top_DIE().iter_children():
         if die.tag == "DW_TAG_structure_type" and "DW_AT_name" in die.attributes and die.has_children:
             structs.setdefault(die.attributes["DW_AT_name"].value.decode(), die)

@@ -208,7 +208,7 @@ static void capture_lists(unsigned cpu, bool guest, const struct block *message)
     for (uint32_t i = 0; i < count && i < 127; i++) {
         const uint64_t *param = page + 4 + i * 4;
         uint64_t type = param[0] & ATTR_TYPE;
-        if (type >= 8 && type <= 10 && param[0] & ATTR_NONCONTIG && param[1])
+        if (type >= 9 && type <= 11 && param[0] & ATTR_NONCONTIG && param[1])
             capture_list(cpu, guest, param, i);
     }
 }

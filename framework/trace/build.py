@@ -1,0 +1,135 @@
+"""The trace plugin: compiled here, once, by the host's C compiler; and its arguments."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from framework.errors import BuildError, UsageError
+from framework.trace.xen_symbols import XenLayout
+
+SOURCES = Path(__file__).resolve().parent / "plugin"
+PLUGIN_API = 7
+"""Version of QEMU's plugin API the plugin is made for; QEMU refuses to load it when it has another."""
+
+_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden")
+_LIBRARIES = ("-lpthread", "-ldl")
+_NAME = "medcheck_trace.so"
+
+
+class Cache(Protocol):
+    """The part of :class:`framework.artifacts.cache.BuildCache` that is used here."""
+
+    def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+        """The folder that ``build`` fills, from the cache when the inputs are the same."""
+        ...
+
+
+def build_plugin(cache: Cache, *, compiler: str = "cc") -> Path:
+    """The plugin's shared object. Raises :class:`BuildError` when the host has no working C compiler."""
+
+    def build(folder: Path) -> None:
+        compile_plugin(folder, compiler=compiler)
+
+    return cache.get("trace-plugin", _inputs(compiler), build) / _NAME
+
+
+def compile_plugin(folder: Path, *, compiler: str = "cc") -> Path:
+    """Compile the plugin into ``folder``; returns the shared object's path."""
+    target = folder / _NAME
+    command = [compiler, *_FLAGS, "-o", str(target), *map(str, sorted(SOURCES.glob("*.c"))), *_LIBRARIES]
+    run_compiler(command)
+    return target
+
+
+def run_compiler(command: list[str]) -> None:
+    """Run a compiler command line; its own words become the error's text."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(
+            f"cannot run the C compiler {command[0]}: {error.strerror}",
+            hint="install gcc or clang, or name another compiler",
+        ) from error
+    if done.returncode:
+        raise BuildError(f"the trace plugin does not compile:\n{done.stderr.strip()}", where=command[0])
+
+
+def _inputs(compiler: str) -> dict[str, object]:
+    found = shutil.which(compiler)
+    if found is None:
+        raise BuildError(f"this machine has no C compiler {compiler}", hint="install gcc or clang")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )[0]
+    sources = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCES.glob("*.[ch]"))}
+    return {"api": PLUGIN_API, "compiler": version, "flags": [*_FLAGS, *_LIBRARIES], "sources": sources}
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOptions:
+    """What the plugin is asked to do; at least one of ``out`` (a trace file) and ``lockstep`` (a socket) is
+    needed.
+
+    ``others``: record calls that are not the TEE's too, instead of only counting them. ``memory``: record
+    pages. ``doorbell``: let guests ring with ``hint #0x30``. ``stop_on_error``, ``stop_on_loss``: end the
+    board when the file cannot be written, or the lock-step consumer is gone; otherwise go on without.
+    ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
+    each memory parameter at most.
+    """
+
+    out: Path | None = None
+    append: bool = False
+    lockstep: Path | None = None
+    xen: XenLayout | None = None
+    others: bool = False
+    memory: bool = True
+    doorbell: bool = True
+    stop_on_error: bool = True
+    stop_on_loss: bool = True
+    timeout_s: float = 60.0
+    flush_s: float = 0.1
+    codec: str = "auto"
+    list_pages: int = 40
+    label: str = ""
+
+    def arguments(self) -> tuple[str, ...]:
+        """The plugin's own ``key=value`` arguments, in the words of ``docs/trace-format.md``."""
+        if self.out is None and self.lockstep is None:
+            raise UsageError("a trace needs a file to write, a lock-step socket, or both")
+
+        def switch(value: bool) -> str:
+            return "on" if value else "off"
+
+        found = []
+        if self.out is not None:
+            found += [f"out={self.out}", f"append={switch(self.append)}"]
+        if self.lockstep is not None:
+            found += [
+                f"lockstep={self.lockstep}",
+                f"timeout_ms={round(self.timeout_s * 1000)}",
+                f"on_loss={'stop' if self.stop_on_loss else 'continue'}",
+            ]
+        found += [
+            f"others={'record' if self.others else 'count'}",
+            f"memory={switch(self.memory)}",
+            f"doorbell={switch(self.doorbell)}",
+            f"on_error={'stop' if self.stop_on_error else 'continue'}",
+            f"flush_ms={round(self.flush_s * 1000)}",
+            f"codec={self.codec}",
+            f"list_pages={self.list_pages}",
+        ]
+        if self.label:
+            found.append(f"label={self.label}")
+        if self.xen is not None:
+            found += self.xen.arguments()
+        return tuple(found)
+
+    def qemu(self, plugin: Path) -> tuple[str, str]:
+        """QEMU's ``-plugin`` option; commas are doubled, as QEMU wants them."""
+        return "-plugin", ",".join(part.replace(",", ",,") for part in (str(plugin), *self.arguments()))

@@ -1,0 +1,280 @@
+"""Lock-step: a consumer that sees each event while the vCPU waits, and may change registers and memory before
+it lets go. The other end is ``plugin/lockstep.c``; ``docs/trace-format.md`` has the messages.
+
+    with LiveConsumer(path, hold={Kind.GUEST_CALL}) as consumer:
+        ...start a board with the plugin argument lockstep=<path>...
+        consumer.accept(timeout_s=30)
+        for held in consumer.events():
+            look(held.event, held.read_ipa(...))      # the next turn of the loop lets the vCPU go
+
+When the consumer's process dies or the loop ends with an exception, the socket closes, and the plugin stops
+the board or goes on without it, as it was told (``PluginOptions.stop_on_loss``).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from framework.errors import TraceError, UsageError
+from framework.trace.event import Event
+from framework.trace.format import Kind
+
+_HEADER = struct.Struct("<IHH")
+_MEMORY = struct.Struct("<QII")
+_LEAF = struct.Struct("<QQII")
+_WAITS = 1
+_RECEIVE = 1 << 18
+_PATH_LIMIT = 107
+
+
+class Message(IntEnum):
+    """Types of messages; the plugin's have numbers below 0x80."""
+
+    HELLO = 1
+    EVENT = 2
+    REPLY = 3
+    BYE = 4
+    SETUP = 0x80
+    READ_REG = 0x81
+    WRITE_REG = 0x82
+    READ_MEM = 0x83
+    WRITE_MEM = 0x84
+    CONTINUE = 0x85
+    DETACH = 0x86
+    STOP = 0x87
+    TRANSLATE = 0x88
+
+
+class Space(IntEnum):
+    """What an address means: machine, guest-physical (through the vCPU's stage-2 tables), or virtual right
+    now."""
+
+    MA = 0
+    IPA = 1
+    VA = 2
+
+
+_ERRORS = {
+    1: "no such register, or it cannot be written",
+    2: "the address is not mapped, or not to RAM",
+    3: "the memory there cannot be accessed (secure or absent)",
+    4: "the plugin does not understand the request",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A guest page's stage-2 translation: ``ma`` is None when there is none."""
+
+    ma: int | None
+    pte: int
+    level: int
+
+
+class LiveConsumer:
+    """The consumer's end of one board's lock-step socket. A context manager.
+
+    ``hold``: the kinds of events at which the vCPU waits; ``send``: kinds that are sent without waiting, in
+    batches.
+    """
+
+    def __init__(self, path: Path, *, hold: Collection[Kind] = (), send: Collection[Kind] = ()) -> None:
+        if len(str(path)) > _PATH_LIMIT:
+            raise UsageError(f"the socket's path is longer than {_PATH_LIMIT} characters: {path}")
+        self.path = path
+        self.meta: dict[str, Any] = {}
+        self._hold, self._send = _mask(hold), _mask(send)
+        self._buffer = bytearray()
+        self._connection: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+
+    def __enter__(self) -> LiveConsumer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def accept(self, timeout_s: float | None = None) -> None:
+        """Wait for the plugin and greet it. Raises :class:`TraceError` when none comes in time."""
+        self._listener.settimeout(timeout_s)
+        try:
+            self._connection, _ = self._listener.accept()
+        except TimeoutError as error:
+            raise TraceError(
+                f"no board connected within {timeout_s} s",
+                where=str(self.path),
+                hint="look at QEMU's standard error: did the plugin load?",
+            ) from error
+        self._connection.settimeout(timeout_s)
+        kind, _, payload = self._receive()
+        if kind != Message.HELLO:
+            raise TraceError(f"the plugin began with message {kind}, not a greeting", where=str(self.path))
+        self.meta = json.loads(payload)
+        self._put(Message.SETUP, struct.pack("<II", self._send, self._hold))
+        self._connection.settimeout(None)
+
+    def events(self) -> Iterator[Held]:
+        """Events until the board ends. Going on to the next one lets the vCPU go, unless that was done
+        already."""
+        while True:
+            try:
+                kind, flags, payload = self._receive()
+            except EOFError:
+                return
+            if kind == Message.BYE:
+                return
+            if kind != Message.EVENT:
+                raise TraceError(
+                    f"the plugin sent message {kind} where an event was due", where=str(self.path)
+                )
+            held = Held(self, Event(payload), bool(flags & _WAITS))
+            yield held
+            held.release()
+
+    def serve(self, handler: Callable[[Held], None]) -> None:
+        """Call ``handler`` for each event until the board ends. What it raises ends the connection, then goes
+        on."""
+        try:
+            for held in self.events():
+                handler(held)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up. A board that waits learns of it at once."""
+        if self._connection is not None:
+            self._connection.close()
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _receive(self) -> tuple[int, int, bytes]:
+        head = self._take(_HEADER.size)
+        length, kind, flags = _HEADER.unpack(head)
+        return kind, flags, self._take(length)
+
+    def _take(self, count: int) -> bytes:
+        if self._connection is None:
+            raise UsageError("accept() must come first")
+        buffer = self._buffer
+        while len(buffer) < count:
+            try:
+                part = self._connection.recv(_RECEIVE)
+            except (ConnectionError, OSError) as error:
+                raise EOFError from error
+            if not part:
+                raise EOFError
+            buffer += part
+        found = bytes(buffer[:count])
+        del buffer[:count]
+        return found
+
+    def _put(self, kind: Message, payload: bytes = b"") -> None:
+        if self._connection is None:
+            raise UsageError("accept() must come first")
+        try:
+            self._connection.sendall(_HEADER.pack(len(payload), kind, 0) + payload)
+        except OSError as error:
+            raise TraceError("the board is gone", where=str(self.path)) from error
+
+    def _ask(self, kind: Message, payload: bytes, what: str) -> bytes:
+        self._put(kind, payload)
+        try:
+            answer, error, data = self._receive()
+        except EOFError as gone:
+            raise TraceError("the board is gone", where=str(self.path)) from gone
+        if answer != Message.REPLY:
+            raise TraceError(f"the plugin answered with message {answer}", where=str(self.path))
+        if error:
+            raise TraceError(f"{what}: {_ERRORS.get(error, f'error {error}')}", where=str(self.path))
+        return data
+
+
+class Held:
+    """An event whose vCPU waits (``waiting``) until :meth:`release`. Requests raise :class:`TraceError` when
+    they fail, and :class:`UsageError` when the vCPU does not wait."""
+
+    def __init__(self, consumer: LiveConsumer, event: Event, waiting: bool) -> None:
+        self.event = event
+        self.waiting = waiting
+        self._consumer = consumer
+
+    def read_register(self, name: str) -> int:
+        """A register of the waiting vCPU by QEMU's name (``x3``, ``VTTBR_EL2``)."""
+        return int.from_bytes(self._ask(Message.READ_REG, name.encode(), f"register {name}"), "little")
+
+    def write_register(self, name: str, value: int) -> None:
+        """Change a register of the waiting vCPU."""
+        self._ask(Message.WRITE_REG, value.to_bytes(8, "little") + name.encode(), f"register {name}")
+
+    def read(self, space: Space, address: int, length: int) -> bytes:
+        """Memory, at most 1 MiB at a time."""
+        request = _MEMORY.pack(address, length, space)
+        return self._ask(Message.READ_MEM, request, f"{length} bytes at {space.name} {address:#x}")
+
+    def write(self, space: Space, address: int, data: bytes) -> None:
+        """Change memory. Code that was translated already may not notice."""
+        request = _MEMORY.pack(address, len(data), space) + data
+        self._ask(Message.WRITE_MEM, request, f"{len(data)} bytes at {space.name} {address:#x}")
+
+    def read_ipa(self, ipa: int, length: int) -> bytes:
+        """Guest memory by guest-physical address."""
+        return self.read(Space.IPA, ipa, length)
+
+    def write_ipa(self, ipa: int, data: bytes) -> None:
+        """Change guest memory by guest-physical address."""
+        self.write(Space.IPA, ipa, data)
+
+    def translate(self, ipa: int) -> Leaf:
+        """Where the vCPU's stage-2 tables take an IPA."""
+        ma, pte, level, mapped = _LEAF.unpack(
+            self._ask(Message.TRANSLATE, struct.pack("<Q", ipa), f"IPA {ipa:#x}")
+        )
+        return Leaf(ma if mapped else None, pte, level)
+
+    def setup(self, *, hold: Collection[Kind], send: Collection[Kind] = ()) -> None:
+        """From now on, hold and send these kinds."""
+        self._need()
+        self._consumer._put(Message.SETUP, struct.pack("<II", _mask(send), _mask(hold)))
+
+    def release(self, delay_s: float = 0.0) -> None:
+        """Let the vCPU go, after a delay in which all others run. Does nothing when it does not wait."""
+        if self.waiting:
+            self.waiting = False
+            self._consumer._put(Message.CONTINUE, struct.pack("<I", round(delay_s * 1e6)))
+
+    def detach(self) -> None:
+        """Let the board go on without a consumer, whatever it was told to do about a lost one."""
+        self._need()
+        self.waiting = False
+        self._consumer._put(Message.DETACH)
+
+    def stop(self) -> None:
+        """Stop the board: QEMU ends as if asked to by the user."""
+        self._need()
+        self.waiting = False
+        self._consumer._put(Message.STOP)
+
+    def _need(self) -> None:
+        if not self.waiting:
+            raise UsageError(f"the vCPU of record {self.event.seq} does not wait")
+
+    def _ask(self, kind: Message, payload: bytes, what: str) -> bytes:
+        self._need()
+        return self._consumer._ask(kind, payload, what)
+
+
+def _mask(kinds: Collection[Kind]) -> int:
+    return sum(1 << kind for kind in set(kinds))
