@@ -39,8 +39,9 @@ class Board:
     throwing it away is the caller's choice. ``incoming`` makes a clone: no files are loaded, QEMU runs with
     ``-incoming defer`` and stays paused until the caller has filled it over :attr:`qmp` and calls
     :meth:`resume`. ``ram`` puts guest RAM into a file. ``plugin_args`` (``key=value``) load the stack's
-    trace plugin; ``pass_fds`` are inherited by QEMU under the same numbers. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`.
+    trace plugin; ``pass_fds`` are inherited by QEMU under the same numbers. ``outputs`` are files that QEMU
+    or its plugin writes, and sockets it connects to: QEMU runs as somebody else when medcheck is root, so
+    they are made beforehand and given to it. ``run_as``: see :func:`framework.board.qemu.choose_uid`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Board:
         run_as: str | int = "auto",
         extra_args: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        outputs: Sequence[Path] = (),
     ) -> None:
         self.spec = spec
         self.stack = stack
@@ -68,6 +70,7 @@ class Board:
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
+        self._outputs = tuple(outputs)
         self._problem_callbacks: list[Callable[[Problem], None]] = []
         self._power_on = time.monotonic()
         self._wanted_end = False
@@ -253,17 +256,17 @@ class Board:
         argv += qemu.device_argv(spec, fds)
         argv += qemu.plugin_argv(files, self._plugin_args)
         argv += self._extra_args
-        read = [
-            Path(argv[0]),
-            files.flash,
-            *([] if self._incoming else [files.xen, files.kernel, files.dom0_ramdisk]),
-        ]
-        read += [] if self._incoming else [self.run_dir / "board.dtb"]
+        boot = [files.xen, files.kernel, files.dom0_ramdisk, self.run_dir / "board.dtb"]
+        read = [Path(argv[0]), files.flash, *([] if self._incoming else boot)]
         read += [files.plugin] if self._plugin_args and files.plugin is not None else []
-        write = [] if self.ram is None else [self.ram.path]
+        write = [*self._outputs]
+        if self.ram is not None:
+            (write if self.ram.share else read).append(self.ram.path)
         uid = qemu.choose_uid(self._run_as, read, write)
+        for path in self._outputs:
+            _give(path, None, uid)
         if self.ram is not None and self.ram.share:
-            _make_ram_file(self.ram.path, spec.memory_mib << 20, uid)
+            _give(self.ram.path, spec.memory_mib << 20, uid)
         temporary = [self.ram.path] if self.ram is not None and not self.ram.keep else []
         entry = janitor.write_entry(self.id, temporary, self.run_dir)
         (self.run_dir / "qemu.cmdline").write_text("\n".join(argv) + "\n")
@@ -333,11 +336,11 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _make_ram_file(path: Path, size: int, uid: int | None) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, size)
-        if uid is not None:
-            os.fchown(fd, uid, uid)
-    finally:
-        os.close(fd)
+def _give(path: Path, size: int | None, uid: int | None) -> None:
+    """Let QEMU write a file that may not exist yet, or a socket that does."""
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    if size is not None:
+        os.truncate(path, size)
+    if uid is not None:
+        os.chown(path, uid, uid)

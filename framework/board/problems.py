@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 class Sign:
     """One thing to recognise in a console line.
 
-    ``literal`` is searched first: it costs a memory scan, where the regular expression of every sign at
-    every byte would cost more than everything else a console does. ``fatal``: nothing on this board moves
-    any more.
+    ``literal`` is searched first: a memory scan, where the regular expression of every sign at every byte
+    would cost more than everything else a console does. Signs share short literals, to be scanned for once.
+    ``fatal``: nothing on this board moves any more.
     """
 
     kind: str
@@ -23,30 +22,35 @@ class Sign:
 
 
 def _sign(kind: str, literal: str, pattern: str | None = None, *, fatal: bool = False) -> Sign:
-    return Sign(kind, literal.encode(), re.compile((pattern or re.escape(literal)).encode()), fatal)
+    return Sign(
+        kind, literal.encode(), re.compile((pattern or re.escape(literal)).encode(), re.MULTILINE), fatal
+    )
 
 
 SIGNS: tuple[Sign, ...] = (
-    _sign("xen-panic", "Panic on CPU", r"\(XEN\).*Panic on CPU", fatal=True),
-    _sign("xen-assertion", "Assertion '", r"\(XEN\).*Assertion '.*' failed"),
-    _sign("xen-bug", "Xen BUG at"),
-    _sign("xen-crash", "Xen call trace:", r"\(XEN\).*Xen call trace:"),
-    _sign("optee-panic", "Panic at ", r"E/TC:.*Panic at ", fatal=True),
-    _sign("optee-panic", "TEE-CORE panic", fatal=True),
-    _sign("optee-panic", "Panic '", r"E/TC:.*Panic '", fatal=True),
-    _sign("optee-assertion", "assertion", r"E/TC:.*assertion"),
-    _sign("linux-panic", "Kernel panic - not syncing"),
+    _sign("xen-panic", "anic", r"\(XEN\).*Panic on CPU", fatal=True),
+    _sign("xen-assertion", "ssertion", r"\(XEN\).*Assertion '.*' failed"),
+    _sign("xen-bug", "BUG", r"\(XEN\).*Xen BUG at"),
+    _sign("xen-warning", "Xen WARN at"),
+    _sign("xen-domain-crash", "crash", r"\(XEN\).*(domain_crash called from|crashed (on cpu#|by domain ))"),
+    _sign("optee-panic", "anic", r"E/TC:.*\bPanic( '.*)?( at |\r?$)", fatal=True),
+    _sign("optee-assertion", "ssertion", r"E/TC:.*assertion (.* )?failed"),
+    _sign("linux-panic", "anic", r"Kernel panic - not syncing"),
     _sign("linux-oops", "Internal error: "),
-    _sign("linux-bug", "kernel BUG at"),
-    _sign("linux-stall", "detected stalls", r"rcu: INFO: rcu_\w+ (self-)?detected stalls?"),
-    _sign("linux-stall", "self-detected stall", r"rcu: INFO: rcu_\w+ self-detected stall"),
-    _sign("linux-lockup", "BUG: soft lockup"),
+    _sign("linux-bug", "BUG", r"kernel BUG at"),
+    _sign("linux-stall", "rcu: INFO", r"rcu: INFO: rcu_\w+ (self-)?detected (expedited )?stall"),
+    _sign("linux-lockup", "BUG", r"BUG: soft lockup"),
     _sign("linux-hang", "blocked for more than", r"INFO: task .* blocked for more than \d+ seconds"),
     _sign("firmware-panic", "PANIC at PC", fatal=True),
 )
-"""Sources: xen/common/{symbols,bug}.c and drivers/char/console.c, optee_os core/kernel/{panic,assert}.c,
-Linux kernel/{panic,rcu/tree_stall.h,watchdog.c,hung_task.c} and arch/arm64/kernel/traps.c, TF-A
-common/backtrace."""
+"""Sources: Xen xen/arch/arm/traps.c, xen/common/domain.c and xen/drivers/char/console.c; OP-TEE OS
+core/kernel/panic.c and assert.c; Linux kernel/panic.c, kernel/rcu/tree_stall.h, kernel/watchdog.c,
+kernel/hung_task.c and arch/arm64/kernel/traps.c; TF-A common/aarch64/debug.S."""
+
+_BY_LITERAL = {
+    literal: tuple(sign for sign in SIGNS if sign.literal == literal)
+    for literal in dict.fromkeys(sign.literal for sign in SIGNS)
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,16 @@ class Problem:
     fatal: bool
 
 
-def scan(block: bytes) -> Iterator[tuple[Sign, bytes]]:
-    """Yield each sign with the line it stands in, for a block of whole lines."""
-    for sign in SIGNS:
-        if sign.literal not in block:
+def scan(block: bytes) -> list[tuple[Sign, bytes]]:
+    """Return each sign with the line it stands in, in the order of the lines, for a block of whole lines."""
+    found = []
+    for literal, signs in _BY_LITERAL.items():
+        if literal not in block:
             continue
-        for match in sign.pattern.finditer(block):
-            yield sign, line_around(block, match.start(), match.end())
+        for sign in signs:
+            for match in sign.pattern.finditer(block):
+                found.append((match.start(), sign, line_around(block, match.start(), match.end())))
+    return [(sign, line) for _, sign, line in sorted(found, key=lambda item: item[0])]
 
 
 def line_around(block: bytes, start: int, end: int) -> bytes:

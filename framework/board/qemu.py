@@ -83,8 +83,9 @@ def machine_argv(spec: BoardSpec, ram: Ram | None) -> list[str]:
     if ram is None:
         memory = f"memory-backend-memfd,id=m,size={size},share=on"
     else:
-        share = "on" if ram.share else "off"
-        memory = f"memory-backend-file,id=m,size={size},mem-path={opt(ram.path)},share={share}"
+        # A private view opens the file for reading only: no clone can damage what it was cloned from.
+        share = "share=on" if ram.share else "share=off,readonly=on,rom=off"
+        memory = f"memory-backend-file,id=m,size={size},mem-path={opt(ram.path)},{share}"
     return [
         "-machine", f"{spec.machine},memory-backend=m",
         "-cpu", spec.cpu,

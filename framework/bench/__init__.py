@@ -1,0 +1,1 @@
+"""Measurements of medcheck itself: what its parts can do on this machine."""
