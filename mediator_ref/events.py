@@ -53,8 +53,6 @@ class PageView:
     data: bytes | None = None
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class GuestCall:
     """A guest executed SMC or HVC with an SMCCC immediate and trapped.

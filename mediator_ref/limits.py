@@ -1,0 +1,19 @@
+"""The numbers a mediator holds guests to. Parameters, so that the reference fits a mediator with other limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits per domain (Xen ``optee.c``: MAX_SHM_BUFFER_COUNT, MAX_SHM_BUFFER_PG, MAX_TOTAL_SMH_BUF_PG).
+
+    ``threads``: simultaneous standard calls, what OP-TEE answers to GET_THREAD_COUNT (``None``: taken from the trace,
+    not checked before it was seen). ``total_pages`` is exclusive: that many are one too many.
+    """
+
+    threads: int | None = None
+    buffers: int = 16
+    buffer_pages: int = 129
+    total_pages: int = 16384

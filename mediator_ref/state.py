@@ -1,0 +1,298 @@
+"""What the reference knows: hypervisor, domains, calls, buffers.
+
+Ownership: :func:`mediator_ref.step.step` changes the state it is given and hands the same object back; a caller that
+wants to keep an older state takes ``snapshot()``, which is plain data in words, made for explanations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mediator_ref import abi
+from mediator_ref.deviations import DEVIATIONS, Deviation
+from mediator_ref.events import Event, GuestCall, PageView
+from mediator_ref.limits import Limits
+from mediator_ref.verdict import Difference, Outcome, Tally, Verdict
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Guest memory OP-TEE may use: ``mfns`` are pinned as long as the buffer lives."""
+
+    cookie: int
+    mfns: tuple[int, ...]
+
+    @property
+    def pages(self) -> int:
+        """Pages it counts for."""
+        return len(self.mfns)
+
+
+@dataclass(slots=True)
+class ShmRpc:
+    """An RPC page and its shadow. ``shadow`` is the shadow's content when last seen, ``None`` when it was not."""
+
+    cookie: int
+    ipa: int
+    mfn: int | None
+    ma: int | None
+    shadow: bytes | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A standard call from its CALL_WITH_ARG to its end, across any number of RPCs."""
+
+    seq: int
+    arg_ipa: int
+    ma: int
+    cmd: int | None = None
+    shadow: bytes | None = None
+    cookies: list[int] = field(default_factory=list)
+    list_pages: list[int] = field(default_factory=list)
+    rpc_list_pages: list[int] = field(default_factory=list)
+    thread: int | None = None
+    rpc_op: int | None = None
+    rpc_args: tuple[int, int] = (0, 0)
+    rpc_cmd: int | None = None
+    rpc_type: int | None = None
+    asked_to_free: bool = False
+    tainted: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What counts against a domain's limits: cookies with their pages, and pages counted in excess (D3)."""
+
+    held: dict[int, int] = field(default_factory=dict)
+    leaked_pages: int = 0
+
+    @property
+    def pages(self) -> int:
+        """Pages counted against the limit."""
+        return sum(self.held.values()) + self.leaked_pages
+
+    def copy(self) -> Ledger:
+        """An independent copy."""
+        return Ledger(dict(self.held), self.leaked_pages)
+
+
+@dataclass(slots=True)
+class Domain:
+    """One domain as the mediator has to see it.
+
+    ``known`` is the ledger of a mediator with all listed deviations, ``None`` while it does not differ from the one
+    that follows from ``buffers``. ``blame`` names the deviation that made a cookie differ. ``partial`` says why parts
+    of the domain's past are unknown; decisions that rest on them are then not checked.
+    """
+
+    domid: int
+    tee: bool | None = None
+    partial: str = ""
+    calls: dict[int, Call] = field(default_factory=dict)
+    running: dict[int, Call] = field(default_factory=dict)
+    rpcs: dict[int, ShmRpc] = field(default_factory=dict)
+    buffers: dict[int, Buffer] = field(default_factory=dict)
+    returned_cookies: set[int] = field(default_factory=set)
+    known: Ledger | None = None
+    blame: dict[int, str] = field(default_factory=dict)
+    lost_calls: int = 0
+    activity: int = 0
+    in_hypervisor: int = 0
+    in_optee: int = 0
+    created: bool = False
+    destroyed: bool = False
+    refused: bool = False
+
+    def ledger(self) -> Ledger:
+        """What should count against the limits."""
+        return Ledger({cookie: buffer.pages for cookie, buffer in self.buffers.items()})
+
+    def known_ledger(self) -> Ledger:
+        """The ledger with known defects, made on first use."""
+        if self.known is None:
+            self.known = self.ledger()
+        return self.known
+
+    def pinned(self) -> set[int]:
+        """Frames OP-TEE may use at the moment."""
+        frames = {mfn for buffer in self.buffers.values() for mfn in buffer.mfns}
+        frames.update(rpc.mfn for rpc in self.rpcs.values() if rpc.mfn is not None)
+        return frames
+
+    def snapshot(self) -> dict[str, object]:
+        """The domain in plain data, for explanations and invariants."""
+        return {
+            "domid": self.domid,
+            "calls": len(self.calls) + len(self.running),
+            "suspended threads": sorted(self.calls),
+            "rpc pages": sorted(self.rpcs),
+            "buffers": {cookie: buffer.pages for cookie, buffer in sorted(self.buffers.items())},
+            "pages": sum(buffer.pages for buffer in self.buffers.values()),
+            "partial": self.partial,
+        }
+
+    def in_words(self) -> str:
+        """One line for a verdict."""
+        threads = ",".join(map(str, sorted(self.calls))) or "none"
+        pages = sum(buffer.pages for buffer in self.buffers.values())
+        return (
+            f"{len(self.running)} calls running, suspended threads {threads}, "
+            f"{len(self.buffers)} buffers of {pages} pages, {len(self.rpcs)} RPC pages"
+        )
+
+
+@dataclass(slots=True)
+class Answer:
+    """What has to follow once OP-TEE returned, apart from its registers.
+
+    ``kind``: "fast", "done" (a standard call ended), "rpc" (suspended, the guest serves it), "restart" (suspended, but
+    the guest cannot be told). ``patches`` are what the page at ``ipa`` gets, ``None`` when that is not known; ``size``
+    the length of the message in it. ``writable``: whether the page can be written, ``None`` when not observed.
+    """
+
+    kind: str
+    rule: str = ""
+    written: dict[int, int] = field(default_factory=dict)
+    ipa: int | None = None
+    patches: list[tuple[int, bytes]] | None = None
+    size: int = 0
+    writable: bool | None = None
+    why_unknown: str = ""
+
+
+@dataclass(slots=True)
+class Pending:
+    """A guest call that has not been answered, on one vCPU. ``phase`` says who acts next."""
+
+    event: GuestCall
+    domain: Domain
+    function: abi.SmcFunction | None
+    phase: str = "hypervisor"  # "hypervisor" | "optee" | "answer"
+    call: Call | None = None
+    base: Mapping[int, PageView] = field(default_factory=dict)
+    answer: Answer | None = None
+    ret_regs: tuple[int, ...] = ()
+    activity: int = 0
+    overlapped: bool = False
+    tainted: str = ""
+    ignored: bool = False
+    fading: set[int] = field(default_factory=set)
+    """Shadow pages given up since OP-TEE returned: they may be reused elsewhere, and must not show here."""
+
+
+@dataclass(slots=True)
+class State:
+    """Everything the reference knows, and the tally of what it decided."""
+
+    limits: Limits = field(default_factory=Limits)
+    deviations: Mapping[str, Deviation] = field(default_factory=lambda: DEVIATIONS)
+    tally: Tally = field(default_factory=Tally)
+    threads: int | None = None
+    mid_stream: str = ""
+    domains: dict[int, Domain] = field(default_factory=dict)
+    dead: set[int] = field(default_factory=set)
+    pending: dict[tuple[int | None, int], Pending] = field(default_factory=dict)
+    hypervisor_calls: dict[tuple[int | None, int], tuple[int, int, int]] = field(default_factory=dict)
+    shadow_pages: dict[int, int] = field(default_factory=dict)
+    out: list[Verdict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.threads is None:
+            self.threads = self.limits.threads
+
+    def domain(self, domid: int) -> Domain:
+        """The domain, made known if it is new."""
+        domain = self.domains.get(domid)
+        if domain is None:
+            domain = self.domains[domid] = Domain(domid, partial=self.mid_stream)
+        return domain
+
+    def snapshot(self) -> dict[int, dict[str, object]]:
+        """All domains in plain data."""
+        return {domid: domain.snapshot() for domid, domain in self.domains.items()}
+
+    # Deciding
+
+    def ok(self, rule: str) -> None:
+        """Count one pass."""
+        self.tally.passes[rule] += 1
+
+    def unchecked(self, rule: str, reason: str, event: Event) -> None:
+        """Count one check that could not be made; the first per rule and reason is handed out as a verdict."""
+        key = (rule, reason)
+        self.tally.not_checked[key] += 1
+        if self.tally.not_checked[key] == 1:
+            self.out.append(
+                Verdict(
+                    rule,
+                    Outcome.NOT_CHECKED,
+                    event.seq,
+                    getattr(event, "domid", None),
+                    getattr(event, "vcpu", None),
+                    reason=reason,
+                )
+            )
+
+    def fail(
+        self,
+        rule: str,
+        event: Event,
+        reason: str,
+        *differences: Difference,
+        deviation: str | None = None,
+        cause: GuestCall | None = None,
+    ) -> None:
+        """Record a nonconformance; ``deviation`` is the listed one whose condition holds here, if any."""
+        domid = getattr(event, "domid", None)
+        domain = self.domains.get(domid) if domid is not None else None
+        known = deviation if deviation is not None and deviation in self.deviations else None
+        if known is not None:
+            self.tally.deviations[(rule, known)] += 1
+        else:
+            self.tally.fails[rule] += 1
+        self.out.append(
+            Verdict(
+                rule,
+                Outcome.FAIL if known is None else Outcome.DEVIATION,
+                event.seq,
+                domid,
+                getattr(event, "vcpu", None),
+                cause.seq if cause is not None else None,
+                differences,
+                reason,
+                known,
+                domain.in_words() if domain is not None else "",
+            )
+        )
+
+    def absent(self, deviation: str) -> None:
+        """A listed deviation had its condition and did not show."""
+        if deviation in self.deviations:
+            self.tally.absent[deviation] += 1
+
+    # Shadow pages
+
+    def take_shadow(self, ma: int, domid: int) -> bool:
+        """Note a page of the hypervisor as in use; false when it already was."""
+        if ma in self.shadow_pages:
+            return False
+        self.shadow_pages[ma] = domid
+        return True
+
+    def drop_shadow(self, *pages: int | None) -> None:
+        """The hypervisor's pages are free again."""
+        for ma in pages:
+            if ma is not None:
+                self.shadow_pages.pop(ma, None)
+
+
+def uncertain(pending: Pending) -> str:
+    """Why a decision that rests on the domain's state may fairly go either way; empty when it may not."""
+    domain = pending.domain
+    if domain.partial:
+        return domain.partial
+    if pending.overlapped:
+        return "another vCPU of the domain was in the mediator at the same time"
+    return ""
