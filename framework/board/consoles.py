@@ -231,6 +231,8 @@ class Console:
     def receive(self, size: int = 256 * 1024) -> int:
         """Read once without waiting and feed it; return the number of bytes, 0 for the end, -1 for nothing
         there."""
+        if not self._open:
+            return 0
         try:
             data = self._socket.recv(size, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -354,7 +356,7 @@ class Drain:
             self._forget(fd)
 
     def stop(self) -> None:
-        """End the thread and wait for it; may be called twice."""
+        """Have the thread read what is left, end it and wait for it; may be called twice."""
         if not self._stopping.is_set():
             # Written first: once the event is set, the thread may close the pipe.
             os.write(self._stop_write, b"x")
@@ -382,6 +384,7 @@ class Drain:
             # time from the board. It bounds the wake-ups at 500 a second; a stop ends it at once.
             if small:
                 self._stopping.wait(0.002)
+        self.drain_rest()
         self._release()
 
     def _release(self) -> None:
@@ -391,5 +394,7 @@ class Drain:
             os.close(self._stop_write)
 
     def _forget(self, fd: int) -> None:
-        if self._consoles.pop(fd, None) is not None:
+        console = self._consoles.pop(fd, None)
+        # A closed file descriptor has left the epoll by itself.
+        if console is not None and console.fileno() >= 0:
             self._poll.unregister(fd)
