@@ -1,0 +1,126 @@
+"""``medcheck bench``: named measurements, each a list of samples with one unit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.artifacts.stack import Overrides
+from framework.bench.consoles import console_throughput
+from framework.board.spec import BoardSpec
+from framework.console_ui import Output
+from framework.errors import ExitCode, UsageError
+from framework.paths import atomic_write_text
+from framework.progress import Progress
+from framework.run import RunOptions, run
+from framework.session import Session, open_store, prepare_stack
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a benchmark may use."""
+
+    options: argparse.Namespace
+    overrides: Overrides
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One measurement: ``measure`` returns its samples."""
+
+    unit: str
+    text: str
+    measure: Callable[[Context], list[float]]
+
+
+def cold_boot(context: Context) -> list[float]:
+    """Seconds from power-on to the last of three domUs ready; where the time goes is printed."""
+    store = open_store(context.options.offline, context.options.mirror, context.progress)
+    stack = prepare_stack(context.overrides, store, context.progress)
+    samples = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
+            with Session(BoardSpec.load("three"), stack, Path(folder)) as session:
+                session.boot(context.progress)
+            samples.append(session.phases[-1].end)
+            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in session.phases)
+            context.progress.say(f"cold boot: {steps}")
+    return samples
+
+
+def first_run(context: Context) -> list[float]:
+    """Seconds of `run --profile smoke` with an empty cache: everything is fetched and built."""
+    before = os.environ.get("MEDCHECK_CACHE")
+    with tempfile.TemporaryDirectory(prefix="medcheck-first-") as folder:
+        os.environ["MEDCHECK_CACHE"] = f"{folder}/cache"
+        try:
+            begin = time.monotonic()
+            run(
+                RunOptions(
+                    profile="smoke",
+                    report=Path(folder) / "report",
+                    mirrors=context.options.mirror,
+                    overrides=context.overrides,
+                ),
+                context.progress,
+            )
+            return [time.monotonic() - begin]
+        finally:
+            if before is None:
+                del os.environ["MEDCHECK_CACHE"]
+            else:
+                os.environ["MEDCHECK_CACHE"] = before
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "console_mb_per_s": Benchmark(
+        "MB/s", "bytes through a console, with log and watch", lambda _: [console_throughput() for _ in range(5)]
+    ),
+    "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
+    "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
+}
+
+
+def summarise(unit: str, samples: Sequence[float]) -> dict[str, object]:
+    """What the JSON file holds for one benchmark."""
+    ordered = sorted(samples)
+    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    return {"unit": unit, "n": len(ordered), "median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
+
+
+def bench(
+    names: Sequence[str], listing: bool, file: Path | None, overrides: Overrides,
+    options: argparse.Namespace, output: Output,
+) -> int:  # fmt: skip
+    """Run the named benchmarks (all without names) and print or write their numbers."""
+    if listing:
+        rows = {name: benchmark.text for name, benchmark in BENCHMARKS.items()}
+        output.finish(rows, "\n".join(f"{name:<24} {text}" for name, text in rows.items()))
+        return ExitCode.GOOD
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise UsageError(f"no benchmark {', '.join(unknown)}", hint=f"one of {', '.join(BENCHMARKS)}")
+    context = Context(options, overrides, output.progress)
+    results: dict[str, dict[str, object]] = {}
+    for name in names or BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        results[name] = summarise(benchmark.unit, benchmark.measure(context))
+        output.say(f"{name}: {results[name]}")
+    if file is not None:
+        atomic_write_text(file, json.dumps(results, indent=2) + "\n")
+    output.finish(
+        results,
+        "\n".join(
+            f"{name:<24} median {r['median']:.3g} {r['unit']}  p95 {r['p95']:.3g}  max {r['max']:.3g}  n={r['n']}"
+            for name, r in results.items()
+        ),
+    )
+    return ExitCode.GOOD

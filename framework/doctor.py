@@ -1,0 +1,139 @@
+"""``medcheck doctor``: what is missing or broken on this machine, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.lock import Lock
+from framework.artifacts.mirror import Mirrors
+from framework.artifacts.qemu_bundle import qemu_bundle
+from framework.artifacts.stack import all_pins
+from framework.artifacts.store import Store
+from framework.board.janitor import Janitor
+from framework.console_ui import Output
+from framework.errors import ExitCode, MedcheckError
+from framework.paths import IMAGES, cache_root
+
+_DISK_MIB = 3000
+_MEMORY_MIB = 3500
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``state`` is good, note (works, but) or bad; ``cure`` is what to do."""
+
+    subject: str
+    state: str
+    text: str
+    cure: str = ""
+
+
+def examine(offline: bool, mirrors: str | None, output: Output) -> int:
+    """Look at everything; exit code 0 if nothing is bad, else 3."""
+    findings: list[Finding] = []
+    for check in (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans):
+        findings += list(_guarded(check))
+    signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
+    lines = [
+        f"{signs[f.state]} {f.subject}: {f.text}" + (f"\n     -> {f.cure}" if f.cure else "") for f in findings
+    ]
+    output.finish([finding.__dict__ for finding in findings], "\n".join(lines))
+    return ExitCode.INFRASTRUCTURE if any(f.state == "bad" for f in findings) else ExitCode.GOOD
+
+
+def host_packages() -> Iterator[tuple[str, str, bool]]:
+    """(proof, package, present) for each line of ``images/host-packages.txt``."""
+    for line in (IMAGES / "host-packages.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            proof, package = line.split()
+            present = Path(proof).exists() if proof.startswith("/") else shutil.which(proof) is not None
+            yield proof, package, present
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except MedcheckError as error:
+        yield Finding(error.where or "medcheck", "bad", error.what, error.hint or "")
+
+
+def _host_packages() -> Iterator[Finding]:
+    missing = [package for _proof, package, present in host_packages() if not present]
+    if missing:
+        yield Finding(
+            "host packages", "bad", f"missing: {', '.join(missing)}", f"sudo apt-get install {' '.join(missing)}"
+        )
+    else:
+        yield Finding("host packages", "good", "all present")
+
+
+def _disk() -> Iterator[Finding]:
+    root = cache_root()
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free >> 20
+    writable = os.access(existing, os.W_OK)
+    if not writable:
+        yield Finding("cache", "bad", f"{root} cannot be written", "set MEDCHECK_CACHE to a folder of yours")
+    elif free < _DISK_MIB:
+        yield Finding("cache", "bad", f"{free} MiB free below {root}; about {_DISK_MIB} are needed", "./medcheck clean")
+    else:
+        yield Finding("cache", "good", f"{root}, {free} MiB free")
+
+
+def _memory() -> Iterator[Finding]:
+    available = psutil.virtual_memory().available >> 20
+    state = "good" if available >= _MEMORY_MIB else "note"
+    yield Finding("memory", state, f"{available} MiB available; a board takes up to {_MEMORY_MIB}")
+    cores = len(os.sched_getaffinity(0))
+    yield Finding("cores", "good" if cores >= 2 else "note", f"{cores}; a board keeps two busy while it boots")
+
+
+def _shm() -> Iterator[Finding]:
+    shm = Path("/dev/shm")
+    if shm.is_dir() and os.access(shm, os.W_OK):
+        yield Finding("/dev/shm", "good", f"{shutil.disk_usage(shm).free >> 20} MiB free")
+    else:
+        yield Finding("/dev/shm", "note", "not writable: boards keep their RAM in anonymous memory", "mount a tmpfs there")
+
+
+def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
+    if offline:
+        yield Finding("mirrors", "note", "not looked at: --offline")
+        return
+    yield Finding("mirrors", "good", f"{len(Mirrors.discover(option=option).bases)} configured")
+
+
+def _downloads() -> Iterator[Finding]:
+    store = Store(cache_root(), offline=True)
+    missing = []
+    for pin in all_pins(Lock.load()):
+        try:
+            store.path(pin)
+        except MedcheckError:
+            missing.append(pin)
+    if missing:
+        size = sum(pin.size for pin in missing) / 1e6
+        yield Finding("downloads", "note", f"{len(missing)} files ({size:.0f} MB) are not in the cache", "./medcheck fetch")
+    else:
+        yield Finding("downloads", "good", "all in the cache and verified")
+
+
+def _qemu() -> Iterator[Finding]:
+    root = cache_root()
+    bundle = qemu_bundle(Store(root, offline=True), Lock.load(), BuildCache(root))
+    yield Finding("QEMU", "good", f"{bundle.version} runs from its own bundle")
+
+
+def _orphans() -> Iterator[Finding]:
+    survivors = list(Janitor().survivors())
+    if survivors:
+        yield Finding("orphans", "bad", f"{len(survivors)} processes of dead runs", "./medcheck clean")
+    else:
+        yield Finding("orphans", "good", "none")
