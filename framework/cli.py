@@ -52,7 +52,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors and the result")
-    common.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
+    as_json = argparse.ArgumentParser(add_help=False, parents=[common])
+    as_json.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     sources = argparse.ArgumentParser(add_help=False)
     sources.add_argument("--offline", action="store_true", help="use only what is in the cache")
     sources.add_argument("--mirror", metavar="URL[,URL…]", help="archive mirrors or folders, instead of apt's")
@@ -73,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
-        name: str, handler: Handler, text: str, *parents: argparse.ArgumentParser
+        name: str, handler: Handler, text: str, *parents: argparse.ArgumentParser, base: argparse.ArgumentParser = as_json
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command = commands.add_parser(name, help=text, description=text, parents=[base, *parents])
         command.set_defaults(handler=handler)
         return command
 
@@ -101,11 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
     command.add_argument("--keep", type=int, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
-    command = add("bench", _bench, "measure; ratios in one run where possible", stack)
+    command = add("bench", _bench, "measure; ratios in one run where possible", stack, base=common)
     command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
     command.add_argument("--list", action="store_true", help="list the benchmarks")
-    command.add_argument("--file", type=Path, metavar="FILE", help="write the JSON object to FILE")
-    _add_trace(commands, common)
+    command.add_argument("--json", type=Path, dest="file", metavar="FILE", help="write the numbers to FILE as JSON")
+    _add_trace(commands, as_json)
     return parser
 
 
