@@ -38,10 +38,11 @@ class Board:
     ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb`` and ``consoles/*.log`` and stays;
     throwing it away is the caller's choice. ``incoming`` makes a clone: no files are loaded, QEMU runs with
     ``-incoming defer`` and stays paused until the caller has filled it over :attr:`qmp` and calls
-    :meth:`resume`. ``ram`` puts guest RAM into a file. ``plugin_args`` (``key=value``) load the stack's
-    trace plugin; ``pass_fds`` are inherited by QEMU under the same numbers. ``outputs`` are files that QEMU
-    or its plugin writes, and sockets it connects to: QEMU runs as somebody else when medcheck is root, so
-    they are made beforehand and given to it. ``run_as``: see :func:`framework.board.qemu.choose_uid`.
+    :meth:`resume`. ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
+    ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
+    ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
+    else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
+    :func:`framework.board.qemu.choose_uid`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Board:
         stack: BoardFiles,
         run_dir: Path,
         *,
+        plugin: Path | None = None,
         plugin_args: Sequence[str] = (),
         ram: Ram | Path | None = None,
         incoming: bool = False,
@@ -65,6 +67,7 @@ class Board:
         self.consoles: dict[str, Console] = {}
         self.problems: list[Problem] = []
         self.ram = Ram(ram) if isinstance(ram, Path) else ram
+        self._plugin = plugin
         self._plugin_args = tuple(plugin_args)
         self._incoming = incoming
         self._run_as = run_as
@@ -254,11 +257,12 @@ class Board:
         else:
             argv += qemu.boot_argv(spec, files, self._write_tree())
         argv += qemu.device_argv(spec, fds)
-        argv += qemu.plugin_argv(files, self._plugin_args)
+        argv += qemu.plugin_argv(self._plugin, self._plugin_args)
         argv += self._extra_args
         boot = [files.xen, files.kernel, files.dom0_ramdisk, self.run_dir / "board.dtb"]
-        read = [Path(argv[0]), files.flash, *([] if self._incoming else boot)]
-        read += [files.plugin] if self._plugin_args and files.plugin is not None else []
+        program = files.qemu.argv()
+        read = [Path(program[0]), Path(program[-1]), files.flash, *([] if self._incoming else boot)]
+        read += [] if self._plugin is None else [self._plugin]
         write = [*self._outputs]
         if self.ram is not None:
             (write if self.ram.share else read).append(self.ram.path)

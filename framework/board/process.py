@@ -105,6 +105,9 @@ class QemuProcess:
                 self.ending = "QEMU's sitter ended without a word (killed?), and QEMU with it"
             os.close(self.status_fd)
             self._sitter.wait()
+            # The sitter does this too, for the sake of a dead owner; a killed sitter could not.
+            for path in (*self._job.temporary, self._job.entry):
+                path.unlink(missing_ok=True)
             self.started.set()
             self.ended.set()
             return False

@@ -49,10 +49,6 @@ class BoardFiles(Protocol):
     def dom0_ramdisk(self) -> Path:
         """dom0's userland."""
 
-    @property
-    def plugin(self) -> Path | None:
-        """The trace plugin, if there is one."""
-
 
 @dataclass(frozen=True)
 class Ram:
@@ -143,13 +139,13 @@ def common_argv(board_id: str) -> list[str]:
     ]  # fmt: skip
 
 
-def plugin_argv(files: BoardFiles, arguments: Sequence[str]) -> list[str]:
-    """Return the trace plugin with its ``key=value`` arguments; nothing when there are none."""
-    if not arguments:
+def plugin_argv(plugin: Path | None, arguments: Sequence[str]) -> list[str]:
+    """Return the trace plugin with its ``key=value`` arguments, or nothing without one."""
+    if plugin is None:
+        if arguments:
+            raise UsageError("plugin arguments were given without a plugin")
         return []
-    if files.plugin is None:
-        raise UsageError("plugin arguments were given, but this stack has no trace plugin")
-    return ["-plugin", ",".join([f"file={opt(files.plugin)}", *map(opt, arguments)])]
+    return ["-plugin", ",".join([f"file={opt(plugin)}", *map(opt, arguments)])]
 
 
 def choose_uid(run_as: str | int, read: Iterable[Path], write: Iterable[Path]) -> int | None:

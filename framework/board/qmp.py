@@ -56,14 +56,18 @@ class Qmp:
         """Run a command of the human monitor and return what it prints."""
         return str(self.execute("human-monitor-command", command_line=line))
 
-    def send_fd(self, fd: int, name: str) -> None:
-        """Give QEMU a file descriptor under a name (``getfd``), to be used as ``fd:name``."""
+    def add_fd(self, fd: int) -> str:
+        """Give QEMU a file descriptor and return the path under which it can open it.
 
-        async def send() -> None:
+        That is how QEMU reads and writes what its own user cannot reach: ``migrate`` to ``file:<path>``.
+        The access mode must be the one QEMU will ask for.
+        """
+
+        async def send() -> Any:
             self._client.send_fd_scm(fd)
-            await self._client.execute("getfd", {"fdname": name})
+            return await self._client.execute("add-fd")
 
-        self._run(send(), "getfd")
+        return f"/dev/fdset/{self._run(send(), 'add-fd')['fdset-id']}"
 
     def events(self) -> list[dict[str, Any]]:
         """Return the last 1000 events, oldest first, each as QMP describes it (``event``, ``data``,
