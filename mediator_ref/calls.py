@@ -138,6 +138,8 @@ def forwarded(state: State, p: Pending, event: El3Call) -> None:
         return
     _own_page(state, p, event, ma)
     _shadow_argument(state, p, d, event, call)
+    if d.translation is not None and d.translation.cookies:
+        state.ok("MEM-1")
     commit(p, d.translation, known)
     if known is not None and known.error:
         for deviation in blamed(domain, known):

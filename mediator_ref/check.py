@@ -33,6 +33,7 @@ def check_client_id(state: State, p: Pending, event: El3Call) -> None:
             cause=p.event,
         )
     if p.domain.destroyed:
+        p.domain.called_after_death = True
         state.fail("LIFE-3", event, "a call for a domain OP-TEE was told is gone", cause=p.event)
 
 

@@ -127,6 +127,8 @@ def domain_destroyed(state: State, event: DomainDestroyed) -> None:
     if domain is not None and domain.created and not domain.destroyed:
         state.fail("LIFE-2", event, f"OP-TEE was never told (client id {client_id(event.domid)})")
     if domain is not None:
+        if domain.destroyed and not domain.called_after_death:
+            state.ok("LIFE-3")
         forget(state, domain)
     for key in [key for key, p in state.pending.items() if p.event.domid == event.domid]:
         del state.pending[key]

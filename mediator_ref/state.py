@@ -104,6 +104,7 @@ class Domain:
     created: bool = False
     destroyed: bool = False
     refused: bool = False
+    called_after_death: bool = False
 
     def ledger(self) -> Ledger:
         """What should count against the limits."""

@@ -1,0 +1,21 @@
+"""For every rule that can be checked one good and one bad trace, small enough to read, made with the model.
+
+``EXAMPLES[rule]`` is an :class:`~mediator_ref.examples.edit.Example`. Bad traces are judged without the list of known
+deviations: what is listed must still be seen as what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mediator_ref.examples import calls, entry, life, memory, rpc
+from mediator_ref.examples.edit import Example
+
+EXAMPLES: Mapping[str, Example] = {
+    example.rule: example
+    for module in (entry, calls, memory, rpc, life)
+    for example in (make() for make in module.EXAMPLES)
+}
+"""Examples by rule id."""
+
+__all__ = ["EXAMPLES", "Example"]

@@ -1,0 +1,222 @@
+"""Each listed deviation is recognized by its condition when it is there, and reported as stale when it is not.
+
+The model's mediator has the listed defects on request; the stimulus is the one the list names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
+from mediator_ref.events import El3Call, PageKind
+from mediator_ref.model.board import ARG, DATA, Board
+from mediator_ref.model.optee import INTR, UNKNOWN_COOKIE, alloc, ask
+
+INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
+NONCONTIG = abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG
+
+
+def register(board: Board, cookie: int = 0xB0, pages: int = 1, bad: int | None = None, ret: int = 0) -> None:
+    parameter = board.buffer(1, pages, cookie=cookie, bad=bad)
+    board.message(1, abi.message(abi.MsgCmd.REGISTER_SHM, parameter, ret=ret))
+
+
+def asked(board: Board, *plan: str) -> tuple[int, ...]:
+    return board.serve_alloc(1, board.message(1, INVOKE, plan=plan))
+
+
+def d1(board: Board) -> None:
+    regs = asked(board, alloc())
+    board.reply(1, abi.Param(abi.Attr.TMEM_OUTPUT, 0x1234_5000, 4096, 0x77))
+    board.resume(1, regs)
+
+
+def d2(board: Board) -> None:
+    register(board)
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, abi.Param(NONCONTIG, 0, 0, 0xB0)))
+    register(board)
+
+
+def d2_balloon(board: Board) -> None:
+    register(board)
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, abi.Param(NONCONTIG, 0, 0, 0xB0)))
+    board.balloon(1, DATA)
+
+
+def d3(board: Board) -> None:
+    for _ in range(3):
+        register(board, pages=4, bad=0)
+    register(board, pages=4)
+
+
+def d4(board: Board) -> None:
+    for _ in range(2):
+        regs = asked(board, ask(abi.RpcCmd.GET_TIME))
+        board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+        board.resume(1, regs, x1=0, x2=0)
+        board.call(1, 0, (abi.DISABLE_SHM_CACHE,))
+    board.message(1, INVOKE)
+
+
+def d5(board: Board) -> None:
+    plain = abi.Param(abi.Attr.TMEM_INPUT, DATA, 64, 1)
+    for cookie in range(16):
+        board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, cookie=cookie), plain))
+    register(board, 0x99)
+
+
+def d6(board: Board) -> None:
+    board.message(1, INVOKE, plan=[UNKNOWN_COOKIE])
+
+
+def d7(board: Board) -> None:
+    regs = board.message(1, INVOKE, plan=[INTR])
+    board.world.protect(1, ARG, PageKind.RAM_RO)
+    board.resume(1, regs)
+
+
+def d8(board: Board) -> None:
+    board.message(1, abi.encode_arg(abi.Arg(cmd=1, num_params=128)))
+
+
+def d9(board: Board) -> None:
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, offset=4095, size=abi.U64)))
+    board.message(
+        1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, size=(1 << 44) + 4096, cookie=2))
+    )
+
+
+def d11_hidden(board: Board) -> None:
+    regs = asked(board, alloc())
+    board.reply(1, board.buffer(1, 2, attr=abi.Attr.TMEM_OUTPUT), cmd=abi.RpcCmd.GET_TIME)
+    board.resume(1, regs)
+
+
+def d11_claimed(board: Board) -> None:
+    regs = asked(board, ask(abi.RpcCmd.GET_TIME))
+    board.reply(1, board.buffer(1, 2, attr=abi.Attr.TMEM_OUTPUT), cmd=abi.RpcCmd.SHM_ALLOC)
+    board.resume(1, regs)
+
+
+def d12(board: Board) -> None:
+    board.optee.threads = 0
+    register(board)
+    board.optee.threads = 2
+    register(board)
+
+
+Stimulus = Callable[[Board], None]
+CASES: list[tuple[str, str, Stimulus]] = [
+    ("D1", "D1", d1),
+    ("D2", "D2", d2),
+    ("D3", "D3", d3),
+    ("D4", "D4", d4),
+    ("D5", "D5", d5),
+    ("D6", "D6", d6),
+    ("D7", "D7", d7),
+    ("D8", "D8", d8),
+    ("D9", "D9", d9),
+    ("D11", "D11", d11_hidden),
+    ("D11", "D11", d11_claimed),
+    ("D12", "D2", d12),
+]
+LIMITS = {"D3": Limits(total_pages=16)}
+
+
+def judge(board: Board) -> tuple[State, list[Verdict]]:
+    state = State(limits=board.limits)
+    found: list[Verdict] = []
+    for event in board.events:
+        state, verdicts = step(state, event)
+        found += [v for v in verdicts if v.outcome is not Outcome.NOT_CHECKED]
+    return state, found
+
+
+def booted(defects: frozenset[str], limits: Limits | None = None) -> Board:
+    board = Board(defects=defects, limits=limits or Limits())
+    board.create(0)
+    board.create(1)
+    return board
+
+
+@pytest.mark.parametrize(("deviation", "defect", "stimulus"), CASES, ids=[c[2].__name__ for c in CASES])
+def test_defect_is_reported_as_its_deviation(deviation: str, defect: str, stimulus: Stimulus) -> None:
+    board = booted(frozenset({defect}), LIMITS.get(deviation))
+    stimulus(board)
+    state, verdicts = judge(board)
+    assert verdicts, "the defect left no trace"
+    assert {(v.outcome, v.deviation) for v in verdicts} == {(Outcome.DEVIATION, deviation)}, list(
+        map(str, verdicts)
+    )
+    assert all(v.rule in DEVIATIONS[deviation].rules for v in verdicts)
+    assert deviation not in state.tally.stale_deviations()
+
+
+@pytest.mark.parametrize(("deviation", "defect", "stimulus"), CASES, ids=[c[2].__name__ for c in CASES])
+def test_without_the_defect_nothing_is_reported_but_the_stale_entry(
+    deviation: str, defect: str, stimulus: Stimulus
+) -> None:
+    del defect
+    board = booted(frozenset(), LIMITS.get(deviation))
+    stimulus(board)
+    state, verdicts = judge(board)
+    assert not verdicts, list(map(str, verdicts))
+    assert deviation in state.tally.stale_deviations()
+
+
+def test_probe_with_registers_left_is_d10() -> None:
+    board = Board()
+    board.events[1] = replace(board.events[1], regs=(abi.CALLS_UID, 0, 0, 0, 0, 0, 0, 9))  # type: ignore[call-arg]
+    assert isinstance(board.events[1], El3Call)
+    _, verdicts = judge(board)
+    assert [(v.rule, v.deviation) for v in verdicts] == [("LIFE-6", "D10")]
+
+
+def test_page_released_after_d2_is_d2() -> None:
+    board = booted(frozenset({"D2"}))
+    d2_balloon(board)
+    _, verdicts = judge(board)
+    assert [(v.rule, v.deviation) for v in verdicts] == [("MEM-10", "D2")]
+
+
+def test_ground_truth_agrees_that_d1_and_d11_break_isolation() -> None:
+    for defect, stimulus in (("D1", d1), ("D11", d11_hidden)):
+        board = booted(frozenset({defect}))
+        stimulus(board)
+        assert board.world.violations
+        clean = booted(frozenset())
+        stimulus(clean)
+        assert not clean.world.violations
+
+
+def test_a_defect_outside_the_list_is_a_failure() -> None:
+    board = booted(frozenset({"D8"}))
+    d8(board)
+    state = State(deviations={name: d for name, d in DEVIATIONS.items() if name != "D8"})
+    for event in board.events:
+        state, _ = step(state, event)
+    assert state.tally.outcome("STD-3") is Outcome.FAIL
+
+
+def test_the_condition_matters_not_only_the_rule() -> None:
+    """x0 wrong in another way than D8 says is a new finding."""
+    board = booted(frozenset())
+    d8(board)
+    last = board.events[-1]
+    regs = (5, *last.regs[1:])  # type: ignore[union-attr]
+    board.events[-1] = replace(last, regs=regs)  # type: ignore[call-arg]
+    state, verdicts = judge(board)
+    assert [(v.rule, v.outcome) for v in verdicts] == [("STD-3", Outcome.FAIL)]
+    assert state.tally.outcome("STD-3") is Outcome.FAIL
+
+
+def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
+    for deviation in DEVIATIONS.values():
+        assert set(deviation.rules) <= set(RULES)
+        assert deviation.condition
+        assert deviation.stimulus
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11"}
+    assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)

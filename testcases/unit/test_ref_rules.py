@@ -1,0 +1,47 @@
+"""Every rule has one good and one bad trace: the good one passes, the bad one is caught by exactly that rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, step
+from mediator_ref.deviations import Deviation
+from mediator_ref.events import Event
+from mediator_ref.examples import EXAMPLES
+
+CHECKED = [rule.id for rule in RULES.values() if not rule.unobservable]
+
+
+def judge(
+    events: Iterable[Event], *, limits: Limits | None = None, deviations: dict[str, Deviation] | None = None
+) -> tuple[State, list[Verdict]]:
+    state = State(limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations)
+    verdicts: list[Verdict] = []
+    for event in events:
+        state, found = step(state, event)
+        verdicts += found
+    return state, verdicts
+
+
+def test_every_checked_rule_has_an_example() -> None:
+    assert sorted(EXAMPLES) == sorted(CHECKED)
+
+
+@pytest.mark.parametrize("rule", CHECKED)
+def test_good(rule: str) -> None:
+    example = EXAMPLES[rule]
+    state, verdicts = judge(example.good, limits=example.limits)
+    assert not [str(v) for v in verdicts if v.outcome is not Outcome.NOT_CHECKED]
+    assert state.tally.outcome(rule) is Outcome.PASS
+
+
+@pytest.mark.parametrize("rule", CHECKED)
+def test_bad(rule: str) -> None:
+    example = EXAMPLES[rule]
+    state, verdicts = judge(example.bad, limits=example.limits, deviations={})
+    failed = {v.rule for v in verdicts if v.outcome is Outcome.FAIL}
+    assert failed == {rule}, "\n".join(map(str, verdicts))
+    assert state.tally.outcome(rule) is Outcome.FAIL
+    assert not state.tally.deviations
