@@ -8,7 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from framework.board.consoles import Console, Drain
+from framework.board.consoles import Console
+from framework.board.drain import Drain
 from framework.errors import BoardError
 
 _LINE = b"[  123.456789] usb 1-1: a line as long as those of a kernel that has much to tell, number %07d\r\n"

@@ -1,0 +1,2 @@
+"""Virtual boards: their description, device tree, QEMU process, consoles, monitor, and the proof that they
+are gone."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from framework.board import devicetree, janitor, qemu
-from framework.board.consoles import Console, Drain
+from framework.board.consoles import Console
+from framework.board.drain import Drain
 from framework.board.hostspeed import host_factor
 from framework.board.problems import Problem, Sign
 from framework.board.process import Job, QemuProcess
@@ -151,8 +152,14 @@ class Board:
         self.kill()
 
     def kill(self) -> None:
-        """End the board at once and wait until it is gone; may be called twice and on a dead board."""
+        """End the board at once and wait until it is gone; may be called twice and on a dead board.
+
+        From a callback of the drain thread it only begins the end: that thread itself has to see it through.
+        """
         self._wanted_end = True
+        if self._drain is not None and self._drain.is_current:
+            self._running().kill()
+            return
         with self._ending:
             process = self._process
             if process is not None:
@@ -172,10 +179,16 @@ class Board:
             return BoardError("the board was stopped", where=f"board {self.spec.name}")
         tail = "" if self._process is None else "\n" + self._process.log_tail()
         return BoardError(
-            f"the board died: {self.ending}; QEMU said:{tail}",
+            f"the board died: {self.ending}{self._reason()}; QEMU said:{tail}",
             where=f"board {self.spec.name}",
             hint=f"its logs are in {self.run_dir}",
         )
+
+    def _reason(self) -> str:
+        """What QEMU gave as its reason to end, if it had the time to."""
+        events = [] if self._qmp is None else self._qmp.events()
+        reasons = [event["data"]["reason"] for event in events if event["event"] == "SHUTDOWN"]
+        return f" ({reasons[-1]})" if reasons else ""
 
     def resume(self) -> None:
         """Let the virtual CPUs run; the first time, this is power-on and the clock of the consoles begins."""
@@ -270,6 +283,9 @@ class Board:
         for path in self._outputs:
             _give(path, None, uid)
         if self.ram is not None and self.ram.share:
+            # A board from power-on begins with empty RAM, whatever an earlier one left in the file.
+            if not self._incoming:
+                self.ram.path.unlink(missing_ok=True)
             _give(self.ram.path, spec.memory_mib << 20, uid)
         temporary = [self.ram.path] if self.ram is not None and not self.ram.keep else []
         entry = janitor.write_entry(self.id, temporary, self.run_dir)

@@ -1,9 +1,9 @@
 """Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
 something.
 
-One thread per board (:class:`Drain`) reads all its consoles, whether or not anybody is waiting. Everything
-it does per chunk is a handful of C-level scans over the chunk, so the cost per byte does not depend on what
-came before.
+One thread per board (:class:`framework.board.drain.Drain`) reads all its consoles, whether or not anybody
+is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
+does not depend on what came before.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Console:
         self._at_line_start = True
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     @property
     def dropped(self) -> int:
@@ -246,7 +246,11 @@ class Console:
     def feed(self, data: bytes) -> None:
         """Take bytes that came: log them, look for problems, hand them to whoever expects something."""
         self.bytes_seen += len(data)
-        self._write_log(data)
+        try:
+            self._write_log(data)
+        except OSError as error:
+            # A full disk must not stop the board's only reader either.
+            self.alarm(BoardError(f"its log cannot be written: {error}", where=self._where()))
         # Handed on before the watches run: who waits for a line is not held up by who looks at it.
         self._feed.put(data)
         end = data.rfind(b"\n") + 1
@@ -317,84 +321,3 @@ class Console:
             where=self._where(),
             hint=None if end is None else end.hint,
         )
-
-
-class Drain:
-    """The thread that reads all consoles of a board, and any other file descriptors that need the same
-    attention."""
-
-    def __init__(self, name: str) -> None:
-        self._poll = select.epoll()
-        self._consoles: dict[int, Console] = {}
-        self._others: dict[int, Callable[[], bool]] = {}
-        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._poll.register(self._stop_read, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._run, name=f"drain-{name}", daemon=True)
-        self._stopping = threading.Event()
-
-    def add(self, console: Console) -> None:
-        """Read this console from now on."""
-        self._consoles[console.fileno()] = console
-        self._poll.register(console.fileno(), select.EPOLLIN)
-
-    def add_other(self, fd: int, callback: Callable[[], bool]) -> None:
-        """Call ``callback`` when ``fd`` is readable; it returns False when it has seen the end and closed
-        it."""
-        self._others[fd] = callback
-        self._poll.register(fd, select.EPOLLIN)
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
-
-    def drain_rest(self) -> None:
-        """Read what is left in every console; for the drain thread itself, when nothing will be added any
-        more."""
-        for fd, console in list(self._consoles.items()):
-            while console.receive() > 0:
-                continue
-            self._forget(fd)
-
-    def stop(self) -> None:
-        """Have the thread read what is left, end it and wait for it; may be called twice."""
-        if not self._stopping.is_set():
-            # Written first: once the event is set, the thread may close the pipe.
-            os.write(self._stop_write, b"x")
-            self._stopping.set()
-        if self._thread.ident is None:
-            self._release()
-        elif threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            small = True
-            for fd, _ in self._poll.poll():
-                console = self._consoles.get(fd)
-                if console is not None:
-                    count = console.receive()
-                    small = small and count < 256
-                    if count == 0:
-                        self._forget(fd)
-                elif fd in self._others:
-                    small = False
-                    if not self._others[fd]():
-                        del self._others[fd]
-            # A UART arrives byte by byte: without this pause, each byte would wake the thread and take CPU
-            # time from the board. It bounds the wake-ups at 500 a second; a stop ends it at once.
-            if small:
-                self._stopping.wait(0.002)
-        self.drain_rest()
-        self._release()
-
-    def _release(self) -> None:
-        if not self._poll.closed:
-            self._poll.close()
-            os.close(self._stop_read)
-            os.close(self._stop_write)
-
-    def _forget(self, fd: int) -> None:
-        console = self._consoles.pop(fd, None)
-        # A closed file descriptor has left the epoll by itself.
-        if console is not None and console.fileno() >= 0:
-            self._poll.unregister(fd)

@@ -73,6 +73,9 @@ class Survivor:
     role: str
     process: ProcessId
 
+    def __str__(self) -> str:
+        return f"{self.role} {self.process.pid} of board {self.board_id}"
+
 
 @dataclass(frozen=True)
 class Leftover:
@@ -80,6 +83,9 @@ class Leftover:
 
     board_id: str
     path: Path
+
+    def __str__(self) -> str:
+        return f"{self.path} of board {self.board_id}"
 
 
 def boards_folder() -> Path:
@@ -165,8 +171,7 @@ class Janitor:
 
     def assert_clean(self) -> None:
         """Raise BoardError, naming each, when something of a board without an owner is left."""
-        left = [f"{item.role} {item.process.pid} of board {item.board_id}" for item in self.survivors()]
-        left += [f"{item.path} of board {item.board_id}" for item in self.leftovers()]
+        left = [str(item) for item in [*self.survivors(), *self.leftovers()]]
         if left:
             raise BoardError(
                 "boards outlived their owner: " + ", ".join(left),

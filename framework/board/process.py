@@ -68,7 +68,7 @@ class QemuProcess:
             json.dumps(wish),
         ]
         try:
-            with job.log.open("ab") as log:
+            with job.log.open("wb") as log:
                 self._sitter = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,

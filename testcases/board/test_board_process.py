@@ -169,6 +169,13 @@ def test_qemu_killed_from_outside_is_told_at_once_and_by_its_signal(make: Make) 
     assert board.exit_code == -9
 
 
+def test_end_of_its_own_accord_is_told_with_the_reason(make: Make) -> None:
+    board = make().start()
+    board.qmp.execute("system_reset")
+    with pytest.raises(BoardError, match=r"QEMU ended with exit status 0 \(host-qmp-system-reset\)"):
+        board.consoles["dom0"].expect(b"never", idle_timeout=600)
+
+
 def test_sitter_killed_takes_qemu_with_it(make: Make) -> None:
     board = make().start()
     pid = board.pid
@@ -230,6 +237,17 @@ def test_panic_of_xen_is_a_crash_for_everyone_who_waits(make: Make) -> None:
         board.consoles["dom0"].expect(b"never", idle_timeout=60)
     assert [(problem.kind, problem.console) for problem in seen] == [("xen-panic", "xen")]
     assert board.problems == seen
+
+
+def test_board_may_be_killed_from_a_callback(make: Make) -> None:
+    board = make(PANIC)
+    board.on_problem(lambda _problem: board.kill())
+    board.start()
+    with pytest.raises((BoardError, GuestCrash)):
+        board.consoles["dom0"].expect(b"never", idle_timeout=600)
+    assert gone(board.pid)
+    board.kill()
+    assert not board.alive
 
 
 def test_qemu_has_no_privilege(make: Make) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.board.consoles import Console, Drain, strip_ansi
+from framework.board.consoles import Console, strip_ansi
+from framework.board.drain import Drain
 from framework.errors import BoardError, GuestCrash
 
 STAMP = re.compile(rb"^\[ *\d+\.\d{3}\] ", re.MULTILINE)
@@ -230,3 +231,16 @@ def test_what_nobody_expects_is_bounded_and_stays_in_the_log(
     wire.finish()
     assert wire.console.dropped >= 200_000
     assert wire.console.log.read_bytes().count(b"y") == 300_000
+
+
+def test_full_disk_is_told_and_the_console_still_drains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.board.consoles.host_factor", lambda: 1.0)
+    (tmp_path / "test.log").symlink_to("/dev/full")
+    wire = Wire(tmp_path)
+    wire.far.sendall(b"one\ntwo\n")
+    wire.console.expect(b"two", idle_timeout=2)
+    with pytest.raises(BoardError, match=r"log cannot be written.*No space left"):
+        wire.console.expect(b"never", idle_timeout=5)
+    wire.close()

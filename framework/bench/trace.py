@@ -1,0 +1,66 @@
+"""How fast traces are written and read, without a board: synthetic records through the plugin's own sink."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.errors import InfrastructureError
+from framework.trace.build import SOURCES, run_compiler
+from framework.trace.reader import Reader
+from framework.trace.stats import collect
+
+_RECORD_BYTES = 256
+"""About a guest call with its registers and a short message."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSpeed:
+    """Records per second: from a loop to a closed file, read as events, and read, folded and counted."""
+
+    written: float
+    read: float
+    counted: float
+    bytes_per_record: float
+
+
+def compile_sink_bench(folder: Path, *, compiler: str = "cc") -> Path:
+    """The program that drives the plugin's sink."""
+    program = folder / "sink_bench"
+    sources = [str(SOURCES / "bench" / "sink_bench.c"), str(SOURCES / "sink.c")]
+    run_compiler([compiler, "-std=gnu11", "-O2", "-o", str(program), *sources, "-lpthread", "-ldl"])
+    return program
+
+
+def sink_throughput(program: Path, path: Path, records: int = 1_000_000, size: int = _RECORD_BYTES) -> float:
+    """Records per second that the plugin's sink takes, compresses and writes to ``path``, closing included."""
+    command = [str(program), str(path), str(records), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InfrastructureError(f"the sink benchmark failed: {done.stderr.strip()}", where=str(path))
+    result = json.loads(done.stdout)
+    if result["lost"]:
+        raise InfrastructureError(f"the sink lost {result['lost']} records", where=str(path))
+    return float(result["records"] / result["seconds"])
+
+
+def trace_speed(folder: Path | None = None, records: int = 1_000_000) -> TraceSpeed:
+    """Measure all three on a file in ``folder`` (default: a temporary one)."""
+    with tempfile.TemporaryDirectory(prefix="medcheck-bench-", dir=folder) as name:
+        path = Path(name) / "bench.mct"
+        written = sink_throughput(compile_sink_bench(Path(name)), path, records)
+        begin = time.perf_counter()
+        count = sum(1 for _ in Reader(path).events())
+        read = count / (time.perf_counter() - begin)
+        begin = time.perf_counter()
+        collect(Reader(path).events())
+        counted = count / (time.perf_counter() - begin)
+        return TraceSpeed(written, read, counted, path.stat().st_size / records)
+
+
+if __name__ == "__main__":
+    print(trace_speed())
