@@ -1,0 +1,108 @@
+"""``summary.md`` and the terminal's last lines: the verdict, the guests, what failed, and how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from framework.report.model import outcome
+from framework.report.text import duration, one_line, plural
+
+_LISTED = 10
+_VERDICTS = {"pass": "PASS", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
+
+
+def summary(content: Mapping[str, Any], *, terminal: bool = True) -> str:
+    """Summarise a ``report.json`` document for a terminal, or (``terminal=False``) as Markdown for a CI page.
+
+    The two differ only in that Markdown's own characters are escaped where guests or users wrote them.
+    """
+    return "\n".join(_lines(content, one_line if terminal else _escaped)) + "\n"
+
+
+def headline(content: Mapping[str, Any]) -> str:
+    """The verdict's reason in one sentence."""
+    if content["verdict"] == "pass":
+        ran = [guest["xtest"]["totals"] for guest in content["guests"] if guest["xtest"]]
+        cases, subtests = sum(t["cases"] for t in ran), sum(t["subtests"] for t in ran)
+        skipped = sum(t["skipped"] for t in ran)
+        text = (
+            f"{plural(cases, 'xtest case')} with {plural(subtests, 'subtest')} passed in "
+            f"{plural(len(ran), 'guest')} at the same time"
+        )
+        if skipped:
+            text += f"; {skipped:,} skipped"
+        if "conformance" in content:
+            text += f"; {plural(content['conformance']['events_checked'], 'event')} conform"
+        return text + "."
+    reason = one_line((content["reason"] or "No reason was recorded").strip())
+    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
+
+
+def failures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Each case that did not pass, as (guest, case, first error line), in the order of the run."""
+    for guest in content["guests"]:
+        for case in (guest["xtest"] or {"cases": []})["cases"]:
+            bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]
+            if outcome(case["status"]) in ("fail", "lost") or bad:
+                named = next((sub for sub in bad if sub["error"]), None)
+                yield guest["name"], case, f"{named['id']}: {named['error']}" if named else case["status"]
+
+
+def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
+    yield f"**{_VERDICTS[content['verdict']]}** {text(headline(content))}"
+    yield ""
+    names = [text(guest["name"]) for guest in content["guests"]]
+    width = max([len("guest"), *map(len, names)])
+    yield f"| {'guest':<{width}} |  cases | failed | subtests | failed | skipped |     time |"
+    yield f"|:{'-' * width}-|-------:|-------:|---------:|-------:|--------:|---------:|"
+    for name, guest in zip(names, content["guests"], strict=True):
+        if guest["xtest"] is None:
+            yield f"| {name:<{width}} |      – |      – |        – |      – |       – |        – |"
+            continue
+        t = guest["xtest"]["totals"]
+        seconds = sum(case["seconds"] or 0 for case in guest["xtest"]["cases"])
+        yield (
+            f"| {name:<{width}} | {t['cases']:>6} | {t['cases_failed']:>6} | {t['subtests']:>8} | "
+            f"{t['subtests_failed']:>6} | {t['skipped']:>7} | {duration(seconds):>8} |"
+        )
+    yield from _failure_lines(content, text)
+    yield from _conformance_lines(content)
+    yield ""
+    yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{_code(content['reproduce'])}`"
+
+
+def _failure_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
+    found = list(failures(content))
+    if found or content["problems"]:
+        yield ""
+    for name, case, error in found[:_LISTED]:
+        yield f"- {text(name)} {text(case['id'])} {text(case['title'])}: {text(error)}"
+    if len(found) > _LISTED:
+        yield f"- {plural(len(found) - _LISTED, 'more failed case')} in the report"
+    for problem in content["problems"][:_LISTED]:
+        yield f"- {text(problem['kind'])} on console {text(problem['console'])}: {text(problem['text'])}"
+    if len(content["problems"]) > _LISTED:
+        yield f"- {plural(len(content['problems']) - _LISTED, 'more problem')} on consoles in the report"
+
+
+def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    if "conformance" not in content:
+        return
+    conformance = content["conformance"]
+    seen = sum(deviation["status"] == "seen" for deviation in conformance["deviations"])
+    yield ""
+    yield (
+        f"Conformance: {plural(conformance['events_checked'], 'event')} checked, "
+        f"{plural(len(conformance['nonconformances']), 'nonconformance')}, {plural(seen, 'known deviation')} seen."
+    )
+
+
+def _escaped(text: str) -> str:
+    """Guest text as one line that Markdown shows as it is: CI summaries render this file."""
+    plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{char}" if char in "\\`*[]|!" else char for char in plain)
+
+
+def _code(text: str) -> str:
+    return one_line(text).replace("`", "'")

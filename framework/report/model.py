@@ -1,0 +1,195 @@
+"""The content of a report. Plain frozen dataclasses: whoever runs something converts its results into these.
+
+Times are in seconds; times "since power-on" share the clock of the console logs. Status words are kept as the
+source printed them; :func:`outcome` sorts them into the four kinds that a report tells apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Verdict = Literal["pass", "fail", "infrastructure"]
+Outcome = Literal["pass", "fail", "skip", "lost"]
+RuleVerdict = Literal["pass", "fail", "deviation", "not checked", "not exercised"]
+
+_OUTCOMES: Mapping[str, Outcome] = {
+    "ok": "pass", "pass": "pass", "passed": "pass",
+    "fail": "fail", "failed": "fail",
+    "skip": "skip", "skipped": "skip",
+}  # fmt: skip
+
+
+def outcome(status: str) -> Outcome:
+    """Sort a status word; ``lost`` is everything that never reached an end (a crash, a cut stream, a new word)."""
+    return _OUTCOMES.get(status.strip().lower(), "lost")
+
+
+@dataclass(frozen=True)
+class SubtestReport:
+    """One xtest subtest, e.g. ``regression_1004.3``; ``error`` is its first error line."""
+
+    id: str
+    status: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """One xtest case; ``seconds`` None if it never ended."""
+
+    id: str
+    title: str
+    status: str
+    seconds: float | None
+    subtests: tuple[SubtestReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class TotalsReport:
+    """Sums over one guest. ``agree``: xtest's own summary says the same as what was counted from its stream."""
+
+    cases: int
+    cases_failed: int
+    subtests: int
+    subtests_failed: int
+    skipped: int = 0
+    agree: bool = True
+
+
+@dataclass(frozen=True)
+class XtestReport:
+    """What xtest did in one guest; ``exit_code`` None if it never ended."""
+
+    cases: tuple[CaseReport, ...]
+    totals: TotalsReport
+    exit_code: int | None
+
+    @property
+    def good(self) -> bool:
+        """Whether something ran, all of it passed or was skipped, and xtest itself says so too."""
+        return (
+            bool(self.cases)
+            and self.exit_code == 0
+            and self.totals.agree
+            and self.totals.cases_failed == 0
+            and self.totals.subtests_failed == 0
+            and all(outcome(case.status) in ("pass", "skip") for case in self.cases)
+        )
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """One guest of the board. ``slowdown``: its xtest time over that of a guest alone, where both were measured."""
+
+    name: str
+    domid: int | None = None
+    xtest: XtestReport | None = None
+    slowdown: float | None = None
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """One part of the stack under test; ``origin`` is ``pinned``, ``built`` or ``user``."""
+
+    name: str
+    version: str
+    sha256: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class ConsoleReport:
+    """One console and its log: lines that begin with ``[%10.3f] ``, seconds since power-on."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A phase of the run and when it ended, in seconds since power-on."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A panic, assertion or stall that a console showed: the line's text, when (since power-on), and its number."""
+
+    kind: str
+    console: str
+    text: str
+    at: float | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """One rule of the reference: how often it was checked and how often it did not hold."""
+
+    id: str
+    title: str
+    severity: str
+    verdict: RuleVerdict
+    checked: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class NonconformanceReport:
+    """One event that broke a rule; ``explanation`` is the whole story as preformatted text."""
+
+    rule: str
+    event: str
+    expected: str
+    observed: str
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class DeviationReport:
+    """A known difference. ``report_privately``: to the vendor's security team before anybody publishes it."""
+
+    id: str
+    rule: str
+    status: Literal["seen", "not seen"]
+    evidence: str = ""
+    report_privately: bool = False
+
+
+@dataclass(frozen=True)
+class ConformanceReport:
+    """What the reference mediator had to say about the trace."""
+
+    events_checked: int
+    rules: tuple[RuleReport, ...] = ()
+    nonconformances: tuple[NonconformanceReport, ...] = ()
+    deviations: tuple[DeviationReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``.
+
+    ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files of the
+    report's folder worth naming; ``reproduce`` is the command line.
+    """
+
+    verdict: Verdict
+    profile: str
+    started: str
+    seconds: float
+    stack: tuple[ComponentReport, ...]
+    guests: tuple[GuestReport, ...]
+    reproduce: str
+    reason: str | None = None
+    host: Mapping[str, object] = field(default_factory=dict)
+    timings: tuple[Timing, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    consoles: tuple[ConsoleReport, ...] = ()
+    artifacts: tuple[Path, ...] = ()
+    conformance: ConformanceReport | None = None
