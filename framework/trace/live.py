@@ -161,22 +161,32 @@ class LiveConsumer:
         self.path.unlink(missing_ok=True)
 
     def _receive(self) -> tuple[int, int, bytes]:
-        head = self._take(_HEADER.size)
-        length, kind, flags = _HEADER.unpack(head)
+        if not self._buffer and self._connection is not None:
+            # While a vCPU waits, messages come one by one: hand the bytes on without buffering them.
+            part = self._recv()
+            if len(part) >= _HEADER.size:
+                length, kind, flags = _HEADER.unpack_from(part)
+                if len(part) == _HEADER.size + length:
+                    return kind, flags, part[_HEADER.size :]
+            self._buffer += part
+        length, kind, flags = _HEADER.unpack(self._take(_HEADER.size))
         return kind, flags, self._take(length)
 
-    def _take(self, count: int) -> bytes:
+    def _recv(self) -> bytes:
         if self._connection is None:
             raise UsageError("accept() must come first")
+        try:
+            part = self._connection.recv(_RECEIVE)
+        except OSError as error:
+            raise EOFError from error
+        if not part:
+            raise EOFError
+        return part
+
+    def _take(self, count: int) -> bytes:
         buffer = self._buffer
         while len(buffer) < count:
-            try:
-                part = self._connection.recv(_RECEIVE)
-            except (ConnectionError, OSError) as error:
-                raise EOFError from error
-            if not part:
-                raise EOFError
-            buffer += part
+            buffer += self._recv()
         found = bytes(buffer[:count])
         del buffer[:count]
         return found

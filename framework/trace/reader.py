@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from framework.trace.format import (
 )
 
 _SCAN = 1 << 20
+_ESSENTIALS = struct.Struct("<IB3xQ")
+"""Length, kind and sequence number of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.truncated = False
         self._offset = 0
+        self._zstd = zstandard.ZstdDecompressor()
         with self._open() as stream:
             self._segment_header(stream)
 
@@ -184,12 +188,16 @@ class Reader:
             return
         payload = stream.read(stored)
         whole = len(payload) == stored
-        if not whole:
+        torn = -1 if whole else payload.find(SEGMENT_MAGIC)
+        if torn >= 0:
+            self._damage("a chunk is torn: a later run was appended behind its first half")
+            stream.seek(self._offset + CHUNK.size + torn)
+            payload = payload[:torn]
+        elif not whole:
             self._cut("in the middle of a chunk")
         elif zlib.crc32(payload) != crc:
-            self._damage(
-                f"a chunk of {count} records, from number {first}, is damaged: its CRC does not match"
-            )
+            self._damage(f"a chunk of {count} records, from {first}, is damaged: its CRC does not match")
+            self._resync(stream, self._offset + CHUNK.size)  # its length may be what is damaged
             return
         yield from self._split(self._unpack(codec, payload, raw_size, whole), whole)
 
@@ -197,7 +205,11 @@ class Reader:
         """The chunk's records; of a chunk that was cut, all that its remaining bytes give."""
         unpackers: dict[int, Callable[[], bytes]] = {
             Codec.NONE: lambda: payload,
-            Codec.ZSTD: lambda: zstandard.ZstdDecompressor().decompressobj().decompress(payload),
+            Codec.ZSTD: lambda: (
+                self._zstd.decompress(payload, max_output_size=raw_size)
+                if whole
+                else self._zstd.decompressobj().decompress(payload)
+            ),
             Codec.ZLIB: lambda: zlib.decompressobj().decompress(payload),
         }
         if codec not in unpackers:
@@ -218,9 +230,9 @@ class Reader:
     def _split(self, raw: bytes, whole: bool) -> Iterator[bytes]:
         segment = self.segments[-1]
         by_kind = segment.by_kind
-        at, end, head = 0, len(raw), RECORD.size
+        at, end, head, unpack = 0, len(raw), RECORD.size, _ESSENTIALS.unpack_from
         while at + head <= end:
-            length = int.from_bytes(raw[at : at + 4], "little")
+            length, kind, seq = unpack(raw, at)
             if length < head or length & 7 or at + length > end:
                 if whole:
                     self._damage(
@@ -229,8 +241,6 @@ class Reader:
                 return
             record = raw[at : at + length]
             at += length
-            kind = record[4]
-            seq = int.from_bytes(record[8:16], "little")
             if seq != segment.last_seq + 1:
                 self._damage(
                     f"records {segment.last_seq + 1} to {seq - 1} are missing"
