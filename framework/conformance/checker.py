@@ -1,0 +1,260 @@
+"""The checker: records of a trace in, verdicts out. The same code live and from a file, so the same verdicts."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from framework.conformance.explain import describe_event, expected_observed, explain_verdict, replay_command
+from framework.conformance.observe import Observer
+from framework.conformance.result import (
+    DEVIATION,
+    FAIL,
+    NOT_CHECKED,
+    NOT_EXERCISED,
+    NOT_SEEN,
+    PASS,
+    SEEN,
+    ConformanceResult,
+    DeviationSeen,
+    Nonconformance,
+    RuleResult,
+)
+from framework.progress import Progress, Silent
+from framework.trace.event import Event as Record
+from framework.trace.reader import Reader
+from mediator_ref import DEVIATIONS, RULES, Deviation, Limits, Outcome, State, Verdict, step
+from mediator_ref.events import DomainDestroyed, End, Event, GuestCall
+
+HISTORY = 12
+"""Events of a domain that an explanation shows."""
+KEPT = 20
+"""Nonconformances of one rule that are kept with their explanations; all are counted."""
+_REASONS = 10
+_STEP = 4096
+_NUMBERS = re.compile(r"(#|0x)[0-9a-f]+|\b\d+\b")
+
+
+class Checker:
+    """Checks one trace as it comes. :meth:`feed` it every record in order, then ask for the :meth:`result`.
+
+    ``limits``: those of the mediator under test (Xen's by default). ``deviations``: the known ones; an empty mapping
+    makes each a nonconformance. ``source``: the trace file, for the replay command. Memory is bounded by the domains,
+    calls and buffers that are alive, not by the length of the trace.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        deviations: Mapping[str, Deviation] | None = None,
+        source: str = "",
+    ) -> None:
+        self._state = State(
+            limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations
+        )
+        self._observer = Observer()
+        self._source = source
+        self._history: dict[int | None, deque[Event]] = {}
+        self._found: list[Nonconformance] = []
+        self._kept: Counter[str] = Counter()
+        self._evidence: dict[str, str] = {}
+        self._notes: list[str] = []
+        self._last_seq = 0
+        self._finished = False
+
+    @property
+    def nonconformances(self) -> Sequence[Nonconformance]:
+        """Those found so far, the first of each rule up to a limit."""
+        return tuple(self._found)
+
+    def feed(self, record: Record) -> Sequence[Verdict]:
+        """Check one record; returns the nonconformances and deviations it decided. Never raises on its content."""
+        decided: Sequence[Verdict] = ()
+        for event in self._observer.observe(record):
+            verdicts = self._step(event)
+            if verdicts:
+                decided = [*decided, *verdicts]
+        return decided
+
+    def tell(self, event: Event) -> Sequence[Verdict]:
+        """Check something the trace does not show: a frame released, what a dead domain left behind."""
+        return self._step(event)
+
+    def gap(self, reason: str) -> None:
+        """Say that records are missing here."""
+        self._step(self._observer.gap(reason))
+
+    def finish(self, board_alive: bool | None = None) -> None:
+        """The trace ends; ``board_alive`` says whether Xen was still running. Further calls do nothing."""
+        if not self._finished:
+            self._finished = True
+            self._step(End(self._last_seq, board_alive))
+
+    def result(self, more_gaps: Iterable[str] = ()) -> ConformanceResult:
+        """What was found up to here."""
+        tally = self._state.tally
+        return ConformanceResult(
+            events_checked=tally.events,
+            rules=tuple(self._rule(id_) for id_ in RULES),
+            nonconformances=tuple(self._found),
+            deviations=tuple(self._deviations()),
+            gaps=(*self._observer.gaps, *more_gaps),
+            notes=tuple(self._notes),
+        )
+
+    def _step(self, event: Event) -> Sequence[Verdict]:
+        domid = getattr(event, "domid", None)
+        self._last_seq = event.seq
+        history = self._history.get(domid)
+        if history is None:
+            history = self._history[domid] = deque(maxlen=HISTORY)
+        history.append(event)
+        try:
+            self._state, verdicts = step(self._state, event)
+        except Exception as error:  # the reference promises not to; if it does, the rest is still worth checking
+            self._internal_error(event, error)
+            return ()
+        found: list[Verdict] = []
+        if verdicts:
+            found = [v for v in verdicts if v.outcome in (Outcome.FAIL, Outcome.DEVIATION)]
+            for verdict in found:
+                self._take(verdict, event, history)
+        if type(event) is DomainDestroyed:
+            del self._history[domid]
+        return found
+
+    def _internal_error(self, event: Event, error: Exception) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"the reference failed at record {event.seq} ({type(error).__name__}: {error}, "
+            f"{Path(where.filename).name}:{where.lineno}); this is a defect of medcheck"
+        )
+        self._notes.append(text)
+        self._state.out.clear()
+        step(self._state, self._observer.gap(text))
+
+    # What is kept of a verdict
+
+    def _take(self, verdict: Verdict, event: Event, history: deque[Event]) -> None:
+        if verdict.outcome is Outcome.DEVIATION and verdict.deviation in self._evidence:
+            return
+        if verdict.outcome is Outcome.FAIL:
+            self._kept[verdict.rule] += 1
+            if self._kept[verdict.rule] > KEPT:
+                return
+        segment, record = self._observer.place(event.seq)
+        place = f"record {record}" if segment == 1 else f"record {record} of run {segment}"
+        cause = next((e for e in history if type(e) is GuestCall and e.seq == verdict.cause), None)
+        story = explain_verdict(
+            verdict, event, cause, list(history)[:-1], place, replay_command(self._source, segment, record)
+        )
+        if verdict.deviation is not None:
+            self._evidence[verdict.deviation] = story
+            return
+        expected, observed = expected_observed(verdict)
+        self._found.append(
+            Nonconformance(
+                verdict.rule, record, verdict.domid, describe_event(event), expected, observed, story, segment
+            )
+        )
+
+    # Totals
+
+    def _rule(self, id_: str) -> RuleResult:
+        tally, rule = self._state.tally, RULES[id_]
+        passed, failed = tally.passes[id_], tally.fails[id_]
+        deviations = sum(n for (name, _), n in tally.deviations.items() if name == id_)
+        reasons: Counter[str] = Counter()
+        for (name, reason), count in tally.not_checked.items():
+            if name == id_:
+                reasons[_NUMBERS.sub("N", reason)] += count
+        unchecked = sum(reasons.values())
+        words = [
+            f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(_REASONS)
+        ]
+        if rule.unobservable:
+            words = [rule.unobservable]
+        verdict = NOT_EXERCISED
+        if failed:
+            verdict = FAIL
+        elif deviations:
+            verdict = DEVIATION
+        elif passed:
+            verdict = PASS
+        elif unchecked or rule.unobservable:
+            verdict = NOT_CHECKED
+        return RuleResult(
+            id_, rule.title, rule.severity.value, verdict, passed, failed, deviations, unchecked, tuple(words)
+        )
+
+    def _deviations(self) -> Iterable[DeviationSeen]:
+        tally = self._state.tally
+        for known in self._state.deviations.values():
+            rules = {rule: n for (rule, name), n in tally.deviations.items() if name == known.id}
+            if rules:
+                yield DeviationSeen(
+                    known.id,
+                    ", ".join(rules),
+                    SEEN,
+                    self._evidence[known.id],
+                    sum(rules.values()),
+                    known.disclosure,
+                )
+            elif tally.absent[known.id]:
+                yield DeviationSeen(
+                    known.id,
+                    ", ".join(known.rules),
+                    NOT_SEEN,
+                    f"listed, but not there any more: its condition ({known.condition}) was met "
+                    f"{tally.absent[known.id]} times and the mediator did the right thing",
+                    tally.absent[known.id],
+                    known.disclosure,
+                )
+
+
+def check_file(
+    path: Path | str,
+    progress: Progress | None = None,
+    *,
+    limits: Limits | None = None,
+    deviations: Mapping[str, Deviation] | None = None,
+    board_alive: bool | None = None,
+    until: Callable[[Record, int], bool] | None = None,
+) -> ConformanceResult:
+    """Check a trace file from beginning to end; damaged parts are skipped and reported as gaps.
+
+    ``until`` ends it early, after the record (and run of the plugin) it is true for. Raises
+    :class:`framework.errors.TraceError` when the file cannot be read at all.
+    """
+    checker = Checker(limits=limits, deviations=deviations, source=str(path))
+    reader = Reader(path, recover=True)
+    records = iter(reader.events())
+    stopped = False
+    with (progress or Silent()).task(f"checking {Path(path).name}", unit="records") as task:
+        while batch := list(islice(records, _STEP)):
+            for record in batch:
+                checker.feed(record)
+                if until is not None and until(record, len(reader.segments)):
+                    stopped = True
+                    break
+            task.advance(len(batch))
+            if stopped:
+                break
+    if not stopped:
+        checker.finish(board_alive)
+    return checker.result(() if stopped else _file_gaps(reader))
+
+
+def _file_gaps(reader: Reader) -> Iterable[str]:
+    """What the file itself says is wrong with it."""
+    for problem in reader.problems:
+        yield f"the file, at byte {problem.offset}: {problem.text}"
+    for number, segment in enumerate(reader.segments, start=1):
+        if segment.counters is None:
+            run = "" if len(reader.segments) == 1 else f" of run {number}"
+            yield f"the closing record{run} is missing: whether records are missing at the end is not known"

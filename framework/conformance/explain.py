@@ -1,0 +1,216 @@
+"""Words for people: an event, a nonconformance with its story, a rule with its examples."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from framework.errors import UsageError
+from mediator_ref import DEVIATIONS, RULES, Deviation, Rule, State, Verdict, abi, step
+from mediator_ref.describe import describe_arg, describe_call, describe_return
+from mediator_ref.events import (
+    DomainCreated,
+    DomainDestroyed,
+    El3Call,
+    El3Return,
+    End,
+    Event,
+    FrameReleased,
+    Gap,
+    GuestCall,
+    GuestReturn,
+    PageView,
+    Start,
+)
+
+
+def _who(domid: int | None, vcpu: int) -> str:
+    return "Xen itself" if domid is None else f"d{domid}v{vcpu}"
+
+
+def _answer(regs: Sequence[int]) -> str:
+    text = f"x0={regs[0]:#x} {describe_return(regs[0])}"
+    if abi.is_rpc(regs[0] & abi.U32):
+        text += f" x1:x2={abi.pair(regs[1], regs[2]):#x} thread={regs[3] & abi.U32}"
+    return text
+
+
+def describe_event(event: Event) -> str:
+    """One line: who did what, in the words of the ABI."""
+    match event:
+        case GuestCall():
+            how = event.conduit if not event.imm else f"{event.conduit} #{event.imm:#x}"
+            return f"{_who(event.domid, event.vcpu)} {how}: {describe_call(event.regs)}"
+        case El3Call():
+            return f"{_who(event.domid, event.vcpu)} Xen -> EL3: {describe_call(event.regs)}"
+        case El3Return():
+            return f"{_who(event.domid, event.vcpu)} EL3 -> Xen: {_answer(event.regs)}"
+        case GuestReturn():
+            what = "undefined-instruction exception" if event.undef else _answer(event.regs)
+            return f"{_who(event.domid, event.vcpu)} Xen -> guest: {what}"
+        case DomainCreated():
+            return f"domain {event.domid} exists"
+        case DomainDestroyed():
+            return f"domain {event.domid} is gone"
+        case FrameReleased():
+            return f"domain {event.domid} lost frame {event.mfn:#x}"
+        case Gap():
+            return f"events are missing: {event.reason}"
+        case Start():
+            return "the trace begins in the middle" if event.mid_stream else "the trace begins with the boot"
+        case End():
+            return "the trace ends"
+
+
+def _messages(event: Event) -> list[str]:
+    """The message an event carries, decoded; nothing for events without one."""
+    if isinstance(event, GuestCall) and abi.fid_of(event.regs[0]) == abi.CALL_WITH_ARG:
+        return _page("argument", event.mem.get(abi.pair(event.regs[1], event.regs[2])))
+    if isinstance(event, El3Call) and abi.fid_of(event.regs[0]) == abi.CALL_WITH_ARG:
+        return _page("shadow argument", event.shadow.get(abi.pair(event.regs[1], event.regs[2])))
+    return []
+
+
+def _page(name: str, page: PageView | bytes | None) -> list[str]:
+    data = page.data if isinstance(page, PageView) else page
+    if data is None:
+        return []
+    first, *rest = describe_arg(data).splitlines()
+    return [f"{name}: {first}", *rest]
+
+
+def expected_observed(verdict: Verdict) -> tuple[str, str]:
+    """What was due and what was there, field by field."""
+    if not verdict.differences:
+        return RULES[verdict.rule].title, verdict.reason
+    return (
+        "; ".join(f"{d.field} = {d.expected}" for d in verdict.differences),
+        "; ".join(f"{d.field} = {d.observed}" for d in verdict.differences),
+    )
+
+
+def replay_command(source: str, segment: int, record: int) -> str:
+    """A command line that decides this record again from the trace file; empty without a file."""
+    if not source:
+        return ""
+    run = f" --segment {segment}" if segment > 1 else ""
+    return f"medcheck check {shlex.quote(source)} --record {record}{run}"
+
+
+def explain_verdict(
+    verdict: Verdict, event: Event, cause: Event | None, history: Iterable[Event], place: str, replay: str
+) -> str:
+    """The whole story of one nonconformance or deviation.
+
+    ``place`` names the record, ``history`` are the domain's last events, oldest first, ``replay`` a command line.
+    """
+    rule = RULES[verdict.rule]
+    lines = [f"{rule.id} ({rule.severity.value}): {rule.title}", f"  source: {rule.source}"]
+    if verdict.deviation is not None:
+        lines.append(f"  known deviation {verdict.deviation}: {DEVIATIONS[verdict.deviation].title}")
+    lines.append(f"  {place}: {describe_event(event)}")
+    lines += [f"    {line}" for line in _messages(event)]
+    if cause is not None and cause is not event:
+        lines.append(f"  because of record {cause.seq}: {describe_event(cause)}")
+        lines += [f"    {line}" for line in _messages(cause)]
+    if verdict.reason:
+        lines.append(f"  what is wrong: {verdict.reason}")
+    lines += [f"  {d.field}: expected {d.expected}, observed {d.observed}" for d in verdict.differences]
+    if verdict.state:
+        lines.append(f"  domain {verdict.domid}: {verdict.state}")
+    told = [f"    {e.seq}: {describe_event(e)}" for e in history]
+    if told:
+        lines += ["  last events of the domain:", *told]
+    if replay:
+        lines.append(f"  replay: {replay}")
+    return "\n".join(lines)
+
+
+# `medcheck explain`
+
+
+def explain_rule(name: str) -> str:
+    """A rule (``STD-6``) with its source and examples, or a known deviation (``D8``).
+
+    Raises :class:`UsageError` for a name that is neither.
+    """
+    name = name.upper()
+    if name in RULES:
+        return "\n".join(_rule(RULES[name]))
+    if name in DEVIATIONS:
+        return "\n".join(_deviation(DEVIATIONS[name]))
+    raise UsageError(f"there is no rule or deviation {name}", hint="`medcheck explain` lists them")
+
+
+def list_rules() -> str:
+    """One line per rule and per known deviation."""
+    lines = [f"{rule.id:<8} {rule.severity.value:<13} {rule.title}" for rule in RULES.values()]
+    return "\n".join([*lines, "", *(f"{d.id:<8} {'deviation':<13} {d.title}" for d in DEVIATIONS.values())])
+
+
+def _rule(rule: Rule) -> list[str]:
+    from mediator_ref.examples import EXAMPLES  # made on import, which takes a moment
+
+    lines = [f"{rule.id}: {rule.title}", f"severity: {rule.severity.value}", f"source: {rule.source}"]
+    if rule.sections:
+        lines.append(f"specification: section {', '.join(rule.sections)}")
+    if rule.requirements:
+        lines.append(f"review requirements: {', '.join(rule.requirements)}")
+    if rule.needs:
+        lines.append(f"needs: {rule.needs}; without it the rule is not checked")
+    known = [d for d in DEVIATIONS.values() if rule.id in d.rules]
+    lines += [f"known deviation {d.id}: {d.title}" for d in known]
+    if rule.unobservable:
+        return [*lines, f"cannot be checked from outside: {rule.unobservable}"]
+    example = EXAMPLES.get(rule.id)
+    if example is None:
+        return lines
+    lines += ["", "good:", *_told(example.good, _shared(example.good, example.bad))]
+    lines += ["", "bad:", *_told(example.bad, _shared(example.bad, example.good))]
+    state = State(limits=example.limits, deviations={})
+    for event in example.bad:
+        state, verdicts = step(state, event)
+        lines += [f"  -> {verdict}" for verdict in verdicts if verdict.rule == rule.id]
+    return lines
+
+
+def _shared(events: Sequence[Event], other: Sequence[Event]) -> int:
+    """Events at the beginning that tell nothing: those that both traces have, but for the last call."""
+    same = 0
+    while same < min(len(events), len(other)) and events[same] == other[same]:
+        same += 1
+    starts = [i for i, e in enumerate(events[: same + 1]) if isinstance(e, GuestCall)]
+    return max(0, min(starts[-1] if starts else same, len(events) - 4))
+
+
+def _told(events: Sequence[Event], skip: int) -> list[str]:
+    lines = [f"  ({skip} events before)"] if skip else []
+    for event in events[skip:]:
+        lines.append(f"  {event.seq}: {describe_event(event)}")
+        lines += [f"      {line}" for line in _messages(event)]
+    return lines
+
+
+def _deviation(known: Deviation) -> list[str]:
+    lines = [
+        f"{known.id}: {known.title}",
+        f"severity: {known.severity.value}",
+        f"breaks: {', '.join(known.rules)}",
+        f"where: Xen {known.where} ({known.versions})",
+        f"counts only when: {known.condition}",
+        f"provoke it: {known.stimulus}",
+        f"status: {known.status}",
+    ]
+    if known.disclosure:
+        lines.append("an isolation finding: report it to the Xen security team before publishing details")
+    return lines
+
+
+__all__ = [
+    "describe_event",
+    "expected_observed",
+    "explain_rule",
+    "explain_verdict",
+    "list_rules",
+    "replay_command",
+]

@@ -1,0 +1,248 @@
+"""From what a trace records to what the reference is told: one :class:`~framework.trace.event.Event` at a time.
+
+Nothing is judged here and nothing is made up. What a record does not show is absent from the event, and what does not
+follow from the record before becomes a :class:`~mediator_ref.events.Gap`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from framework.trace.event import Event
+from framework.trace.format import BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
+from mediator_ref import abi
+from mediator_ref.events import (
+    DomainCreated,
+    DomainDestroyed,
+    El3Call,
+    El3Return,
+    Gap,
+    GuestCall,
+    GuestReturn,
+    PageKind,
+    PageView,
+    Start,
+)
+from mediator_ref.events import Event as RefEvent
+
+_CALL, _EL3_CALL, _EL3_RETURN, _RETURN = (
+    int(kind) for kind in (Kind.GUEST_CALL, Kind.EL3_CALL, Kind.EL3_RETURN, Kind.GUEST_RETURN)
+)
+_CREATE, _KILL, _DESTROY = (int(k) for k in (Kind.DOMAIN_CREATE, Kind.DOMAIN_KILL, Kind.DOMAIN_DESTROY))
+_IGNORED = frozenset({int(Kind.DOORBELL), int(Kind.COUNTERS)})
+_NOT_TEE, _AARCH32 = int(Flag.NOT_TEE), int(Flag.AARCH32)
+_GUEST = frozenset(
+    int(k) for k in (BlockKind.GUEST_ARG, BlockKind.GUEST_LIST, BlockKind.GUEST_RPC, BlockKind.GUEST_ALLOC)
+)
+_SHADOW = frozenset(int(k) for k in (BlockKind.SHADOW_ARG, BlockKind.SHADOW_LIST, BlockKind.SHADOW_RPC))
+_TRANSLATIONS = int(BlockKind.TRANSLATIONS)
+_UNMAPPED = int(BlockFlag.UNMAPPED)
+_OFFSET = PAGE - 1
+_NO_TRANSLATION = 0xF
+_EMPTY: dict[int, PageView] = {}
+_NO_SHADOW: dict[int, bytes] = {}
+_UNMAPPED_PAGE = PageView(PageKind.UNMAPPED)
+_P2M_RAM_RW, _P2M_RAM_RO, _P2M_LAST = 1, 2, 11
+_INSTRUCTION = 4
+
+Malformed = (struct.error, IndexError, ValueError)
+"""What decoding a record of gibberish may raise."""
+
+
+def page_kind(pte: int) -> PageKind | None:
+    """A page's kind from its stage-2 leaf entry; None for a p2m type this version of Xen does not have."""
+    number = pte >> 55 & 0xF
+    if number == _P2M_RAM_RW:
+        return PageKind.RAM_RW
+    if number == _P2M_RAM_RO:
+        return PageKind.RAM_RO
+    return PageKind.OTHER if number <= _P2M_LAST else None
+
+
+class Observer:
+    """Turns the records of one trace, in order, into events of the reference.
+
+    ``seq`` of an event is the record's number plus the numbers of all runs of the plugin before
+    (:meth:`place` takes it apart again). :attr:`gaps` says in words what is missing. The memory it holds is one entry
+    per vCPU in a call and per domain.
+    """
+
+    def __init__(self) -> None:
+        self.gaps: list[str] = []
+        self._bases = [0]
+        self._last = 0
+        self._begun = False
+        self._lost_attribution = False
+        self._calls: dict[tuple[int, int], int] = {}
+        self._unannounced: set[int] = set()
+
+    def place(self, seq: int) -> tuple[int, int]:
+        """Run of the plugin (from 1) and record number behind an event's ``seq``."""
+        segment = len(self._bases)
+        while segment > 1 and seq <= self._bases[segment - 1]:
+            segment -= 1
+        return segment, seq - self._bases[segment - 1]
+
+    def gap(self, reason: str) -> Gap:
+        """Something is missing before the next record: noted, and an event for the reference."""
+        if len(self.gaps) < 100:
+            self.gaps.append(reason)
+        self._calls.clear()
+        return Gap(self._bases[-1] + self._last, reason)
+
+    def observe(self, record: Event) -> Iterable[RefEvent]:
+        """The events one record stands for: usually one."""
+        number = record.seq
+        events: list[RefEvent] = []
+        if number != self._last + 1 or not self._begun:
+            self._discontinuity(record, events)
+        self._last = number
+        seq = self._bases[-1] + number
+        kind = record.kind
+        if kind in (_CALL, _EL3_CALL, _EL3_RETURN, _RETURN):
+            if record.raw_flags & _NOT_TEE:
+                return events
+            try:
+                self._smc(record, kind, seq, events)
+            except Malformed as error:
+                events.append(self.gap(f"record {number} is malformed: {error}"))
+        elif kind in (_CREATE, _KILL, _DESTROY):
+            self._domain(kind, record.subject, seq, events)
+        elif kind not in _IGNORED:
+            events.append(self.gap(f"record {number} has the unknown kind {kind}"))
+        return events
+
+    def _discontinuity(self, record: Event, events: list[RefEvent]) -> None:
+        number, last = record.seq, self._last
+        if not self._begun:
+            self._begun = True
+            mid = not _at_boot(record)
+            self._last = number - 1
+            if mid:
+                self.gaps.append(
+                    f"the trace starts in the middle, at record {number}: domains, calls, RPC pages and shared buffers "
+                    "may exist that were never seen to come; what rests on them is not checked until it was seen anew"
+                )
+            events.append(Start(number, mid))
+        elif number == 1 and last:
+            self._bases.append(self._bases[-1] + last)
+            self._last = 0
+            self._unannounced.clear()
+            events.append(self.gap("a new run of the trace plugin begins; what happened before it was not recorded"))
+        elif number > last:
+            missing = f"record {last + 1} is" if number == last + 2 else f"records {last + 1} to {number - 1} are"
+            events.append(self.gap(f"{missing} missing"))
+        else:
+            events.append(self.gap(f"record {number} follows record {last}"))
+            # Numbers must go on growing for the reference, whatever the file says.
+            self._bases.append(self._bases[-1] + last - number + 1)
+
+    def _smc(self, record: Event, kind: int, seq: int, events: list[RefEvent]) -> None:
+        domid, vcpu = record.domain, record.vcpu
+        regs = record.regs
+        if len(regs) < 8:
+            raise ValueError(f"it has {len(regs)} registers")
+        if domid is None or vcpu is None:
+            if kind in (_CALL, _RETURN):
+                self._unattributed(record, events)
+                return
+            vcpu = -1 - record.cpu  # Xen's own calls while no domain runs: one at a time on each processor
+            mem, shadow = _memory(record)
+            made = El3Call if kind == _EL3_CALL else El3Return
+            events.append(made(seq, vcpu, None, regs, shadow, mem))
+            return
+        self._lost_attribution = False
+        mem, shadow = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW)
+        if kind == _EL3_CALL:
+            events.append(El3Call(seq, vcpu, domid, regs, shadow, mem))
+        elif kind == _EL3_RETURN:
+            events.append(El3Return(seq, vcpu, domid, regs, shadow, mem))
+        elif kind == _CALL:
+            if domid in self._unannounced:
+                self._unannounced.discard(domid)
+                events.append(DomainCreated(seq, domid))
+            self._calls[domid, vcpu] = record.pc
+            events.append(
+                GuestCall(
+                    seq, vcpu, domid, regs, mem, record.conduit, record.imm, bool(record.raw_flags & _AARCH32)
+                )
+            )
+        else:
+            called_at = self._calls.pop((domid, vcpu), None)
+            # Xen steps over a trapped SMC itself, HVC does so by architecture; anywhere else is an exception vector.
+            undef = called_at is not None and record.pc not in (called_at, called_at + _INSTRUCTION)
+            events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef))
+
+    def _unattributed(self, record: Event, events: list[RefEvent]) -> None:
+        """A guest's call without a domain cannot be paired with anything."""
+        if self._lost_attribution:
+            return
+        self._lost_attribution = True
+        events.append(
+            self.gap(
+                f"from record {record.seq} on, calls of guests whose domain is not known "
+                "(a trace without Xen's symbols says nothing about domains)"
+            )
+        )
+
+    def _domain(self, kind: int, domid: int, seq: int, events: list[RefEvent]) -> None:
+        if kind == _CREATE:
+            # Xen has only begun to create it; OP-TEE may still refuse. It exists once it runs, or is killed.
+            self._unannounced.add(domid)
+            return
+        if domid in self._unannounced and kind == _KILL:
+            self._unannounced.discard(domid)
+            events.append(DomainCreated(seq, domid))
+        if kind == _DESTROY:
+            self._unannounced.discard(domid)
+            for key in [key for key in self._calls if key[0] == domid]:
+                del self._calls[key]
+            events.append(DomainDestroyed(seq, domid))
+
+
+def _at_boot(record: Event) -> bool:
+    """Whether a trace that begins with this record saw Xen boot: the mediator's probe comes before everything else,
+    and if the first record is a domain's creation it is dom0's."""
+    if record.kind == _EL3_CALL and record.nregs >= 8 and not record.parent and record.seq == 1:
+        return abi.fid_of(record.regs[0]) in abi.PROBE_FIDS or bool(record.raw_flags & _NOT_TEE)
+    return record.kind == _CREATE and record.subject == 0 and record.seq == 1
+
+
+def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
+    """Guest pages by IPA and pages of the hypervisor by MA."""
+    raw = record.raw
+    at, end = RECORD.size + record.nregs * 8, len(raw)
+    mem: dict[int, PageView] = {}
+    shadow: dict[int, bytes] = {}
+    unpack, head = BLOCK.unpack_from, BLOCK.size
+    for _ in range(record.nblocks):
+        kind, flags, _level, _index, size, length, _count, ipa, ma, pte, _cookie = unpack(raw, at)
+        start = at + head
+        at = start + (length + 7 & ~7)
+        if at > end or length > size and kind != _TRANSLATIONS:
+            raise ValueError("a block lies outside it")
+        if kind in _SHADOW:
+            if size == PAGE:
+                shadow[ma & ~_OFFSET] = raw[start : start + length].ljust(PAGE, b"\0")
+        elif kind in _GUEST:
+            page = ipa & ~_OFFSET
+            if flags & _UNMAPPED:
+                mem[page] = _UNMAPPED_PAGE
+            else:
+                data = raw[start : start + length].ljust(PAGE, b"\0") if size == PAGE else None
+                mem[page] = PageView(page_kind(pte), ma >> 12, data)
+        elif kind == _TRANSLATIONS:
+            _translations(raw[start : start + length], mem)
+    return mem, shadow
+
+
+def _translations(data: bytes, mem: dict[int, PageView]) -> None:
+    for ipa, ma, pte in TRANSLATION.iter_unpack(data):
+        page = ipa & ~_OFFSET
+        if page in mem:
+            continue
+        if ma & _OFFSET == _NO_TRANSLATION:
+            mem[page] = _UNMAPPED_PAGE
+        else:
+            mem[page] = PageView(page_kind(pte), ma >> 12)

@@ -1,0 +1,109 @@
+"""What a check found out, as plain data: for the report, the command line and tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PASS = "pass"
+FAIL = "fail"
+DEVIATION = "deviation"
+NOT_CHECKED = "not checked"
+NOT_EXERCISED = "not exercised"
+SEEN = "seen"
+NOT_SEEN = "not seen"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """One rule over the whole trace.
+
+    ``verdict`` is the worst that happened: ``fail``, ``deviation``, ``pass``, ``not checked`` (there was something to
+    check and it never could be), ``not exercised`` (nothing the rule is about happened). ``passed`` and ``failed``
+    count checks, ``deviations`` those explained by a listed deviation, ``not_checked`` those that could not be made,
+    for the ``not_checked_reasons`` given.
+    """
+
+    id: str
+    title: str
+    severity: str
+    verdict: str
+    passed: int
+    failed: int
+    deviations: int = 0
+    not_checked: int = 0
+    not_checked_reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nonconformance:
+    """Something the mediator did that it should not have done, and no listed deviation explains it.
+
+    ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, counted from 1),
+    ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines.
+    """
+
+    rule: str
+    seq: int
+    domid: int | None
+    event: str
+    expected: str
+    observed: str
+    explanation: str
+    segment: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviationSeen:
+    """A listed deviation that had its occasion.
+
+    ``status`` is ``seen`` (``count`` times; ``evidence`` is the first time) or ``not seen``: its condition was there
+    ``count`` times and the mediator did the right thing, so the list is out of date for this mediator.
+    ``report_privately``: an isolation finding that goes to the vendor's security team before it is published.
+    """
+
+    id: str
+    rule: str
+    status: str
+    evidence: str
+    count: int
+    report_privately: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConformanceResult:
+    """Everything a check found.
+
+    ``gaps`` names what is missing from the trace and what was assumed instead. ``nonconformances`` holds the first of
+    each rule up to a limit; :attr:`failed` counts all.
+    """
+
+    events_checked: int
+    rules: tuple[RuleResult, ...]
+    nonconformances: tuple[Nonconformance, ...] = ()
+    deviations: tuple[DeviationSeen, ...] = ()
+    gaps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def failed(self) -> int:
+        """Checks that failed without a listed deviation."""
+        return sum(rule.failed for rule in self.rules)
+
+    @property
+    def verdict(self) -> str:
+        """``fail``, ``pass``, or ``not checked`` when no rule could be checked at all."""
+        if self.failed:
+            return FAIL
+        return PASS if any(rule.verdict in (PASS, DEVIATION) for rule in self.rules) else NOT_CHECKED
+
+    def rule(self, id_: str) -> RuleResult:
+        """The result of one rule. Raises KeyError for an id that does not exist."""
+        for rule in self.rules:
+            if rule.id == id_:
+                return rule
+        raise KeyError(id_)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json`` and ``report.json``: the fields, and ``verdict``."""
+        return {"verdict": self.verdict, **asdict(self)}
