@@ -35,7 +35,7 @@ def compile_sink_bench(folder: Path, *, compiler: str = "cc") -> Path:
 
 
 def sink_throughput(program: Path, path: Path, records: int = 1_000_000, size: int = _RECORD_BYTES) -> float:
-    """Records per second that the plugin's sink takes, compresses and writes to ``path``, closing included."""
+    """Records per second that the sink takes, compresses and writes to ``path``, closing included."""
     command = [str(program), str(path), str(records), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -68,7 +68,8 @@ def test_a_file_cut_at_any_byte_gives_its_whole_records(tmp_path: Path, codec: C
 
 
 def _chunk_end(whole: bytes, size: int) -> int:
-    """The end of the last chunk that ends at or before ``size``: a cut there cannot be told from a short trace."""
+    """The end of the last chunk that ends at or before ``size``: a cut there cannot be told from a short
+    trace."""
     at = SEGMENT.size + SEGMENT.unpack_from(whole)[5]
     while at < size:
         at += CHUNK.size + CHUNK.unpack_from(whole, at)[2]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from framework.trace.event import Event
-from framework.trace.format import Codec, Flag, Kind
 from framework.trace.format import BlockKind as B
+from framework.trace.format import Codec, Flag, Kind
 from framework.trace.writer import Writer, pack_block, pack_record
 from mediator_ref import abi
 
