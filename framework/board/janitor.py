@@ -12,6 +12,8 @@ import os
 import re
 import select
 import signal
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,19 +52,35 @@ class ProcessId:
 
         A later user of the pid is never hit.
         """
+        return self._with_handle(_kill)
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait for its end, for ``seconds`` at most; return whether it is gone."""
+        self._with_handle(lambda handle: _ended(handle, max(0.0, seconds)))
+        return not self.alive
+
+    def _with_handle(self, action: Callable[[int], bool]) -> bool:
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return False
         try:
-            if not self.alive:
-                return False
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            return bool(select.select([handle], [], [], _KILL_SECONDS)[0])
-        except ProcessLookupError:
-            return False
+            # Looked at after the handle was taken: from here on the handle means this process or none.
+            return self.alive and action(handle)
         finally:
             os.close(handle)
+
+
+def _ended(handle: int, seconds: float) -> bool:
+    return bool(select.select([handle], [], [], seconds)[0])
+
+
+def _kill(handle: int) -> bool:
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return _ended(handle, _KILL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -169,8 +187,14 @@ class Janitor:
             leftover.path.unlink(missing_ok=True)
         return [*survivors, *leftovers]
 
-    def assert_clean(self) -> None:
-        """Raise BoardError, naming each, when something of a board without an owner is left."""
+    def assert_clean(self, seconds: float = 10.0) -> None:
+        """Raise BoardError, naming each, when something of a board without an owner is left.
+
+        An owner may have died a moment ago: processes have ``seconds`` to follow it.
+        """
+        end = time.monotonic() + seconds
+        for survivor in self.survivors():
+            survivor.process.wait_end(end - time.monotonic())
         left = [str(item) for item in [*self.survivors(), *self.leftovers()]]
         if left:
             raise BoardError(

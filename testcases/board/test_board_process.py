@@ -78,9 +78,9 @@ def emulator() -> Bundle:
     if given:
         return GivenQemu(given)
     from framework.artifacts.cache import BuildCache
-    from framework.artifacts.lock import Lock
     from framework.artifacts.qemu_bundle import qemu_bundle
 
+    from framework.artifacts.lock import Lock
     from framework.paths import cache_root
     from framework.session import open_store
 
@@ -109,7 +109,8 @@ def make(emulator: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     yield make_board
     for board in boards:
         board.kill()
-    Janitor().assert_clean()
+    ids = {board.id for board in boards}
+    assert [str(item) for item in Janitor().survivors() if item.board_id in ids] == []
     assert Janitor().boards() == []
 
 
@@ -212,7 +213,6 @@ time.sleep(600)
     owner.wait()
     owner.stdout.close()
     assert all(gone(pid) for pid in processes)
-    Janitor().assert_clean()
 
 
 def test_command_line_that_qemu_refuses_is_quoted(make: Make) -> None:
