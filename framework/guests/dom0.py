@@ -1,0 +1,106 @@
+"""The control domain: ready when it says so, driven over SSH, with its console as evidence and as the way in
+when the network is not."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+from framework.errors import GuestCrash, GuestError
+from framework.guests.crash import BoardLike, ConsoleLike, Watch
+from framework.guests.ssh import Completed, SshClient
+from framework.guests.xl import Xl
+
+READY = rb"medcheck: dom0 ready"
+PANIC = rb"Kernel panic - not syncing[^\r\n]*"
+CONSOLE = "dom0"
+ADDRESS = "192.168.77.1"
+"""dom0's address on the guests' bridge."""
+
+
+class Dom0:
+    """dom0 of one board. ``key`` is the client's private key, ``host_key`` the public line of the only host
+    key that is accepted."""
+
+    def __init__(self, board: BoardLike, key: Path, *, host_key: str | None = None) -> None:
+        self.board = board
+        self.key = key
+        self.host_key = host_key
+        self.xl = Xl(lambda command, stdin: self.run(command, stdin=stdin))
+        self._ssh: SshClient | None = None
+        self._watch: Watch | None = None
+        self._markers = itertools.count(1)
+
+    @property
+    def console(self) -> ConsoleLike:
+        """dom0's own console (a virtio console, not Xen's)."""
+        return self.board.consoles[CONSOLE]
+
+    @property
+    def ssh(self) -> SshClient:
+        """The connection to dom0; connects at first use."""
+        if self._ssh is None:
+            self._ssh = SshClient(
+                "127.0.0.1", self.board.ssh_port, self.key, host_key=self.host_key, name="dom0"
+            )
+            self._ssh.alive = self.check_alive
+        return self._ssh
+
+    def wait_ready(self, idle_timeout: float = 60.0) -> None:
+        """Wait until dom0's userland is up and answers over SSH.
+
+        Raises GuestCrash when its kernel panics, BoardError when its console stays silent for
+        ``idle_timeout`` seconds (scaled).
+        """
+        match = self.console.expect([READY, PANIC], idle_timeout)
+        if match[0] != READY:
+            raise GuestCrash(f"dom0: {match[0].decode(errors='replace')}", where=f"console {CONSOLE}")
+        self.ssh.connect()
+
+    def check_alive(self) -> None:
+        """Raise GuestCrash or BoardError when dom0, or something it needs, died since the first call."""
+        if self._watch is None:
+            self._watch = Watch(self.board, "dom0", CONSOLE, 0)
+        self._watch.check()
+
+    def run(self, command: str, *, stdin: bytes = b"", idle_timeout: float = 60.0) -> Completed:
+        """Run a command in dom0: over SSH, or on the console if no connection can be made.
+
+        Raises GuestError when neither answers.
+        """
+        try:
+            self.ssh.connect()
+        except GuestError as unreachable:
+            if stdin:
+                raise
+            try:
+                return self.run_on_console(command, idle_timeout=idle_timeout)
+            except Exception as error:
+                raise unreachable from error
+        return self.ssh.run(command, stdin=stdin, idle_timeout=idle_timeout)
+
+    def run_on_console(self, command: str, *, idle_timeout: float = 60.0) -> Completed:
+        """Run a command by typing it on dom0's console; its output (stdout and stderr together) may have
+        kernel messages between its lines."""
+        # The quotes in the middle keep the typed line, which is echoed, from looking like the answer.
+        marker = f"medcheck-{next(self._markers)}"
+        head, tail = marker[:4], marker[4:]
+        console = self.console
+        console.sendline(
+            f"echo \"{head}\"\"{tail}-begin\"; ( {command} ) 2>&1; echo \"{head}\"\"{tail}-end $?\""
+        )
+        console.expect([re.escape(marker.encode()) + rb"-begin\r?\n"], idle_timeout)
+        match = console.expect([re.escape(marker.encode()) + rb"-end (\d+)\r?\n"], idle_timeout)
+        output = console.before.replace(b"\r\n", b"\n")
+        return Completed(command, "dom0's console", int(match[1]), output, b"")
+
+    def reconnect(self) -> None:
+        """Connect anew: connections do not survive the saving and restoring of a board."""
+        self.ssh.close()
+        self.ssh.connect()
+
+    def close(self) -> None:
+        """End the connection; may be called twice."""
+        if self._ssh is not None:
+            self._ssh.close()

@@ -1,0 +1,341 @@
+"""Runs xtest in a guest, or in several at the same time, and tells what came of every case and subtest.
+
+A run ends with a result even when the guest dies in the middle: the case that was running is ``crashed`` and
+:attr:`XtestResult.crash` names what was seen, with the end of the console that told it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from framework.board.hostspeed import host_factor
+from framework.errors import GuestCrash, GuestError, MedcheckError, UsageError
+from framework.guests.crash import Watch
+from framework.guests.ssh import Alive, SshClient, always_alive
+from framework.guests.xtest_parser import Case, CaseDone, Event, Subtest, Totals, XtestParser
+
+__all__ = ["Case", "Subtest", "XtestGuest", "XtestResult", "run_xtest", "run_xtest_in_all"]
+
+IDLE_TIMEOUT = 240.0
+"""Seconds (scaled) without any output after which a run hangs: several times the longest silence seen in a
+good one."""
+
+_FIRST_LOOK = 5.0
+_LOG_HEAD = 1 << 20
+_SECURITY = re.compile(r"0xffff000f\b", re.IGNORECASE)
+_REVISION = re.compile(rb"optee: revision (\S+)|OP-TEE version: (\S+)")
+_CASE = re.compile(r"[A-Za-z0-9_]+")
+_SUITE = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
+
+
+class XtestGuest(Protocol):
+    """What a run needs of a guest; :class:`framework.guests.linux.LinuxGuest` is one."""
+
+    name: str
+    ssh: SshClient
+    watch: Watch
+
+    def check_alive(self) -> None:
+        """Raise GuestCrash or BoardError when it died; cheap."""
+
+    def check_domain(self) -> None:
+        """Ask the toolstack whether the domain lives; raises GuestCrash if not."""
+
+    def diagnose(self, what: str) -> GuestCrash:
+        """Raise or return the reason why it does not answer."""
+
+    def logs(self) -> list[bytes]:
+        """The beginnings of its own console's log and OP-TEE's."""
+
+
+@dataclass(frozen=True)
+class XtestResult:
+    """One run. ``totals`` holds xtest's own counts (``subtests``, ``subtests_failed``, ``cases``,
+    ``cases_failed``, ``skipped``; None if xtest did not come so far) and ``agree``: whether they, the exit
+    code and the request fit what was seen line by line. xtest's "subtests" are single checks.
+    ``exit_code`` is None after a crash, else the number of failed cases modulo 256. ``problems`` are
+    sentences for the reader."""
+
+    guest: str
+    cases: tuple[Case, ...]
+    totals: dict[str, int | bool | None]
+    exit_code: int | None
+    problems: tuple[str, ...]
+    seconds: float
+    crash: GuestCrash | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether everything asked for ran and passed and all counts agree."""
+        return (
+            self.crash is None
+            and self.exit_code == 0
+            and bool(self.totals["agree"])
+            and bool(self.cases)
+            and all(case.status in ("ok", "skipped") for case in self.cases)
+        )
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not good, in one sentence (a crash brings its console's last lines along)."""
+        if self.good:
+            return None
+        if self.crash is not None:
+            return self.crash.what
+        bad = [case for case in self.cases if case.status not in ("ok", "skipped")]
+        said = self.problems[0] if self.problems else ""
+        if bad:
+            first = f"{len(bad)} of {len(self.cases)} cases failed, first {bad[0].id}: {bad[0].error}"
+            return f"{said}; {first}" if said else first
+        return said or f"xtest ended with exit code {self.exit_code} after {len(self.cases)} cases"
+
+
+def run_xtest(
+    guest: XtestGuest,
+    cases: Sequence[str] | None = None,
+    *,
+    suite: str = "regression",
+    level: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+    alive: Alive = always_alive,
+    idle_timeout: float = IDLE_TIMEOUT,
+) -> XtestResult:
+    """Run ``cases`` of xtest (``1004`` or ``regression_1004``; None: the whole suite) and follow its output.
+
+    ``on_event`` gets every case and subtest as it begins and ends. Raises UsageError for a case that cannot
+    be one, GuestError or BoardError when the infrastructure failed; a guest that crashes is a result.
+    """
+    wanted = case_ids(cases, suite)
+    command = shlex.join(["xtest", "-l", str(int(level)), "-t", suite, *wanted])
+    run = _Run(guest, alive, on_event)
+    begin = time.monotonic()
+    crash: GuestCrash | None = None
+    code: int | None = None
+    try:
+        # The shell stays, so that an xtest that dies of a signal gives an exit code, too.
+        stream = guest.ssh.stream(f"{command}; exit $?", idle_timeout=idle_timeout, alive=run.check)
+        for line in stream:
+            run.feed(line)
+        code = stream.rc
+    except GuestCrash as death:
+        crash = death
+    except GuestError as silence:
+        crash = _named(guest, silence)
+    run.close()
+    crash = _placed(crash, run.died_in)
+    return _result(guest, run.parser, wanted, code, crash, time.monotonic() - begin)
+
+
+def run_xtest_in_all(
+    guests: Sequence[XtestGuest],
+    cases: Sequence[str] | None = None,
+    *,
+    suite: str = "regression",
+    level: int = 0,
+    on_event: Callable[[str, Event], None] | None = None,
+    on_case: Callable[[str, Case], None] | None = None,
+    alive: Alive = always_alive,
+    idle_timeout: float = IDLE_TIMEOUT,
+) -> dict[str, XtestResult]:
+    """Run the same cases in all guests at the same time; results by guest name, in the order of ``guests``.
+
+    The callbacks get the guest's name first and are never called by two threads at once. A guest that
+    crashes does not stop the others; an infrastructure failure or an interrupt stops all and is raised.
+    """
+    case_ids(cases, suite)
+    for guest in guests:
+        guest.ssh.connect()
+    stop, one_at_a_time = threading.Event(), threading.Lock()
+    results: dict[str, XtestResult] = {}
+    failures: list[BaseException] = []
+
+    def check() -> None:
+        if stop.is_set():
+            raise _StoppedError("stopped")
+        alive()
+
+    def tell(name: str, event: Event) -> None:
+        with one_at_a_time:
+            if on_event is not None:
+                on_event(name, event)
+            if on_case is not None and isinstance(event, CaseDone):
+                on_case(name, event.case)
+
+    def work(guest: XtestGuest) -> None:
+        try:
+            results[guest.name] = run_xtest(
+                guest, cases, suite=suite, level=level, idle_timeout=idle_timeout, alive=check,
+                on_event=lambda event: tell(guest.name, event),
+            )  # fmt: skip
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=work, args=(guest,), name=f"xtest-{guest.name}", daemon=True)
+        for guest in guests
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+    if failures:
+        raise next((error for error in failures if not isinstance(error, _StoppedError)), failures[0])
+    return {guest.name: results[guest.name] for guest in guests}
+
+
+def case_ids(cases: Sequence[str] | None, suite: str = "regression") -> list[str]:
+    """Full case ids, each once.
+
+    xtest matches substrings of ids: ``1004`` alone would run ``pkcs11_1004``, too, but no full id lies
+    within another one. Raises UsageError for what cannot be a case of ``suite``.
+    """
+    if not _SUITE.fullmatch(suite):
+        raise UsageError(f"'{suite}' is no xtest suite", hint="such as regression, or regression+pkcs11")
+    result = []
+    for case in cases or ():
+        if not _CASE.fullmatch(case):
+            raise UsageError(f"'{case}' is no xtest case", hint="such as 1004, 4006_rsa or regression_1004")
+        if case[0].isdigit():
+            if "+" in suite:
+                full = f"{suite.partition('+')[0]}_{case}"
+                raise UsageError(f"'{case}' could be of any suite", hint=f"such as {full}")
+            case = f"{suite}_{case}"
+        result.append(case)
+    return list(dict.fromkeys(result))
+
+
+class _StoppedError(MedcheckError):
+    """Another guest's failure, or the user, stopped this run; never seen outside."""
+
+
+class _Run:
+    """One guest's parser, fed and watched."""
+
+    def __init__(self, guest: XtestGuest, alive: Alive, on_event: Callable[[Event], None] | None) -> None:
+        self.parser = XtestParser()
+        self.died_in: str | None = None
+        self._guest = guest
+        self._alive = alive
+        self._on_event = on_event or (lambda _event: None)
+        self._last = time.monotonic()
+        self._look_after = _FIRST_LOOK
+
+    def feed(self, line: bytes) -> None:
+        """Take a line that has just come."""
+        self._last = time.monotonic()
+        self._look_after = _FIRST_LOOK
+        for event in self.parser.feed(line, self._last):
+            self._on_event(event)
+
+    def check(self) -> None:
+        """Raise if anything died; in a silence also ask dom0, less and less often, because a domain that
+        vanished leaves its connection open."""
+        self._alive()
+        self._guest.check_alive()
+        if time.monotonic() - self._last > self._look_after * host_factor():
+            self._look_after *= 2
+            self._guest.check_domain()
+
+    def close(self) -> None:
+        """No more lines come."""
+        self.died_in = self.parser.running
+        for event in self.parser.finish(time.monotonic()):
+            self._on_event(event)
+
+
+def _named(guest: XtestGuest, silence: GuestError) -> GuestCrash:
+    try:
+        return guest.diagnose(silence.what)
+    except GuestCrash as death:
+        return death
+
+
+def _placed(crash: GuestCrash | None, place: str | None) -> GuestCrash | None:
+    if crash is None or place is None:
+        return crash
+    first, newline, rest = crash.what.partition("\n")
+    placed = GuestCrash(f"in {place}: {first}{newline}{rest}", where=crash.where, hint=crash.hint)
+    placed.__cause__ = crash
+    return placed
+
+
+def _result(
+    guest: XtestGuest, parser: XtestParser, wanted: Sequence[str], code: int | None, crash: GuestCrash | None,
+    seconds: float,
+) -> XtestResult:  # fmt: skip
+    disagreements = list(_disagreements(parser, wanted, code)) if crash is None else []
+    causes = [cause for cause in (_fatal(parser), _other_release(guest, parser)) if cause]
+    return XtestResult(
+        guest.name,
+        tuple(parser.cases),
+        _totals(parser.totals, agree=crash is None and not disagreements),
+        code,
+        (*causes, *disagreements, *parser.problems),
+        seconds,
+        crash,
+    )
+
+
+def _totals(totals: Totals, *, agree: bool) -> dict[str, int | bool | None]:
+    return {
+        "subtests": totals.checks,
+        "subtests_failed": totals.checks_failed,
+        "cases": totals.cases,
+        "cases_failed": totals.cases_failed,
+        "skipped": totals.cases_skipped,
+        "agree": agree,
+    }
+
+
+def _disagreements(parser: XtestParser, wanted: Sequence[str], code: int | None) -> Iterator[str]:
+    if parser.fatal is not None:
+        return
+    totals = parser.totals
+    if totals.cases is None or totals.checks is None:
+        ending = f"exit code {code}" + (f" (signal {code - 128})" if code is not None and code > 128 else "")
+        yield f"xtest ended with {ending} before it gave its totals; its last line: {parser.last_line!r}"
+        return
+    yield from parser.disagreements()
+    if totals.cases_failed is not None and code != totals.cases_failed % 256:
+        yield f"xtest counts {totals.cases_failed} failed test cases, its exit code is {code}"
+    if totals.aborted:
+        yield "xtest aborted its suite"
+    ran = [case.id for case in parser.cases]
+    for name in wanted:
+        if not any(name in case for case in ran):
+            yield f"this xtest has no case {name}"
+    for case in ran:
+        if wanted and not any(name in case for name in wanted):
+            yield f"{case} ran, but nobody asked for it"
+
+
+def _fatal(parser: XtestParser) -> str | None:
+    if parser.fatal is None:
+        return None
+    if "TEE context" in parser.fatal:
+        return f"{parser.fatal}: the guest has no /dev/tee0 (no OP-TEE, or its driver is not loaded)"
+    return parser.fatal
+
+
+def _other_release(guest: XtestGuest, parser: XtestParser) -> str | None:
+    """Trusted applications are signed with a key of the OP-TEE release that they were built with."""
+    refused = [case for case in parser.cases if case.error and _SECURITY.search(case.error)]
+    if not refused:
+        return None
+    found = [match for log in guest.logs() if (match := _REVISION.search(log[:_LOG_HEAD]))]
+    release = (found[0][1] or found[0][2]).decode(errors="replace") if found else "(release unknown)"
+    return (
+        f"OP-TEE {release} refuses xtest's trusted applications in {len(refused)} cases,"
+        f" first {refused[0].id} (TEEC_OpenSession: 0xffff000f TEEC_ERROR_SECURITY, the signature does not"
+        " verify): xtest and its TAs must come from the same release and signing key as OP-TEE OS"
+    )
