@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from framework.board.consoles import Console
 from framework.board.drain import Drain
+from framework.board.hostspeed import host_factor
 from framework.errors import BoardError
 
-_LINE = b"[  123.456789] usb 1-1: a line as long as those of a kernel that has much to tell, number %07d\r\n"
+# A process of its own, as QEMU is: a thread would take the console's time.
+_WRITER = """
+import socket, sys
+line = b"[  123.456789] usb 1-1: a line as long as those of a kernel that has much to tell, number %07d\\r\\n"
+block = b"".join(line % number for number in range(1000))
+end = socket.socket(fileno=int(sys.argv[1]))
+for _ in range(int(sys.argv[2]) * 1_000_000 // len(block) + 1):
+    end.sendall(block)
+end.sendall(b"this is the end\\r\\n")
+"""
 
 
 def console_throughput(megabytes: int = 128) -> float:
-    """Return the speed of one console in MB/s (10**6 bytes): first byte sent to match at the very end."""
-    block = b"".join(_LINE % number for number in range(1000))
-    count = megabytes * 1_000_000 // len(block) + 1
+    """Return the speed of one console in MB/s (10**6 bytes), first byte to the match at the end."""
+    host_factor()
     ours, theirs = socket.socketpair()
     with tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder:
         begin = time.monotonic()
         console = Console("bench", ours, Path(folder) / "bench.log", lambda: time.monotonic() - begin)
         drain = Drain("bench")
         drain.add(console)
-        drain.start()
-
-        def write() -> None:
-            for _ in range(count):
-                theirs.sendall(block)
-            theirs.sendall(b"this is the end\r\n")
-
-        writer = threading.Thread(target=write, name="bench-writer")
-        writer.start()
-        try:
-            console.expect(b"this is the end\r\n", idle_timeout=30)
-            return console.bytes_seen / 1e6 / (time.monotonic() - begin)
-        finally:
-            writer.join()
-            drain.stop()
-            theirs.close()
-            console.close(BoardError("the measurement is over"))
+        command = [sys.executable, "-I", "-S", "-c", _WRITER, str(theirs.fileno()), str(megabytes)]
+        with theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+            drain.start()
+            try:
+                console.expect(rb"123\.456789\]", idle_timeout=30)
+                first = time.monotonic()
+                console.expect(rb"this is the end\r\n", idle_timeout=30)
+                return console.bytes_seen / 1e6 / (time.monotonic() - first)
+            finally:
+                drain.stop()
+                console.close(BoardError("the measurement is over"))
 
 
 if __name__ == "__main__":
