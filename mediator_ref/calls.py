@@ -140,10 +140,10 @@ def forwarded(state: State, p: Pending, event: El3Call) -> None:
     _shadow_argument(state, p, d, event, call)
     if d.translation is not None and d.translation.cookies:
         state.ok("MEM-1")
-    commit(p, d.translation, known)
     if known is not None and known.error:
         for deviation in blamed(domain, known):
             state.absent(deviation)
+    commit(p, d.translation, known)
 
 
 def _should_not(state: State, p: Pending, d: Decision, known: Translation | None, event: El3Call) -> None:

@@ -21,7 +21,8 @@ _POINTER = abi.HEADER_SIZE + 8
 class Reply:
     """A guest's reply, read. ``refusal``: why its buffer cannot be shared; ``generic``: why OP-TEE gets an error.
 
-    ``plain_address``: it carries an address nobody translates. ``renamed``: its cmd is not that of the request.
+    ``plain_address``: it carries an address nobody translates. ``renamed``: its cmd is not that of the request;
+    ``misleading``: and that would decide whether its address is translated.
     """
 
     rpc: ShmRpc | None = None
@@ -35,6 +36,7 @@ class Reply:
     known_deviation: str | None = None
     plain_address: bool = False
     renamed: bool = False
+    misleading: bool = False
     unknown: str = ""
 
 
@@ -61,10 +63,22 @@ def read_reply(state: State, p: Pending, call: Call) -> Reply:
     if call.asked_to_free:
         return reply
     reply.renamed = call.rpc_cmd is not None and header[0] != call.rpc_cmd
+    reply.misleading = (
+        reply.renamed
+        and offers_buffer(reply.params, header)
+        and (abi.RpcCmd.SHM_ALLOC in (header[0], call.rpc_cmd))
+    )
     asked = call.rpc_cmd if call.rpc_cmd is not None else header[0]
     if asked == abi.RpcCmd.SHM_ALLOC and header[5] == 0 and header[7] == 1:
         _allocated(state, p, reply)
     return reply
+
+
+def offers_buffer(params: list[abi.Param], header: tuple[int, ...]) -> bool:
+    """Whether OP-TEE would take a reply for a buffer, had it asked for one."""
+    if header[5] or header[7] != 1 or not params[0].a:
+        return False
+    return params[0].attr in (abi.Attr.TMEM_OUTPUT, abi.RPC_ALLOC_ATTR)
 
 
 def _allocated(state: State, p: Pending, reply: Reply) -> None:
@@ -218,6 +232,8 @@ def _copied(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, 
             p.domain.blame[cookie] = "D11"
         return
     if not translated:
+        if reply.misleading:
+            state.absent("D11")
         return
     assert reply.translation is not None
     if pointer == reply.params[0].a:
@@ -231,6 +247,8 @@ def _copied(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, 
         )
         return
     state.ok("RPC-8")
+    if reply.misleading:
+        state.absent("D11")
     check_translated(
         state,
         p,

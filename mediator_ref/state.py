@@ -175,6 +175,8 @@ class Pending:
     base: Mapping[int, PageView] = field(default_factory=dict)
     answer: Answer | None = None
     ret_regs: tuple[int, ...] = ()
+    undelivered: tuple[int, ...] = ()
+    """What OP-TEE returned with a request that could not be handed to the guest."""
     activity: int = 0
     overlapped: bool = False
     tainted: str = ""

@@ -178,6 +178,7 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
         call.tainted = f"follows the nonconformance at #{event.seq}"
         return
     check_client_id(state, p, event)
+    p.undelivered = p.ret_regs
     due = (abi.RETURN_FROM_RPC, p.ret_regs[3])
     if (event.regs[0], event.regs[3]) == due:
         state.ok("RPC-11")

@@ -87,9 +87,10 @@ class Board:
         return True
 
     def destroy(self, domid: int) -> None:
-        """Destroy a domain whose vCPUs have stopped, whatever it was doing."""
-        for key in [key for key in self.inflight if key[0] == domid]:
-            del self.inflight[key]
+        """Destroy a domain, whatever it was doing; only its vCPUs have to come out of OP-TEE first."""
+        for owner, vcpu in list(self.inflight):
+            while owner == domid and (owner, vcpu) in self.inflight:
+                self.leave(owner, vcpu)
         heap = len(self.world.heap)
         own = self.held(domid)
         self.mediator.relinquish(domid)

@@ -1,0 +1,252 @@
+"""Hypothesis drives reference, model and checker together: domains, vCPUs and calls interleaved at will, no QEMU.
+
+Invariants: a mediator as it should be gets no verdict but passes; what the reference thinks is held is what is held;
+a step of one domain changes nothing of another; nothing is left of a dead domain; OP-TEE never works on a page that
+is not pinned RAM of its guest. With all listed defects on, every nonconformance is a listed deviation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mediator_ref import DEVIATIONS, Limits, Outcome, State, Verdict, abi, step
+from mediator_ref.events import DomainDestroyed, PageKind
+from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.model.optee import FREE_ARG, INTR, SHM_FREE, UNKNOWN_COOKIE, alloc, ask
+
+DOMAINS = st.integers(1, 3)
+VCPUS = st.integers(0, 2)
+COOKIES = st.integers(0xB0, 0xB5)
+ATTRS = st.sampled_from([int(a) for a in abi.Attr] + [a | abi.ATTR_NONCONTIG for a in abi.TMEM_TYPES] * 3 + [0x104, 0x7F])
+PLANS = st.lists(
+    st.sampled_from([INTR, FREE_ARG, SHM_FREE, alloc(), alloc(9000), ask(abi.RpcCmd.GET_TIME), UNKNOWN_COOKIE]),
+    max_size=5,
+)
+LIMITS = Limits(buffers=5, buffer_pages=6, total_pages=16)
+PAGES = st.sampled_from([ARG, ARG + 4096, ARG + 8192, RPC, RPC + 4096, LIST, DATA, DATA + 4096])
+WORDS = st.one_of(
+    st.sampled_from([0, 1, abi.U32, abi.U64, ARG, ARG + 8, DATA, RPC, *abi.FUNCTIONS]), st.integers(0, abi.U64)
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """One board under a stream of guests' doings, watched by the reference."""
+
+    defects: frozenset[str] = frozenset()
+
+    @initialize()
+    def boot(self) -> None:
+        self.board = Board(defects=self.defects, limits=LIMITS, threads=2)
+        self.state = State(limits=LIMITS)
+        self.seen = 0
+        self.suspended: dict[int, list[tuple[int, ...]]] = {}
+        self.verdicts: list[Verdict] = []
+        for domid in (0, 1):
+            self.board.create(domid)
+        self.watch()
+
+    def watch(self) -> None:
+        """Hand new events to the reference."""
+        for event in self.board.events[self.seen :]:
+            touched = getattr(event, "domid", None)
+            before = {d: s for d, s in self.state.snapshot().items() if d != touched}
+            self.state, found = step(self.state, event)
+            self.verdicts += found
+            after = self.state.snapshot()
+            if touched is not None and getattr(event, "regs", (0,))[0] not in (abi.VM_CREATED, abi.VM_DESTROYED):
+                assert all(after[d] == s for d, s in before.items()), "a step of one domain changed another"
+            if isinstance(event, DomainDestroyed):
+                assert event.domid not in after
+                assert event.domid not in self.state.shadow_pages.values()
+            if hasattr(event, "undef") and abi.is_rpc(event.regs[0]) and event.regs[0] >> 32 == 0:
+                self.suspended.setdefault(event.domid, []).append(event.regs)
+        self.seen = len(self.board.events)
+
+    def free(self, domid: int, vcpu: int) -> bool:
+        return domid in self.board.mediator.domains and (domid, vcpu) not in self.board.inflight
+
+    # Domains
+
+    @rule(domid=DOMAINS)
+    def create(self, domid: int) -> None:
+        if domid not in self.board.mediator.domains:
+            self.board.create(domid)
+            self.watch()
+
+    @precondition(lambda self: len(self.board.events) > 60)
+    @rule(domid=DOMAINS)
+    def destroy(self, domid: int) -> None:
+        if domid in self.board.mediator.domains:
+            self.board.destroy(domid)
+            self.suspended.pop(domid, None)
+            self.watch()
+            last = self.board.events[-1]
+            if not self.defects:
+                assert isinstance(last, DomainDestroyed)
+                assert (last.leaked_pages, last.zombie) == (0, False)
+
+    # Calls
+
+    @rule(domid=DOMAINS, vcpu=VCPUS, fid=st.sampled_from(sorted(abi.FUNCTIONS)), words=st.lists(WORDS, min_size=7, max_size=7))
+    def call_function(self, domid: int, vcpu: int, fid: int, words: list[int]) -> None:
+        if self.free(domid, vcpu):
+            self.board.trap(domid, vcpu, [fid, *words])
+            self.watch()
+
+    @rule(domid=DOMAINS, vcpu=VCPUS, words=st.lists(WORDS, min_size=8, max_size=8))
+    def call_gibberish(self, domid: int, vcpu: int, words: list[int]) -> None:
+        if self.free(domid, vcpu) and abi.owner_of(abi.fid_of(words[0])) in abi.TRUSTED_OWNERS:
+            self.board.trap(domid, vcpu, words)
+            self.watch()
+
+    @rule(
+        domid=DOMAINS, vcpu=VCPUS, cmd=st.integers(0, 6), plan=PLANS,
+        params=st.lists(st.tuples(ATTRS, st.integers(0, 7), st.sampled_from([0, 0, 5, 4095]), COOKIES,
+                                  st.sampled_from([None, None, None, 0, 1, abi.U64, 1 << 44])), max_size=3),
+        bad=st.sampled_from([None, None, None, 0, 1]), count=st.sampled_from([None, None, None, 127, 128, abi.U32]),
+        ret=st.sampled_from([0, 0, abi.Tee.GENERIC]),
+    )
+    def standard_call(
+        self, domid: int, vcpu: int, cmd: int, plan: list[str], params: list[tuple[int, int, int, int, int | None]],
+        bad: int | None, count: int | None, ret: int,
+    ) -> None:
+        if not self.free(domid, vcpu):
+            return
+        built = []
+        for index, (attr, pages, offset, cookie, size) in enumerate(params):
+            p = self.board.buffer(domid, pages, offset=offset, size=size, cookie=cookie, ipa=LIST + index * 4096,
+                                  bad=bad if bad is not None and bad < pages else None)
+            null = attr & 0xFF in abi.TMEM_TYPES and pages == 0
+            built.append(abi.Param(attr, 0 if null else p.a, p.b & abi.U64, p.c))
+        page = abi.encode_arg(abi.Arg(cmd=cmd, session=3, ret=ret, num_params=len(built) if count is None else count,
+                                      params=tuple(built)))
+        ipa = ARG + vcpu * 4096
+        self.board.world.write(domid, ipa, page)
+        self.board.optee.plan = plan
+        self.board.trap(domid, vcpu, (abi.CALL_WITH_ARG, *abi.split(ipa)))
+        self.watch()
+
+    @rule(domid=DOMAINS, vcpu=VCPUS)
+    def optee_runs(self, domid: int, vcpu: int) -> None:
+        if (domid, vcpu) in self.board.inflight:
+            self.board.leave(domid, vcpu)
+            self.watch()
+
+    @rule(
+        domid=DOMAINS, vcpu=VCPUS, pick=st.integers(0, 3), cookie=st.integers(0xC0, 0xC3),
+        kind=st.sampled_from(["good", "good", "good", "bad", "plain", "null", "error", "huge", "renamed", "cleared"]),
+        rpc_page=st.sampled_from([RPC, RPC, RPC + 4096, RPC + 4, 0, 0x7000_0000]), shm=COOKIES,
+    )
+    def resume(self, domid: int, vcpu: int, pick: int, cookie: int, kind: str, rpc_page: int, shm: int) -> None:
+        waiting = self.suspended.get(domid, [])
+        if not waiting or not self.free(domid, vcpu):
+            return
+        regs = waiting[-1 - pick % len(waiting)]
+        if kind != "error":  # an error leaves the call to be resumed once more, which then is refused
+            waiting.remove(regs)
+        x1, x2, x4, x5 = regs[1], regs[2], 0, 0
+        if regs[0] & 0xFFFF == abi.RpcFunc.ALLOC:
+            (x1, x2), (x4, x5) = abi.split(rpc_page), abi.split(cookie)
+        elif regs[0] & 0xFFFF == abi.RpcFunc.CMD:
+            self.answer(domid, abi.pair(x1, x2), kind, shm)
+            if kind == "cleared":
+                x1 = x2 = 0
+        self.board.trap(domid, vcpu, (abi.RETURN_FROM_RPC, x1, x2, regs[3], x4, x5))
+        self.watch()
+
+    def answer(self, domid: int, cookie: int, kind: str, shm: int) -> None:
+        """The guest writes its reply to a request."""
+        rpc = self.board.mediator.domains[domid].rpcs.get(cookie)
+        if rpc is None:
+            return
+        world = self.board.world
+        asked = abi.decode_arg(world.read(domid, rpc.ipa))
+        reply = [abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3)]
+        cmd = asked.cmd
+        if cmd == abi.RpcCmd.SHM_ALLOC or kind == "renamed":
+            p = self.board.buffer(domid, 2, attr=abi.Attr.TMEM_OUTPUT, cookie=shm, ipa=LIST + 3 * 4096,
+                                  bad=1 if kind == "bad" else None)
+            frame, _ = world.lookup(domid, DATA)
+            if kind == "plain":
+                p = abi.Param(abi.Attr.TMEM_OUTPUT, (frame or 1) << 12, 4096, shm)
+            elif kind == "null":
+                p = abi.Param(p.attr, 0, 0, shm)
+            reply = [p]
+        if kind == "renamed":
+            cmd = abi.RpcCmd.GET_TIME if cmd == abi.RpcCmd.SHM_ALLOC else abi.RpcCmd.SHM_ALLOC
+        page = abi.message(cmd, *reply, ret=abi.Tee.GENERIC if kind == "error" else 0)
+        if kind == "huge":
+            page = abi.encode_arg(abi.Arg(cmd=cmd, num_params=200))
+        world.write(domid, rpc.ipa, page)
+
+    # Memory
+
+    @rule(domid=DOMAINS, ipa=PAGES, kind=st.sampled_from(list(PageKind)))
+    def change_page(self, domid: int, ipa: int, kind: PageKind) -> None:
+        pages = self.board.world.p2m.get(domid, {})
+        if kind is PageKind.UNMAPPED and ipa in pages:
+            self.board.balloon(domid, ipa)
+        elif ipa in pages:
+            self.board.world.protect(domid, ipa, kind)
+        elif domid in self.board.mediator.domains:
+            self.board.world.map(domid, ipa)
+        self.watch()
+
+    # Invariants
+
+    @invariant()
+    def judged(self) -> None:
+        bad = [v for v in self.verdicts if v.outcome is Outcome.FAIL]
+        if not self.defects:
+            bad = self.verdicts
+        assert not bad, "\n".join(map(str, bad))
+
+    @invariant()
+    def ledger_agrees(self) -> None:
+        if self.defects:
+            return
+        assert not self.board.world.violations, self.board.world.violations
+        for domid, ctx in self.board.mediator.domains.items():
+            known = self.state.domains[domid]
+            assert set(known.buffers) == set(ctx.bufs)
+            assert set(known.rpcs) == set(ctx.rpcs)
+            assert len(known.calls) + len(known.running) == len(ctx.calls)
+            assert sum(b.pages for b in known.buffers.values()) == ctx.pages
+            assert known.pinned() == {f for b in ctx.bufs.values() for f in b.frames} | {
+                r.frame for r in ctx.rpcs.values()
+            }
+
+    def teardown(self) -> None:
+        if not hasattr(self, "board"):
+            return
+        for domid in list(self.board.mediator.domains):
+            self.board.destroy(domid)
+        self.watch()
+        self.judged()
+        if not self.defects:
+            assert not self.board.world.heap
+            assert not +self.board.world.refs
+            assert not self.state.shadow_pages
+
+
+class DefectiveMachine(Machine):
+    """The same with every listed defect."""
+
+    defects = frozenset(DEVIATIONS) - {"D10"}
+
+
+_SETTINGS: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+TestMachine = pytest.mark.filterwarnings("ignore")(Machine.TestCase)
+TestMachine.settings = settings(max_examples=80, stateful_step_count=50, **_SETTINGS)
+TestDefectiveMachine = pytest.mark.filterwarnings("ignore")(DefectiveMachine.TestCase)
+TestDefectiveMachine.settings = settings(max_examples=60, stateful_step_count=50, **_SETTINGS)
