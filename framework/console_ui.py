@@ -1,7 +1,7 @@
 """What the terminal shows. Results go to stdout; the story (progress, remarks, errors) goes to stderr.
 
-On a terminal the story has bars; elsewhere it is plain lines, at each tenth of a task or after five seconds. The
-environment variable ``NO_COLOR`` is obeyed. Text that may come from a guest never reaches the terminal raw.
+On a terminal the story has bars; elsewhere it is plain lines, at each tenth of a task or after five seconds.
+``NO_COLOR`` in the environment is obeyed. Text that may come from a guest never reaches the terminal raw.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MIN_SECONDS = 1.0
 
 
 class Output:
-    """The two streams of a command; as a context manager it takes bars down at the end. May be entered repeatedly."""
+    """The two streams of a command; as a context manager, enterable again and again, it takes bars down."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Output:
         self.progress.say(text)
 
     def result(self, text: str) -> None:
-        """What the user asked for, on stdout, quiet or not; with ``--json`` a remark, as stdout is the document's."""
+        """What the user asked for, on stdout, quiet or not; with ``--json`` a remark on stderr."""
         if self.json:
             self.say(text)
             return
@@ -73,7 +73,7 @@ class Output:
         if self._documented:
             raise ValueError("a command prints one JSON document")
         self._documented = True
-        # ASCII: whatever the terminal's encoding is, and whatever a guest sent, this can be printed and parsed.
+        # ASCII: whatever the terminal's encoding is and a guest sent, this can be printed and parsed.
         self._stdout.write(json.dumps(content, indent=2, ensure_ascii=True) + "\n")
         self._stdout.flush()
 
@@ -85,7 +85,7 @@ class Output:
             self.result(text)
 
     def error(self, error: MedcheckError) -> None:
-        """What happened, where, and what to do about it: on stderr, and as the JSON document if there is none yet."""
+        """What happened, where, what to do: on stderr, and as the JSON document if there is none yet."""
         self.progress.close()
         print_error(error, self._err)
         if self.json and not self._documented:
@@ -109,7 +109,7 @@ def print_error(error: MedcheckError, console: Console | None = None) -> None:
 
 
 class RichProgress:
-    """:class:`framework.progress.Progress` on a stream: bars on a terminal, plain lines elsewhere, nothing if quiet.
+    """:class:`framework.progress.Progress`: bars on a terminal, plain lines elsewhere, nothing if quiet.
 
     Tasks may be opened and advanced from any thread.
     """
@@ -170,7 +170,7 @@ class RichProgress:
             if self._bars is bars:
                 self._open -= 1
                 if self._open == 0:
-                    # Nothing draws between tasks: whoever owns the terminal then (a shell, pytest) has it alone.
+                    # Nothing draws between tasks: whoever owns the terminal then (a shell, pytest) has it.
                     bars.stop()
                     self._bars = None
 
@@ -220,12 +220,12 @@ class _Lines:
             if now - self._said_at < (_MIN_SECONDS if tenth else _LINE_SECONDS) or percent == 100:
                 return
             self._said_at = now
-            amount_text = _amount(self.done, self._unit)
             if percent is None:
-                text = amount_text
+                text = _amount(self.done, self._unit)
             else:
                 self._said_percent = percent - percent % _LINE_PERCENT
-                text = f"{percent} % ({_amount(self.done, self._unit, bare=True)} of {_amount(self._total or 0, self._unit)})"
+                whole = _amount(self._total or 0, self._unit)
+                text = f"{percent} % ({_amount(self.done, self._unit, bare=True)} of {whole})"
         self._say(f"{self._title}: {text}")
 
 

@@ -1,5 +1,5 @@
-"""What a run found, for machines (``report.json``, ``junit.xml``) and people (``index.html``, ``summary.md``).
+"""What a run found: ``report.json`` and ``junit.xml`` for machines, ``index.html`` and ``summary.md`` to read.
 
-The run module fills :mod:`framework.report.model`; :func:`framework.report.write.write_report` writes the files.
+Whoever runs something fills :mod:`framework.report.model`; :mod:`framework.report.write` writes the files.
 Nothing here decides anything: verdicts come in and are shown.
 """

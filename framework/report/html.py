@@ -1,17 +1,206 @@
-"""``index.html``."""
+"""``index.html``: one file without outside resources, readable without JavaScript, which only adds filters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from framework.report.markdown import summary
+import jinja2
+from markupsafe import Markup
+
+from framework.report import timeline
+from framework.report.markdown import failures, headline
+from framework.report.model import outcome
+from framework.report.text import duration, plural, visible
+
+_HERE = Path(__file__).resolve().parent
+_SLOWEST = 10
+_LISTED = 200
+"""Failed subtests shown per case; ``report.json`` has them all."""
+_CHUNK = 100
+"""Console lines that a browser lays out together; it skips those that are out of sight."""
+
+_VERDICTS = {
+    "pass": ("✓", "Pass"),
+    "fail": ("✗", "Fail"),
+    "infrastructure": ("!", "No verdict: infrastructure failure"),
+}
+_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped", "lost": "no end"}
+_RULES = {"pass": "pass", "fail": "fail", "deviation": "lost", "not checked": "skip", "not exercised": "skip"}
 
 
-def render(content: Mapping[str, Any], folder: Path) -> str:  # noqa: ARG001 - the consoles follow
-    """The page."""
-    return (
-        f"<!doctype html><meta charset=utf-8><title>medcheck</title><pre>{escape(summary(content))}</pre>\n"
+def render(content: Mapping[str, Any], folder: Path) -> str:
+    """Render a ``report.json`` document; console logs are read from ``folder``."""
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    icon, verdict = _VERDICTS[content["verdict"]]
+    lines = timeline.merged(content, folder)
+    return _environment().get_template("index.html.j2").render(
+        r=content,
+        icon=icon,
+        verdict=verdict,
+        headline=headline(content),
+        more=_more(content["reason"]),
+        host=_host(content["host"]),
+        started=_moment(content["started"]),
+        guests=[_guest(number, guest) for number, guest in enumerate(content["guests"])],
+        slowdowns=any(guest.get("slowdown") is not None for guest in content["guests"]),
+        failures=list(failures(content)),
+        slowest=_slowest(content),
+        timings=_waterfall(content["timings"]),
+        conformance=_conformance(content.get("conformance")),
+        chunks=[lines[start : start + _CHUNK] for start in range(0, len(lines), _CHUNK)],
+        marked={line.problem for line in lines if line.problem is not None},
+        # The page's own scripts and styles, from this folder and from nowhere else.
+        script=Markup(script),  # noqa: S704
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Whatever is printed passes here, so that no field of a report can forget it.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
+    environment.filters.update(duration=duration, plural=plural, href=_href)
+    return environment
+
+
+def _href(file: str) -> str:
+    """A file beside the page as a link: always a relative path, never a scheme."""
+    return "./" + quote(file.encode("utf-8", "replace"))
+
+
+def _host(host: Mapping[str, Any]) -> list[str]:
+    """The machine in words; what this does not know is shown by its key."""
+    known = {
+        "cores": lambda value: plural(value, "core"),
+        "memory_mib": lambda value: f"{value / 1024:.1f} GiB of memory",
+        "python": lambda value: f"Python {value}",
+        "system": str,
+    }
+    return [
+        known[key](value) if key in known else f"{key.replace('_', ' ')} {value}"
+        for key, value in host.items()
+    ]
+
+
+def _more(reason: str | None) -> str:
+    return "\n".join((reason or "").strip().splitlines()[1:])
+
+
+def _moment(started: str) -> str:
+    try:
+        moment = datetime.fromisoformat(started)
+    except ValueError:
+        return started
+    return moment.strftime("%-d %B %Y, %H:%M:%S %Z").strip()
+
+
+def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
+    xtest = guest["xtest"]
+    cases = [_case(number, index, case) for index, case in enumerate(xtest["cases"])] if xtest else []
+    longest = max([case["seconds"] or 0 for case in cases], default=0) or 1
+    for case in cases:
+        case["share"] = round(100 * (case["seconds"] or 0) / longest, 1)
+    failed = any(case["kind"] in ("fail", "lost") for case in cases)
+    if xtest is None:
+        kind = "lost"
+    else:
+        good = not failed and xtest["exit_code"] == 0 and xtest["totals"]["agree"] and cases
+        kind = "pass" if good else "fail"
+    return {
+        "name": guest["name"],
+        "domid": guest["domid"],
+        "slowdown": guest.get("slowdown"),
+        "kind": kind,
+        "word": "did not run" if xtest is None else _WORDS[kind],
+        "totals": xtest["totals"] if xtest else None,
+        "exit_code": xtest["exit_code"] if xtest else None,
+        "seconds": sum(case["seconds"] or 0 for case in cases) if xtest else None,
+        # What failed comes first; otherwise the order of the run.
+        "cases": sorted(cases, key=lambda case: case["kind"] not in ("fail", "lost")),
+    }
+
+
+def _case(guest: int, index: int, case: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = [outcome(sub["status"]) for sub in case["subtests"]]
+    bad = [sub for sub, kind in zip(case["subtests"], kinds, strict=True) if kind in ("fail", "lost")]
+    kind = outcome(case["status"])
+    if bad and kind in ("pass", "skip"):
+        kind = "fail"
+    return {
+        "anchor": f"case-{guest}-{index}",
+        "id": case["id"],
+        "title": case["title"],
+        "status": case["status"],
+        "kind": kind,
+        "word": _WORDS[kind],
+        "seconds": case["seconds"],
+        "subtests": len(kinds),
+        "failed": len(bad),
+        "bad": bad[:_LISTED],
+        "bad_left_out": max(0, len(bad) - _LISTED),
+        # Made visible here: the template joins them, and what it prints then is markup already.
+        "passed": [visible(s["id"]) for s, k in zip(case["subtests"], kinds, strict=True) if k == "pass"],
+        "skipped": [visible(s["id"]) for s, k in zip(case["subtests"], kinds, strict=True) if k == "skip"],
+    }
+
+
+def _slowest(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        {"guest": guest["name"], "id": case["id"], "title": case["title"], "seconds": case["seconds"],
+         "anchor": f"case-{number}-{index}"}
+        for number, guest in enumerate(content["guests"])
+        if guest["xtest"]
+        for index, case in enumerate(guest["xtest"]["cases"])
+        if case["seconds"]
+    ]  # fmt: skip
+    rows = sorted(rows, key=lambda row: -row["seconds"])[:_SLOWEST]
+    for row in rows:
+        row["share"] = round(100 * row["seconds"] / rows[0]["seconds"], 1)
+    return rows
+
+
+def _waterfall(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each phase as a bar from where the one before it ended."""
+    whole = max([timing["seconds"] or 0 for timing in timings], default=0) or 1
+    rows, before = [], 0.0
+    for timing in timings:
+        end = max(before, timing["seconds"] or 0)
+        rows.append(
+            {
+                "name": timing["name"],
+                "took": end - before,
+                "end": end,
+                "left": round(100 * before / whole, 2),
+                "width": round(100 * (end - before) / whole, 2),
+            }
+        )
+        before = end
+    return rows
+
+
+def _conformance(conformance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if conformance is None:
+        return None
+    rules = [{**rule, "kind": _RULES[rule["verdict"]]} for rule in conformance["rules"]]
+    counts = Counter(rule["verdict"] for rule in conformance["rules"])
+    order = {"fail": 0, "lost": 1, "pass": 2, "skip": 3}
+    return {
+        **conformance,
+        "rules": sorted(rules, key=lambda rule: order[rule["kind"]]),
+        "counts": [(verdict, kind, counts[verdict]) for verdict, kind in _RULES.items() if counts[verdict]],
+        "private": any(d["report_privately"] for d in conformance["deviations"]),
+    }

@@ -25,7 +25,7 @@ def schema() -> dict[str, Any]:
 
 
 def document(report: RunReport, folder: Path) -> dict[str, Any]:
-    """``report`` as JSON values. Paths become relative to ``folder``; None in optional parts leaves the key out.
+    """Turn ``report`` into JSON values. Paths become relative to ``folder``; no conformance, no key.
 
     Strings keep what the guest sent, except lone surrogates, which no UTF-8 file can hold.
     """

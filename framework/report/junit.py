@@ -1,4 +1,4 @@
-"""``junit.xml``: one testsuite per guest, one testcase per xtest case, and suites for conformance and consoles."""
+"""``junit.xml``: a testsuite per guest, a testcase per xtest case; suites for conformance and the board."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
 
 
 def _board(root: ET.Element, content: Mapping[str, Any]) -> None:
-    """The run as a whole: so that no reader of JUnit takes an infrastructure failure or a panic for a pass."""
+    """The run as a whole: no reader of JUnit shall take an infrastructure failure or a panic for a pass."""
     suite = ET.SubElement(root, "testsuite", name="board", timestamp=xml_text(content["started"]))
     case = _case(suite, "board", "run", content["seconds"])
     if content["verdict"] == "infrastructure":

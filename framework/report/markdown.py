@@ -1,4 +1,4 @@
-"""``summary.md`` and the terminal's last lines: the verdict, the guests, what failed, and how to do it again."""
+"""``summary.md`` and the terminal's last lines: the verdict, the guests, what failed, how to do it again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def headline(content: Mapping[str, Any]) -> str:
         if "conformance" in content:
             text += f"; {plural(content['conformance']['events_checked'], 'event')} conform"
         return text + "."
-    reason = one_line((content["reason"] or "No reason was recorded").strip())
+    # Further lines of a reason are the error's hint; the page shows them below, the terminal has shown them already.
+    lines = (content["reason"] or "").strip().splitlines() or ["No reason was recorded"]
+    reason = one_line(lines[0])
     return reason if reason.endswith((".", "!", "?")) else f"{reason}."
 
 
@@ -69,7 +71,8 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
     yield from _failure_lines(content, text)
     yield from _conformance_lines(content)
     yield ""
-    yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{_code(content['reproduce'])}`"
+    again = _code(content["reproduce"])
+    yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{again}`"
 
 
 def _failure_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
@@ -94,7 +97,8 @@ def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Conformance: {plural(conformance['events_checked'], 'event')} checked, "
-        f"{plural(len(conformance['nonconformances']), 'nonconformance')}, {plural(seen, 'known deviation')} seen."
+        f"{plural(len(conformance['nonconformances']), 'nonconformance')}, "
+        f"{plural(seen, 'known deviation')} seen."
     )
 
 

@@ -23,7 +23,7 @@ _OUTCOMES: Mapping[str, Outcome] = {
 
 
 def outcome(status: str) -> Outcome:
-    """Sort a status word; ``lost`` is everything that never reached an end (a crash, a cut stream, a new word)."""
+    """Sort a status word; ``lost`` is what never reached an end (a crash, a cut stream), and any new word."""
     return _OUTCOMES.get(status.strip().lower(), "lost")
 
 
@@ -49,7 +49,7 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class TotalsReport:
-    """Sums over one guest. ``agree``: xtest's own summary says the same as what was counted from its stream."""
+    """Sums over one guest. ``agree``: xtest's own summary says the same as its stream."""
 
     cases: int
     cases_failed: int
@@ -82,7 +82,7 @@ class XtestReport:
 
 @dataclass(frozen=True)
 class GuestReport:
-    """One guest of the board. ``slowdown``: its xtest time over that of a guest alone, where both were measured."""
+    """One guest of the board. ``slowdown``: its xtest time over that of a guest alone, if measured."""
 
     name: str
     domid: int | None = None
@@ -118,7 +118,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Problem:
-    """A panic, assertion or stall that a console showed: the line's text, when (since power-on), and its number."""
+    """A panic, assertion or stall on a console: the line's text, when (since power-on), and its number."""
 
     kind: str
     console: str
@@ -175,8 +175,8 @@ class ConformanceReport:
 class RunReport:
     """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``.
 
-    ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files of the
-    report's folder worth naming; ``reproduce`` is the command line.
+    ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files
+    of the report's folder worth naming; ``reproduce`` is the command line.
     """
 
     verdict: Verdict

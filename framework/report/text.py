@@ -1,11 +1,11 @@
-"""Makes text of unknown origin harmless: what a guest prints is evidence, never an instruction to a reader's screen."""
+"""Makes text of unknown origin harmless: what a guest prints is evidence, never an order to a screen."""
 
 from __future__ import annotations
 
 import re
 
-# C0 and C1 controls except tab and newline; what reorders or hides text (bidirectional controls, zero-width and
-# other invisible characters, line separators, the byte order mark); lone surrogates.
+# C0 and C1 controls except tab and newline; what reorders or hides text (bidirectional controls, zero-width
+# and other invisible characters, line separators, the byte order mark); lone surrogates.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -16,21 +16,20 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def _show(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
+    if code < 0x20 or code == 0x7F:
+        # Caret notation, as `cat -v` and terminals write it: every font has it.
+        return "^" + chr(code ^ 0x40)
     return "\ufffd" if 0xD800 <= code <= 0xDFFF else f"<U+{code:04X}>"
 
 
 def visible(text: str) -> str:
-    """``text`` with each control, invisible or reordering character shown as a picture; keeps tab, newline."""
+    """``text`` with each control, invisible or reordering character shown; keeps tab and newline."""
     return _INVISIBLE.sub(_show, text)
 
 
 def one_line(text: str) -> str:
     """``visible`` in which newlines are shown as well."""
-    return visible(text).replace("\n", "\u240a")
+    return visible(text).replace("\n", " \u21b5 ")
 
 
 def xml_text(text: str) -> str:
