@@ -53,7 +53,7 @@ el2_start:
         eret
 
 guest:  /* EL1, MMU off: addresses are IPAs, identity below 0x80000000 */
-        mov     x20, #ROUNDS
+        load    x20, ROUNDS
 1:      load    x0, CALLS_UID
         mov     x1, #0x11
         mov     x17, #0x17
@@ -210,37 +210,37 @@ guest32: /* A32: movw/movt r0, then the call */
 exit_code:
         .quad   0x20026, 0                  /* ADP_Stopped_ApplicationExit, 0 */
 
-        .balign 4096
+        .balign 4096, 0 /* zeros, not NOPs: they would be entries */
 stage2_l1: /* entry 1: the gigabyte at 0x40000000 as it is, normal memory; entry 2: the guest's pages */
         .quad   0
         .quad   0x40000000 + 0x7fd
         .quad   stage2_l2 + 3
-        .balign 4096
+        .balign 4096, 0
 stage2_l2:
         .quad   stage2_l3 + 3
-        .balign 4096
+        .balign 4096, 0
 stage2_l3: /* Xen's p2m type in bits 58:55: 1 read-write RAM, 2 read-only RAM, 3 MMIO */
         .quad   guest_arg + 0x7ff + (1 << 55)
         .quad   guest_list + 0x7ff + (1 << 55)
         .quad   guest_readonly + 0x77f + (2 << 55)
         .quad   doorbell + 0x7ff + (1 << 55)
         .quad   0x09000000 + 0x7c3 + (3 << 55)
-        .balign 4096
+        .balign 4096, 0
 guest_arg: /* struct optee_msg_arg: INVOKE_COMMAND with one TMEM_INPUT|NONCONTIG and one VALUE_INPUT */
         .word   1, 0x22, 0x33, 0, 0, 0, 0, 2
         .quad   0x209, GUEST_LIST + 0x10, 0x2000, 0xc00c1e
         .quad   1, 0xa, 0xb, 0xc
-        .balign 4096
+        .balign 4096, 0
 guest_list: /* 0x2010 bytes: three pages; the last is not mapped */
         .quad   GUEST_READONLY, GUEST_ARG, 0x80200000
-        .balign 4096
+        .balign 4096, 0
 guest_readonly:
         .quad   0x1234
-        .balign 4096
+        .balign 4096, 0
 doorbell:
         .quad   0x5555
-        .balign 4096
+        .balign 4096, 0
 shadow: .fill   4096, 1, 0
 shadow_list:
         .quad   0xaaaa000, 0xbbbb000
-        .balign 4096
+        .balign 4096, 0
