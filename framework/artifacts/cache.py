@@ -1,0 +1,245 @@
+"""Built things by the hash of everything that went into them, verified at every use.
+
+Layout below the root: ``builds/<name>-<key>/`` with a ``manifest.json``, ``locks/``, and ``logs/`` with the logs of
+builds that failed. A build must not depend on the folder it runs in: it is renamed when complete.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from framework.artifacts.digest import NO_ROOM, Checker, make_writable_parent, sha256_file
+from framework.artifacts.download import disk_error
+from framework.errors import BuildError, MedcheckError
+from framework.progress import Progress, Silent
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One built folder: its size in bytes, and when it was last used (seconds since the epoch)."""
+
+    path: Path
+    size: int
+    last_use: float
+
+    def __str__(self) -> str:
+        return self.path.name
+
+
+class BuildCache:
+    """Folders that are built once for each set of inputs."""
+
+    def __init__(self, root: Path, progress: Progress | None = None) -> None:
+        self.root = root
+        self._progress = progress or Silent()
+        self._checker = Checker()
+
+    def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+        """The folder that ``build`` fills, from the cache if it was built from the same inputs before.
+
+        ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path stands for the content
+        of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when it raises. A folder with
+        a file damaged, missing or added is built again.
+
+        :raises BuildError: the disk is full, or whatever ``build`` raises.
+        """
+        plain = {key: _canonical(value) for key, value in sorted(inputs.items())}
+        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.root / "builds" / f"{name}-{key}"
+        if self._intact(folder):
+            return folder
+        try:
+            for parent in (folder.parent, self.root / "locks"):
+                make_writable_parent(parent)
+            with self._locked(folder.name):
+                if self._intact(folder):
+                    return folder
+                if folder.exists():
+                    self._progress.say(f"{folder.name}: damaged in the cache and built again")
+                    shutil.rmtree(folder)
+                self._build(folder, plain, build)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise BuildError(
+                    f"no room to build {name}: {error.strerror}",
+                    where=str(error.filename or folder),
+                    hint="free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk",
+                ) from error
+            if error.filename is not None and Path(str(error.filename)).is_relative_to(self.root):
+                raise disk_error(error, folder, 0) from error
+            raise
+        return folder
+
+    def entries(self) -> list[Entry]:
+        """What is there, least recently used first."""
+        found = []
+        for folder in (self.root / "builds").glob("*-*"):
+            if folder.is_dir() and not folder.name.startswith("."):
+                size = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+                found.append(Entry(folder, size, folder.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry.last_use)
+
+    def prune(self, max_bytes: int, *, unused_for: float = 0) -> list[Entry]:
+        """Remove the least recently used folders until no more than ``max_bytes`` are left; return what was removed.
+
+        What is being built, or was used in the last ``unused_for`` seconds, stays.
+        """
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        removed = []
+        for entry in entries:
+            if total <= max_bytes or entry.last_use > time.time() - unused_for:
+                break
+            try:
+                with FileLock(self.root / "locks" / f"{entry.path.name}.lock", timeout=0):
+                    shutil.rmtree(entry.path)
+            except Timeout:
+                continue
+            total -= entry.size
+            removed.append(entry)
+        return removed
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        lock = FileLock(self.root / "locks" / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._progress.say(f"{name}: another run builds it; waiting for that")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _build(self, folder: Path, inputs: Mapping[str, object], build: Callable[[Path], None]) -> None:
+        aside = folder.with_name(f".{folder.name}.partial")
+        if aside.exists():
+            # Left by a run that was killed; nobody else can be at it, for the lock is ours.
+            shutil.rmtree(aside)
+        aside.mkdir()
+        try:
+            build(aside)
+            manifest = {"inputs": inputs, "files": _manifest(aside)}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            aside.rename(folder)
+        except BaseException as error:
+            kept = self._keep_logs(aside, folder.name)
+            if (
+                isinstance(error, MedcheckError)
+                and kept
+                and (error.where is None or str(aside) in error.where)
+            ):
+                error.where = error.where.replace(str(aside), str(kept)) if error.where else str(kept)
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def _keep_logs(self, aside: Path, name: str) -> Path | None:
+        """Move the logs of a failed build to where they stay; None if it wrote none."""
+        logs = [path for path in sorted(aside.rglob("*.log")) if path.is_file()]
+        if not logs:
+            return None
+        kept = self.root / "logs" / f"{name}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        for log in logs:
+            target = kept / log.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(log, target)
+        return kept
+
+    def _intact(self, folder: Path) -> bool:
+        """Whether every file is there with the content it had when it was built, and no other."""
+        try:
+            files = json.loads((folder / MANIFEST).read_bytes())["files"]
+            present = {_relative(path, folder) for path in _walk(folder)} - {MANIFEST}
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if not isinstance(files, dict) or present != set(files):
+            return False
+        for name, facts in files.items():
+            path = folder / name
+            if "link" in facts:
+                if not path.is_symlink() or str(path.readlink()) != facts["link"]:
+                    return False
+            elif not self._checker.matches(path, facts["size"], facts["sha256"]):
+                return False
+            elif bool(path.stat().st_mode & stat.S_IXUSR) != facts["executable"]:
+                return False
+        try:
+            os.utime(folder)
+        except OSError:
+            # A cache that cannot be written is still good to read from; only the time of last use is lost.
+            pass
+        return True
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files and links below ``folder``, sorted."""
+    for parent, folders, files in os.walk(folder):
+        for name in sorted(files) + [name for name in sorted(folders) if (Path(parent) / name).is_symlink()]:
+            yield Path(parent) / name
+        folders.sort()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, object]]:
+    files: dict[str, dict[str, object]] = {}
+    for path in _walk(folder):
+        if path.is_symlink():
+            files[_relative(path, folder)] = {"link": str(path.readlink())}
+        else:
+            status = path.stat()
+            files[_relative(path, folder)] = {
+                "size": status.st_size,
+                "sha256": sha256_file(path),
+                "executable": bool(status.st_mode & stat.S_IXUSR),
+            }
+    return files
+
+
+def _canonical(value: object) -> object:
+    """``value`` as plain JSON in which every path stands for content."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, Path):
+        return _content(value)
+    if isinstance(value, Mapping):
+        return {
+            str(key): _canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
+        }
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    raise TypeError(f"a build's input cannot be a {type(value).__name__}")
+
+
+def _content(path: Path) -> object:
+    if path.is_dir():
+        inside = {name: facts for name, facts in _manifest(path).items() if "__pycache__" not in name}
+        return {"folder": hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()}
+    try:
+        return {"file": sha256_file(path)}
+    except OSError as error:
+        raise BuildError(
+            f"an input of the build cannot be read: {error.strerror}", where=str(path)
+        ) from error

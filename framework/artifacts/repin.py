@@ -1,0 +1,344 @@
+"""Pins anew: resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cmp_to_key
+from itertools import zip_longest
+from pathlib import Path
+
+import yaml
+
+from framework.artifacts.download import Downloader
+from framework.artifacts.lock import Lock, Pin, names
+from framework.artifacts.mirror import Mirrors
+from framework.artifacts.store import Store
+from framework.artifacts.yaml_nodes import Source
+from framework.errors import ArtifactError, ConfigError
+from framework.progress import Progress, Silent
+
+_SIGNED = "-----BEGIN PGP SIGNED MESSAGE-----"
+_PARTS = {"orig": re.compile(r"\.orig\.tar\.\w+$"), "debian": re.compile(r"\.debian\.tar\.\w+$")}
+_KEYRINGS = ("usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyrings/debian-archive-keyring.pgp")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One package of ``packages.yaml``; ``arch`` is ``source`` for a source package."""
+
+    group: str
+    suite: str
+    arch: str
+    package: str
+    version: str | None
+    where: str
+
+    @property
+    def index(self) -> str:
+        """The archive's index that lists it, below the suite's folder."""
+        return "main/source/Sources.xz" if self.arch == "source" else f"main/binary-{self.arch}/Packages.xz"
+
+    def accepts(self, version: str) -> bool:
+        """Whether ``version`` is what was asked for."""
+        if self.version is None:
+            return True
+        if self.version.endswith("*"):
+            return version.startswith(self.version[:-1])
+        return version == self.version
+
+
+@dataclass(frozen=True)
+class LockDiff:
+    """What pinning anew changed."""
+
+    added: tuple[Pin, ...] = ()
+    removed: tuple[Pin, ...] = ()
+    changed: tuple[tuple[Pin, Pin], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def lines(self) -> list[str]:
+        """One line for each pin that differs: ``+`` new, ``-`` gone, ``~`` changed."""
+        result = [f"+ {pin.name} {pin.version} ({_size(pin)})" for pin in self.added]
+        result += [f"- {pin.name} {pin.version} ({_size(pin)})" for pin in self.removed]
+        for old, new in self.changed:
+            if old.version != new.version:
+                told = f"{old.version} -> {new.version}"
+            elif old.sha256 != new.sha256:
+                told = f"{new.version}: same version, OTHER CONTENT"
+            else:
+                told = f"{new.version}: moved to {new.path}"
+            result.append(f"~ {new.name} {told} ({_size(old)} -> {_size(new)})")
+        return result
+
+
+def update(packages: Path, lock: Path, mirrors: Mirrors, progress: Progress | None = None) -> LockDiff:
+    """Pin what the archive offers now, and write ``lock`` if that differs.
+
+    Indexes are accepted only with the hash in the suite's release file, and that only with a good signature where the
+    host has ``gpgv`` and Debian's keyring; otherwise it is said that nobody checked it.
+
+    :raises ConfigError: ``packages.yaml`` is malformed.
+    :raises ArtifactError: the archive lacks a package or version (``where`` is its line), or an index is not genuine.
+    """
+    progress = progress or Silent()
+    wishes = read_wishes(packages)
+    before = Lock.load(lock, resolve_sources=False) if lock.exists() else Lock({}, lock)
+    found = _resolve(wishes, mirrors, progress)
+    labels: dict[str, list[str]] = {}
+    for wish in wishes:
+        labels.setdefault(wish.group, []).extend(pin.name for pin in found[wish])
+    unique = names(labels)
+    groups: dict[str, tuple[Pin, ...]] = {}
+    for wish in wishes:
+        pins = [replace(pin, name=unique[wish.group, pin.name]) for pin in found[wish]]
+        groups[wish.group] = groups.get(wish.group, ()) + tuple(_with_sources(pin, before) for pin in pins)
+    after = Lock(groups, lock)
+    difference = compare(before, after)
+    if difference or tuple(before.groups) != tuple(after.groups):
+        after.save()
+    return difference
+
+
+def compare(before: Lock, after: Lock) -> LockDiff:
+    """The difference between two lock files, in the order of their pins."""
+    old, new = before.pins, after.pins
+    return LockDiff(
+        tuple(pin for name, pin in new.items() if name not in old),
+        tuple(pin for name, pin in old.items() if name not in new),
+        tuple((old[name], pin) for name, pin in new.items() if name in old and old[name] != pin),
+    )
+
+
+def read_wishes(path: Path) -> list[Wish]:
+    """Read ``packages.yaml``.
+
+    :raises ConfigError: with ``file:line``, whatever is wrong with it.
+    """
+    source = Source(path, "see the comments at the top of packages.yaml")
+    top = source.record(source.root(), "the file", ("groups",))
+    wishes: list[Wish] = []
+    for group, selections in source.mapping(top["groups"], "groups").items():
+        for selection in source.items(selections, f"group {group}"):
+            entry = source.record(selection, f"group {group}", ("suite",), ("arch", "packages", "sources"))
+            suite = source.text(entry["suite"], "suite")
+            if ("packages" in entry) == ("sources" in entry):
+                raise source.error(selection, f"group {group}: give either packages (with arch) or sources")
+            if ("arch" in entry) != ("packages" in entry):
+                raise source.error(selection, f"group {group}: arch belongs to packages, and only there")
+            arch = source.text(entry["arch"], "arch") if "arch" in entry else "source"
+            for item in source.items(
+                entry.get("packages", entry.get("sources", selection)), f"group {group}"
+            ):
+                wishes += _wishes(source, item, group, suite, arch)
+    _refuse_repeats(wishes)
+    return wishes
+
+
+def _wishes(source: Source, item: yaml.Node, group: str, suite: str, arch: str) -> Iterator[Wish]:
+    where = f"{source.path}:{item.start_mark.line + 1}"
+    if isinstance(item, yaml.ScalarNode):
+        yield Wish(group, suite, arch, source.text(item, "a package"), None, where)
+        return
+    for name, version in source.mapping(item, f"a package of group {group}").items():
+        yield Wish(group, suite, arch, name, source.text(version, f"{name}: version"), where)
+
+
+def _refuse_repeats(wishes: list[Wish]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for wish in wishes:
+        if (wish.group, wish.package) in seen:
+            raise ConfigError(f"{wish.package} occurs twice in group {wish.group}", where=wish.where)
+        seen.add((wish.group, wish.package))
+
+
+def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress) -> dict[Wish, list[Pin]]:
+    """The pins of every wish; binary pins are named after the package, source pins after package and part."""
+    releases = {
+        suite: _release(suite, mirrors, progress) for suite in dict.fromkeys(wish.suite for wish in wishes)
+    }
+    indexes: dict[tuple[str, str], Pin] = {}
+    for wish in wishes:
+        if (wish.suite, wish.index) not in indexes:
+            indexes[wish.suite, wish.index] = _index_pin(wish, releases[wish.suite])
+    found: dict[Wish, list[Pin]] = {}
+    with tempfile.TemporaryDirectory(prefix="medcheck-lock-") as folder:
+        files = Store(Path(folder), mirrors, progress=progress).fetch(indexes.values())
+        with progress.task("reading indexes", total=len(indexes), unit="files") as task:
+            for (suite, index), pin in indexes.items():
+                asked = [wish for wish in wishes if (wish.suite, wish.index) == (suite, index)]
+                offered = _offered(files[pin.name], {wish.package for wish in asked})
+                for wish in asked:
+                    found[wish] = _pick(wish, offered.get(wish.package, []))
+                task.advance()
+    return found
+
+
+def _release(suite: str, mirrors: Mirrors, progress: Progress) -> str:
+    """The text of a suite's release file."""
+    downloader = Downloader(mirrors)
+    try:
+        text = downloader.text(f"dists/{suite}/InRelease")
+    except ArtifactError:
+        text = downloader.text(f"dists/{suite}/Release")
+    if not text.startswith(_SIGNED):
+        progress.say(f"{suite}: the release file is not signed; check the difference with care")
+        return text
+    keyrings = [str(path) for path in (Path("/") / name for name in _KEYRINGS) if path.is_file()]
+    program = shutil.which("gpgv")
+    if program is None or not keyrings:
+        progress.say(f"{suite}: signature not checked, for gpgv or debian-archive-keyring is not installed")
+        return text
+    return verified_text(text, suite, [program, "--keyring", keyrings[0]])
+
+
+def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
+    """What was signed in ``text``, as ``gpgv`` gives it out after checking the signature."""
+    with tempfile.TemporaryDirectory(prefix="medcheck-gpgv-") as folder:
+        signed, plain = Path(folder, "InRelease"), Path(folder, "Release")
+        signed.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [*gpgv, "--output", str(plain), str(signed)], capture_output=True, text=True, check=False
+        )
+        if done.returncode or not plain.is_file():
+            raise ArtifactError(
+                f"the release file of {suite} has no good signature:\n{done.stderr.strip()}",
+                hint="use another mirror, and make sure that debian-archive-keyring is up to date",
+            )
+        return plain.read_text(encoding="utf-8")
+
+
+def _index_pin(wish: Wish, release: str) -> Pin:
+    section = re.search(r"^SHA256:\n((?: .*\n?)*)", release, re.MULTILINE)
+    for line in section[1].splitlines() if section else ():
+        sha256, size, name = line.split()
+        if name == wish.index:
+            path = f"dists/{wish.suite}/{name}"
+            if re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE):
+                # The plain name may already be of the next publication; the hash's never is.
+                path = f"{path.rsplit('/', 1)[0]}/by-hash/SHA256/{sha256}"
+            return Pin(f"{wish.suite}/{name}", path, "current", int(size), sha256)
+    raise ArtifactError(f"suite {wish.suite} has no {wish.index}", where=wish.where)
+
+
+def _offered(index: Path, packages: set[str]) -> dict[str, list[Mapping[str, str]]]:
+    """The stanzas of ``packages`` in an index."""
+    result: dict[str, list[Mapping[str, str]]] = {}
+    try:
+        with lzma.open(index, "rt", encoding="utf-8") as stream:
+            stanza: list[str] = []
+            for line in stream:
+                if line != "\n":
+                    stanza.append(line)
+                    continue
+                _add_stanza(stanza, packages, result)
+                stanza = []
+            _add_stanza(stanza, packages, result)
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"the index cannot be read: {error}", where=index.name) from error
+    return result
+
+
+def _add_stanza(lines: list[str], packages: set[str], result: dict[str, list[Mapping[str, str]]]) -> None:
+    first = next((line for line in lines if line.startswith("Package:")), "")
+    package = first.partition(":")[2].strip()
+    if package not in packages:
+        return
+    fields: dict[str, str] = {}
+    key = ""
+    for line in lines:
+        if line[0] in " \t":
+            fields[key] += "\n" + line.strip()
+        else:
+            key, _, value = line.partition(":")
+            fields[key] = value.strip()
+    result.setdefault(package, []).append(fields)
+
+
+def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
+    """The newest version that a wish accepts."""
+    if not stanzas:
+        raise ArtifactError(
+            f"suite {wish.suite} has no package {wish.package} ({wish.arch})",
+            where=wish.where,
+            hint="name its successor or another suite in packages.yaml",
+        )
+    fitting = [stanza for stanza in stanzas if wish.accepts(stanza["Version"])]
+    if not fitting:
+        offered = ", ".join(stanza["Version"] for stanza in stanzas)
+        raise ArtifactError(
+            f"{wish.package}: suite {wish.suite} offers {offered}, but {wish.version} is asked for",
+            where=wish.where,
+            hint="change the version in packages.yaml, or keep the present pins and set MEDCHECK_SNAPSHOT",
+        )
+    best = max(fitting, key=lambda stanza: version_key(stanza["Version"]))
+    if wish.arch != "source":
+        return [Pin(wish.package, best["Filename"], best["Version"], int(best["Size"]), best["SHA256"])]
+    pins = []
+    for part, pattern in _PARTS.items():
+        for line in best["Checksums-Sha256"].split("\n"):
+            sha256, size, name = line.split() if line.strip() else ("", "0", "")
+            if pattern.search(name):
+                path = f"{best['Directory']}/{name}"
+                pins.append(Pin(f"{wish.package}.{part}", path, best["Version"], int(size), sha256))
+    if len(pins) != len(_PARTS):
+        raise ArtifactError(
+            f"source package {wish.package} {best['Version']} is not one orig and one debian archive",
+            where=wish.where,
+        )
+    return pins
+
+
+def _with_sources(pin: Pin, before: Lock) -> Pin:
+    """Keep the further sources a user gave: folders always, the URL of a file only while it is the same file."""
+    old = before.pins.get(pin.name)
+    if old is None:
+        return pin
+    return replace(pin, sources=tuple(s for s in old.sources if old.sha256 == pin.sha256 or "://" not in s))
+
+
+def _size(pin: Pin) -> str:
+    return f"{pin.size / 1e6:.1f} MB" if pin.size >= 100_000 else f"{pin.size / 1e3:.0f} kB"
+
+
+def _weight(character: str) -> int:
+    """dpkg's order within the parts that are not digits: ``~`` first, then the end, letters, everything else."""
+    if character == "~":
+        return -1
+    return ord(character) + (0 if character.isalpha() else 256) if character else 0
+
+
+def _compare_part(left: str, right: str) -> int:
+    """dpkg's comparison of an upstream version or revision: texts and numbers in turn."""
+    while left or right:
+        texts = [re.match(r"\D*", side)[0] for side in (left, right)]  # type: ignore[index]
+        for one, other in zip_longest(*texts, fillvalue=""):
+            if difference := _weight(one) - _weight(other):
+                return difference
+        left, right = left[len(texts[0]) :], right[len(texts[1]) :]
+        numbers = [re.match(r"\d*", side)[0] for side in (left, right)]  # type: ignore[index]
+        if difference := int(numbers[0] or 0) - int(numbers[1] or 0):
+            return difference
+        left, right = left[len(numbers[0]) :], right[len(numbers[1]) :]
+    return 0
+
+
+def compare_versions(left: str, right: str) -> int:
+    """Below, equal to or above zero as Debian version ``left`` is before, equal to or after ``right`` (deb-version(7))."""
+    parts = []
+    for version in (left, right):
+        epoch, colon, rest = version.partition(":")
+        upstream, _, revision = (rest if colon else version).rpartition("-")
+        parts.append((epoch if colon else "0", upstream or revision, revision if upstream else "0"))
+    return next((d for a, b in zip(*parts, strict=True) if (d := _compare_part(a, b))), 0)
+
+
+version_key: Callable[[str], object] = cmp_to_key(compare_versions)
+"""Sorts Debian versions."""
