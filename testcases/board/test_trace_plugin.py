@@ -198,6 +198,8 @@ def test_memory_is_what_the_guest_and_el3_saw(recorded: Path) -> None:
     listed = there.block(BlockKind.SHADOW_LIST)
     assert listed is not None and listed.data[:8] == (0xAAAA000).to_bytes(8, "little")
     assert back is not None and back.regs[0] == 0xFFFF0004 and not back.blocks()
+    again = there.block(BlockKind.GUEST_ARG)
+    assert again is not None and again.page() == page.page()
     last = call.exchanges[1].el3[0][1]
     left = last.block(BlockKind.SHADOW_ARG) if last is not None else None
     assert left is not None and left.page()[20:24] == (0xF00F).to_bytes(4, "little")

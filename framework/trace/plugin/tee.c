@@ -157,6 +157,13 @@ static void guest_message(unsigned cpu, int kind, uint64_t ipa, uint64_t cookie,
         capture_guest_lists(cpu, at(offset));
 }
 
+/* The guest's page once more, beside Xen's copy: a guest with several vCPUs may be writing while Xen copies. */
+static void guest_again(unsigned cpu, int kind, uint64_t ipa, uint64_t cookie)
+{
+    if (ipa != NONE)
+        guest_message(cpu, kind, ipa, cookie, false);
+}
+
 static void shadow_message(int kind, uint64_t ma, uint64_t cookie, bool lists)
 {
     size_t offset = rec.used;
@@ -201,6 +208,7 @@ void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const
         call->shadow = pair(x[1], x[2]);
         call->ipa = parent ? parent->ipa : NONE;
         shadow_message(BLK_SHADOW_ARG, call->shadow, 0, true);
+        guest_again(cpu, BLK_GUEST_ARG, call->ipa, 0);
     } else if (fid == FID_RETURN_FROM_RPC) {
         if (!(call = tee_call_find(owner, (int32_t)x[3])))
             return;
@@ -210,8 +218,10 @@ void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const
         if (call->op == RPC_ALLOC && (x[1] || x[2]))
             tee_rpc_add(owner, pair(x[4], x[5]), pair(x[1], x[2]), parent ? parent->alloc_ipa : NONE);
         const struct tee_rpc *rpc = call->op == RPC_CMD ? tee_rpc_find(owner, call->cookie) : NULL;
-        if (rpc)
+        if (rpc) {
             shadow_message(BLK_SHADOW_RPC, rpc->shadow, rpc->cookie, true);
+            guest_again(cpu, BLK_GUEST_RPC, rpc->ipa, rpc->cookie);
+        }
     }
 }
 
@@ -224,6 +234,7 @@ void tee_el3_return(unsigned cpu, uint32_t fid, uint16_t owner, const uint64_t *
         return;
     if (!is_rpc(x[0])) {
         shadow_message(BLK_SHADOW_ARG, call->shadow, 0, false);
+        guest_again(cpu, BLK_GUEST_ARG, call->ipa, 0);
         call->used = false;
         return;
     }
@@ -232,8 +243,10 @@ void tee_el3_return(unsigned cpu, uint32_t fid, uint16_t owner, const uint64_t *
     call->op = (uint32_t)x[0] & 0xffff;
     call->cookie = pair(x[1], x[2]);
     const struct tee_rpc *rpc = call->op == RPC_CMD ? tee_rpc_find(owner, call->cookie) : NULL;
-    if (rpc)
+    if (rpc) {
         shadow_message(BLK_SHADOW_RPC, rpc->shadow, rpc->cookie, false);
+        guest_again(cpu, BLK_GUEST_RPC, rpc->ipa, rpc->cookie);
+    }
     if (call->op == RPC_FREE)
         tee_rpc_drop(owner, call->cookie);
 }
