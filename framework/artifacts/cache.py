@@ -1,7 +1,7 @@
 """Built things by the hash of everything that went into them, verified at every use.
 
-Layout below the root: ``builds/<name>-<key>/`` with a ``manifest.json``, ``locks/``, and ``logs/`` with the logs of
-builds that failed. A build must not depend on the folder it runs in: it is renamed when complete.
+Layout below the root: ``builds/<name>-<key>/`` with a ``manifest.json``, ``locks/``, and ``logs/`` with the
+logs of builds that failed. A build must not depend on the folder it runs in: it is renamed when complete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from framework.artifacts.digest import NO_ROOM, Checker, make_writable_parent, sha256_file
+from framework.artifacts.digest import (
+    NO_ROOM,
+    NO_ROOM_HINT,
+    READ_ONLY,
+    Checker,
+    make_writable_parent,
+    sha256_file,
+)
 from framework.artifacts.download import disk_error
 from framework.errors import BuildError, MedcheckError
 from framework.progress import Progress, Silent
@@ -52,9 +59,9 @@ class BuildCache:
     def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
         """The folder that ``build`` fills, from the cache if it was built from the same inputs before.
 
-        ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path stands for the content
-        of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when it raises. A folder with
-        a file damaged, missing or added is built again.
+        ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path is
+        the content of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when it
+        raises. A folder with a file damaged, missing or added is built again.
 
         :raises BuildError: the disk is full, or whatever ``build`` raises.
         """
@@ -78,9 +85,9 @@ class BuildCache:
                 raise BuildError(
                     f"no room to build {name}: {error.strerror}",
                     where=str(error.filename or folder),
-                    hint="free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk",
+                    hint=NO_ROOM_HINT,
                 ) from error
-            if error.filename is not None and Path(str(error.filename)).is_relative_to(self.root):
+            if error.errno in READ_ONLY and Path(str(error.filename)).is_relative_to(self.root):
                 raise disk_error(error, folder, 0) from error
             raise
         return folder
@@ -95,7 +102,7 @@ class BuildCache:
         return sorted(found, key=lambda entry: entry.last_use)
 
     def prune(self, max_bytes: int, *, unused_for: float = 0) -> list[Entry]:
-        """Remove the least recently used folders until no more than ``max_bytes`` are left; return what was removed.
+        """Remove the least recently used folders until at most ``max_bytes`` are left; return the removed.
 
         What is being built, or was used in the last ``unused_for`` seconds, stays.
         """
@@ -175,9 +182,10 @@ class BuildCache:
             if "link" in facts:
                 if not path.is_symlink() or str(path.readlink()) != facts["link"]:
                     return False
-            elif not self._checker.matches(path, facts["size"], facts["sha256"]):
+                continue
+            if not self._checker.matches(path, facts["size"], facts["sha256"]):
                 return False
-            elif bool(path.stat().st_mode & stat.S_IXUSR) != facts["executable"]:
+            if bool(path.stat().st_mode & stat.S_IXUSR) != facts["executable"]:
                 return False
         try:
             os.utime(folder)

@@ -14,6 +14,8 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 """What a write fails with when a folder cannot be written by this user."""
 
+NO_ROOM_HINT = "free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk"
+
 Stamp = tuple[int, int, int, int]
 
 
@@ -26,8 +28,8 @@ def sha256_file(path: Path) -> str:
 class Checker:
     """Compares files with their hashes.
 
-    A file that was good is not read again by the same process while size, times and inode stay: the kernel sets the
-    change time itself on every write or replacement, so no content changes unseen.
+    A file that was good is not read again by the same process while size, times and inode stay: the kernel
+    sets the change time itself on every write or replacement, so no content changes unseen.
     """
 
     def __init__(self) -> None:

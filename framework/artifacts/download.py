@@ -13,7 +13,7 @@ from urllib.request import getproxies
 import requests
 import urllib3
 
-from framework.artifacts.digest import NO_ROOM, READ_ONLY, sha256_file
+from framework.artifacts.digest import NO_ROOM, NO_ROOM_HINT, READ_ONLY, sha256_file
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import MIRROR_VARIABLE, SNAPSHOT_VARIABLE, Mirrors, local_folder
 from framework.errors import ArtifactError
@@ -37,6 +37,10 @@ class _Unusable(Exception):  # noqa: N818 - an answer
     """The source has something else, or refuses."""
 
 
+class _Stale(_Unusable):
+    """What lies here from an earlier try does not go together with what the source has."""
+
+
 class _Interrupted(Exception):  # noqa: N818 - an event
     """The transfer broke; trying again may help."""
 
@@ -54,12 +58,12 @@ class _Meter:
 
 
 class Downloader:
-    """Fetches pinned files from mirrors; one object serves several threads and remembers which mirror answers."""
+    """Fetches pinned files from mirrors; one object serves several threads and prefers what answered."""
 
     def __init__(
         self, mirrors: Mirrors, cancel: threading.Event | None = None, *, backoff: float = 0.5
     ) -> None:
-        """``cancel`` ends every transfer; ``backoff`` is the wait before the second try in seconds, then doubled."""
+        """``cancel`` ends all transfers; ``backoff`` is the seconds before a second try, then doubled."""
         self._mirrors = mirrors
         self._cancel = cancel or threading.Event()
         self._backoff = backoff
@@ -114,7 +118,7 @@ class Downloader:
         )
 
     def _locations(self, pin: Pin) -> Iterator[tuple[str, str | Path]]:
-        """Where to look, in order: the pin's own sources, the mirror that answered last, the others, snapshots."""
+        """Where to look: the pin's own sources, the mirror that answered last, the others, snapshots."""
         for source in pin.sources:
             folder = local_folder(source)
             if folder is None:
@@ -136,9 +140,9 @@ class Downloader:
             raise _Absent("no such file")
         if (size := source.stat().st_size) != pin.size:
             raise _Unusable(f"has {size} bytes instead of the pinned {pin.size}")
+        part.unlink(missing_ok=True)
         shutil.copyfile(source, part)
-        meter.set(pin.size)
-        self._verify(pin, part)
+        self._verify(pin, part, meter)
 
     def _transfer(self, base: str, url: str, pin: Pin, part: Path, meter: _Meter) -> None:
         failures, furthest, delay = 0, 0, self._backoff
@@ -147,13 +151,12 @@ class Downloader:
             try:
                 if start < pin.size:
                     self._receive(url, pin, part, start, meter)
-                self._verify(pin, part)
-            except _Unusable:
+                self._verify(pin, part, meter)
+            except _Stale:
+                part.unlink(missing_ok=True)
+                meter.set(0)
                 if start == 0:
                     raise
-                # What was resumed may have been the beginning of something else: once more from the start.
-                meter.set(0)
-                continue
             except _Interrupted as error:
                 reached = _usable_size(part, pin)
                 failures = 0 if reached > furthest else failures + 1
@@ -182,7 +185,7 @@ class Downloader:
                             raise Cancelled
                         offset += len(chunk)
                         if offset > pin.size:
-                            raise _Unusable(f"sends more than the pinned {pin.size} bytes")
+                            raise _Stale(f"sends more than the pinned {pin.size} bytes")
                         stream.write(chunk)
                         meter.set(offset)
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
@@ -192,11 +195,12 @@ class Downloader:
         if offset < pin.size:
             raise _Interrupted(f"the body ended after {offset} of {pin.size} bytes")
 
-    def _verify(self, pin: Pin, part: Path) -> None:
+    def _verify(self, pin: Pin, part: Path, meter: _Meter) -> None:
+        meter.set(pin.size)
         found = sha256_file(part)
         if found != pin.sha256:
             part.unlink()
-            raise _Unusable(
+            raise _Stale(
                 f"has other content than pinned (SHA-256 {found[:16]}… instead of {pin.sha256[:16]}…)"
             )
 
@@ -216,7 +220,7 @@ def disk_error(error: OSError, path: Path, size: int) -> ArtifactError:
         return ArtifactError(
             f"no room for {size / 1e6:.1f} MB more: {error.strerror}",
             where=where,
-            hint="free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk",
+            hint=NO_ROOM_HINT,
         )
     if error.errno in READ_ONLY:
         return ArtifactError(
@@ -251,18 +255,21 @@ def _accepted_offset(reply: requests.Response, start: int, size: int) -> int:
     status = reply.status_code
     if status in (404, 410):
         raise _Absent(f"{status} {reply.reason}")
-    if status == 416 or status == 429 or status >= 500:
-        raise (_Unusable if status == 416 else _Interrupted)(f"{status} {reply.reason}")
+    if status == 416:
+        raise _Stale(f"{status} {reply.reason}")
+    if status == 429 or status >= 500:
+        raise _Interrupted(f"{status} {reply.reason}")
     if status not in (200, 206):
         raise _Unusable(f"{status} {reply.reason}")
     offset = 0
     if status == 206:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise _Unusable(f"answers with the wrong range {reply.headers.get('Content-Range')}")
+            raise _Stale(f"answers with the wrong range {reply.headers.get('Content-Range')}")
         offset = start
     length = reply.headers.get("Content-Length")
     if length is not None and length.isdecimal() and int(length) != size - offset:
-        raise _Unusable(f"has {offset + int(length)} bytes instead of the pinned {size}")
+        text = f"has {offset + int(length)} bytes instead of the pinned {size}"
+        raise _Stale(text) if offset else _Unusable(text)
     return offset
 
 
@@ -280,8 +287,9 @@ def _failure(pin: Pin, reasons: list[tuple[str, Exception]]) -> ArtifactError:
     if reasons and all(isinstance(error, _Absent) for _, error in reasons):
         what = f"{pin.name} {pin.version}: no source has {pin.filename} any more (404)"
         hint = (
-            "the archive has moved on: pin anew with `medcheck lock --update`, or keep this version by setting "
-            f"{SNAPSHOT_VARIABLE} to a snapshot archive's base URL, or {MIRROR_VARIABLE} to a folder that has the file"
+            "the archive has moved on: pin anew with `medcheck lock --update`, or keep this version by "
+            f"setting {SNAPSHOT_VARIABLE} to a snapshot archive's base URL (the one below which pool/ lies), "
+            f"or {MIRROR_VARIABLE} to a folder that has the file"
         )
     elif not reasons:
         what = f"{pin.name}: no source is known for {pin.filename}"

@@ -19,9 +19,9 @@ FORMAT = "1"
 _HINT = "correct the line, or write the file anew with `medcheck lock --update`"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEADER = """\
-# Every file medcheck downloads. Made by `medcheck lock --update` from packages.yaml and the archive's signed indexes.
-# `path` counts from an archive's base URL, which the machine's apt configuration or the user supplies. A pin may have
-# `sources:`, a list of folders (relative to this file) or full URLs where that one file is found as well.
+# Every file medcheck downloads. Made by `medcheck lock --update` from packages.yaml and an archive's indexes.
+# `path` counts from an archive's base URL, which the machine's apt configuration or the user supplies. A pin
+# may have `sources:`, a list of folders (relative to this file) or full URLs where that file is found too.
 """
 
 
@@ -104,7 +104,7 @@ class Lock:
 
 
 def names(groups: Mapping[str, Iterable[str]]) -> dict[tuple[str, str], str]:
-    """Unique pin names for ``{group: packages}``: the package's own, or ``group/package`` where several groups have it."""
+    """Unique pin names: the package's own, or ``group/package`` where several groups have that package."""
     count: dict[str, int] = {}
     members = {group: tuple(packages) for group, packages in groups.items()}
     for packages in members.values():

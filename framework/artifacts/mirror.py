@@ -1,8 +1,8 @@
 """Where files come from: an option, the environment, or the archives this machine's apt already uses.
 
-No host name stands in the repository. Sources, in this order: ``--mirror``, ``MEDCHECK_MIRROR``, apt's own source
-lists; ``MEDCHECK_SNAPSHOT`` is asked last, for files that have left the mirrors. Each is a comma separated list of
-base URLs or folders.
+No host name stands in the repository. Sources, in this order: ``--mirror``, ``MEDCHECK_MIRROR``, apt's own
+source lists; ``MEDCHECK_SNAPSHOT`` is asked last, for files that have left the mirrors. Each is a comma
+separated list of base URLs or folders.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Mirrors:
             "no Debian mirror is known: this machine's apt sources name none",
             where=str(apt_root / "etc/apt"),
             hint=f"give --mirror URL or set {MIRROR_VARIABLE} to a Debian mirror's base URL "
-            "(the one below which pool/ and dists/ lie) or to a local folder; several are separated by commas",
+            "(below which pool/ and dists/ lie) or to a local folder; several are separated by commas",
         )
 
     @property

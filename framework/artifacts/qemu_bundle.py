@@ -39,9 +39,8 @@ class QemuBundle:
         if not executable.is_file():
             raise ArtifactError(f"the QEMU bundle has no {program}", where=str(self.root))
         loader, libraries = self.root / _LOADER, self.root / _LIBRARIES
-        return [
-            str(loader), "--inhibit-cache", "--library-path", str(libraries), "--argv0", program, str(executable),
-        ]  # fmt: skip
+        own = ["--inhibit-cache", "--library-path", str(libraries), "--argv0", program]
+        return [str(loader), *own, str(executable)]
 
     @staticmethod
     def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

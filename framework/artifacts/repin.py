@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cmp_to_key
 from itertools import zip_longest
 from pathlib import Path
@@ -30,7 +31,10 @@ _KEYRINGS = ("usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyring
 
 @dataclass(frozen=True)
 class Wish:
-    """One package of ``packages.yaml``; ``arch`` is ``source`` for a source package."""
+    """One package of ``packages.yaml``; ``arch`` is ``source`` for a source package.
+
+    ``package`` may hold ``*``, for packages such as kernels that carry their version in the name.
+    """
 
     group: str
     suite: str
@@ -43,6 +47,10 @@ class Wish:
     def index(self) -> str:
         """The archive's index that lists it, below the suite's folder."""
         return "main/source/Sources.xz" if self.arch == "source" else f"main/binary-{self.arch}/Packages.xz"
+
+    def names(self, package: str) -> bool:
+        """Whether ``package`` is the one that is meant."""
+        return fnmatchcase(package, self.package)
 
     def accepts(self, version: str) -> bool:
         """Whether ``version`` is what was asked for."""
@@ -82,11 +90,12 @@ class LockDiff:
 def update(packages: Path, lock: Path, mirrors: Mirrors, progress: Progress | None = None) -> LockDiff:
     """Pin what the archive offers now, and write ``lock`` if that differs.
 
-    Indexes are accepted only with the hash in the suite's release file, and that only with a good signature where the
-    host has ``gpgv`` and Debian's keyring; otherwise it is said that nobody checked it.
+    Indexes are accepted only with the hash in the suite's release file, and that only with a good signature
+    where the host has ``gpgv`` and Debian's keyring; otherwise it is said that nobody checked it.
 
     :raises ConfigError: ``packages.yaml`` is malformed.
-    :raises ArtifactError: the archive lacks a package or version (``where`` is its line), or an index is not genuine.
+    :raises ArtifactError: the archive lacks a package or version (``where`` is its line), or an index is not
+        genuine.
     """
     progress = progress or Silent()
     wishes = read_wishes(packages)
@@ -174,9 +183,9 @@ def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress) -> dict[W
         with progress.task("reading indexes", total=len(indexes), unit="files") as task:
             for (suite, index), pin in indexes.items():
                 asked = [wish for wish in wishes if (wish.suite, wish.index) == (suite, index)]
-                offered = _offered(files[pin.name], {wish.package for wish in asked})
+                offered = _offered(files[pin.name], asked)
                 for wish in asked:
-                    found[wish] = _pick(wish, offered.get(wish.package, []))
+                    found[wish] = _pick(wish, offered[wish])
                 task.advance()
     return found
 
@@ -228,9 +237,9 @@ def _index_pin(wish: Wish, release: str) -> Pin:
     raise ArtifactError(f"suite {wish.suite} has no {wish.index}", where=wish.where)
 
 
-def _offered(index: Path, packages: set[str]) -> dict[str, list[Mapping[str, str]]]:
-    """The stanzas of ``packages`` in an index."""
-    result: dict[str, list[Mapping[str, str]]] = {}
+def _offered(index: Path, wishes: list[Wish]) -> dict[Wish, list[Mapping[str, str]]]:
+    """What an index offers for each wish."""
+    result: dict[Wish, list[Mapping[str, str]]] = {wish: [] for wish in wishes}
     try:
         with lzma.open(index, "rt", encoding="utf-8") as stream:
             stanza: list[str] = []
@@ -238,18 +247,19 @@ def _offered(index: Path, packages: set[str]) -> dict[str, list[Mapping[str, str
                 if line != "\n":
                     stanza.append(line)
                     continue
-                _add_stanza(stanza, packages, result)
+                _add_stanza(stanza, result)
                 stanza = []
-            _add_stanza(stanza, packages, result)
+            _add_stanza(stanza, result)
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise ArtifactError(f"the index cannot be read: {error}", where=index.name) from error
     return result
 
 
-def _add_stanza(lines: list[str], packages: set[str], result: dict[str, list[Mapping[str, str]]]) -> None:
+def _add_stanza(lines: list[str], result: dict[Wish, list[Mapping[str, str]]]) -> None:
     first = next((line for line in lines if line.startswith("Package:")), "")
     package = first.partition(":")[2].strip()
-    if package not in packages:
+    asked = [wish for wish in result if wish.names(package)]
+    if not asked:
         return
     fields: dict[str, str] = {}
     key = ""
@@ -259,7 +269,8 @@ def _add_stanza(lines: list[str], packages: set[str], result: dict[str, list[Map
         else:
             key, _, value = line.partition(":")
             fields[key] = value.strip()
-    result.setdefault(package, []).append(fields)
+    for wish in asked:
+        result[wish].append(fields)
 
 
 def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
@@ -280,7 +291,7 @@ def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
         )
     best = max(fitting, key=lambda stanza: version_key(stanza["Version"]))
     if wish.arch != "source":
-        return [Pin(wish.package, best["Filename"], best["Version"], int(best["Size"]), best["SHA256"])]
+        return [Pin(best["Package"], best["Filename"], best["Version"], int(best["Size"]), best["SHA256"])]
     pins = []
     for part, pattern in _PARTS.items():
         for line in best["Checksums-Sha256"].split("\n"):
@@ -297,7 +308,7 @@ def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
 
 
 def _with_sources(pin: Pin, before: Lock) -> Pin:
-    """Keep the further sources a user gave: folders always, the URL of a file only while it is the same file."""
+    """Keep the further sources a user gave: folders always, a file's URL only while it is the same file."""
     old = before.pins.get(pin.name)
     if old is None:
         return pin
@@ -309,7 +320,7 @@ def _size(pin: Pin) -> str:
 
 
 def _weight(character: str) -> int:
-    """dpkg's order within the parts that are not digits: ``~`` first, then the end, letters, everything else."""
+    """dpkg's order within the parts that are not digits: ``~``, the end, letters, everything else."""
     if character == "~":
         return -1
     return ord(character) + (0 if character.isalpha() else 256) if character else 0
@@ -331,7 +342,7 @@ def _compare_part(left: str, right: str) -> int:
 
 
 def compare_versions(left: str, right: str) -> int:
-    """Below, equal to or above zero as Debian version ``left`` is before, equal to or after ``right`` (deb-version(7))."""
+    """Below, at or above zero as ``left`` is before, equal to or after ``right`` (deb-version(7))."""
     parts = []
     for version in (left, right):
         epoch, colon, rest = version.partition(":")
@@ -340,5 +351,5 @@ def compare_versions(left: str, right: str) -> int:
     return next((d for a, b in zip(*parts, strict=True) if (d := _compare_part(a, b))), 0)
 
 
-version_key: Callable[[str], object] = cmp_to_key(compare_versions)
+version_key = cmp_to_key(compare_versions)
 """Sorts Debian versions."""

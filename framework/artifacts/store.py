@@ -1,7 +1,7 @@
 """The download cache: files by hash, fetched once, verified at every use.
 
-Layout below the root: ``blobs/<sha256>`` (read-only), ``partial/<sha256>`` (unfinished, gone on with later) and
-``locks/<sha256>.lock``, so that several runs at once download a file once.
+Layout below the root: ``blobs/<sha256>`` (read-only), ``partial/<sha256>`` (unfinished, gone on with later)
+and ``locks/<sha256>.lock``, so that several runs at once download a file once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from framework.artifacts.digest import Checker, make_writable_parent
+from framework.artifacts.digest import NO_ROOM_HINT, Checker, make_writable_parent
 from framework.artifacts.download import Cancelled, Downloader, disk_error
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import Mirrors
@@ -85,8 +85,8 @@ class Store:
             state = "damaged in" if damaged else "not in"
             named = ", ".join(pin.name for pin in pins[:5]) + (", …" if len(pins) > 5 else "")
             raise ArtifactError(
-                f"{len(pins)} files ({total / 1e6:.1f} MB) are {state} the cache, and --offline forbids to fetch them: "
-                f"{named}",
+                f"{len(pins)} files ({total / 1e6:.1f} MB) are {state} the cache, "
+                f"and --offline forbids to fetch them: {named}",
                 where=str(self.root),
                 hint="run `medcheck fetch` once with a network",
             )
@@ -187,5 +187,5 @@ class Store:
             raise ArtifactError(
                 f"no room: {size / 1e6:.1f} MB are to be downloaded and {free / 1e6:.1f} MB are free",
                 where=str(self.root),
-                hint="free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk",
+                hint=NO_ROOM_HINT,
             )

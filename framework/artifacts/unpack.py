@@ -29,11 +29,11 @@ Select = Callable[[str], bool]
 
 
 def unpack_deb(deb: Path, dest: Path, select: Select | None = None) -> None:
-    """Unpack the files of a binary package into ``dest`` (made if missing; other packages may be there already).
+    """Unpack the files of a binary package into ``dest`` (made if missing; other packages may be there).
 
-    ``select`` is asked for each member's path without leading ``./`` and says whether it is wanted. Modes and times
-    are kept; set-user-ID bits are not. A symbolic link to an absolute path is kept as it is, for it is meant for
-    the root the tree will have; nothing is ever written through it.
+    ``select`` is asked for each member's path without leading ``./`` and says whether it is wanted. Modes and
+    times are kept; set-user-ID bits are not. A symbolic link to an absolute path is kept as it is, for it is
+    meant for the root the tree will have; nothing is ever written through it.
 
     :raises ArtifactError: not a package, damaged, or a member would land outside ``dest`` or is a device.
     """
@@ -42,7 +42,7 @@ def unpack_deb(deb: Path, dest: Path, select: Select | None = None) -> None:
 
 
 def unpack_source(orig: Path, debian: Path, dest: Path) -> None:
-    """Unpack a 3.0 (quilt) source package into ``dest``: upstream, the ``debian`` folder, its patches applied.
+    """Unpack a 3.0 (quilt) source package into ``dest``: upstream, ``debian``, and its patches applied.
 
     :raises ArtifactError: an archive is damaged or unsafe.
     :raises BuildError: a patch does not apply.

@@ -11,7 +11,7 @@ from framework.errors import ConfigError
 
 
 class Source:
-    """One YAML file whose nodes are taken apart by the caller; scalars stay text, so versions never become numbers."""
+    """One YAML file taken apart node by node; scalars stay text, so versions never become numbers."""
 
     def __init__(self, path: Path, hint: str | None = None) -> None:
         """``hint`` is shown with every error: what a user does about a bad file of this kind."""
