@@ -14,7 +14,7 @@ from mediator_ref.check import (
     patched,
 )
 from mediator_ref.events import El3Call, GuestReturn, PageKind
-from mediator_ref.ledger import blamed, commit, commit_refused
+from mediator_ref.ledger import attributed, blamed, commit, commit_refused
 from mediator_ref.memory import Translation, check_list, translate
 from mediator_ref.state import Buffer, Call, Pending, State, uncertain
 from mediator_ref.verdict import Difference
@@ -155,7 +155,7 @@ def _should_not(state: State, p: Pending, d: Decision, known: Translation | None
         return
     deviation = None
     if known is not None and not known.error:
-        deviation = "D9" if d.rule == "MEM-5" else next(iter(blamed(p.domain, d.translation)), None)
+        deviation = attributed(p.domain, d.translation, known)[1]
     state.fail(d.rule, event, f"{d.reason}, and the call reached OP-TEE", deviation=deviation, cause=p.event)
     p.tainted = f"follows the nonconformance at #{event.seq}"
 
@@ -306,12 +306,13 @@ def _refused_in_message(
             state.unchecked(d.rule, stateful, event)
             return
         if known is not None and known.error == seen:
+            rule, deviation = attributed(p.domain, d.translation, known)
             state.fail(
-                known.rule,
+                rule,
                 event,
-                f"refused: {known.reason}, for a mediator that leaks",
+                f"refused: {known.reason}",
                 Difference("ret", f"{d.ret:#x}", f"{seen:#x}"),
-                deviation=next(iter(blamed(p.domain, known)), None),
+                deviation=deviation,
                 cause=p.event,
             )
             commit_refused(p, known)
@@ -360,8 +361,8 @@ def _should_have(
         if result is not None:
             reason = f"refused with ret = {result:#x}"
         if known is not None and known.error and result in (None, known.error):
-            rule, reason = known.rule, f"refused: {known.reason}, for a mediator that leaks"
-            deviation = next(iter(blamed(p.domain, known)), None)
+            rule, deviation = attributed(p.domain, d.translation, known)
+            reason = f"refused: {known.reason}, for a mediator with known defects"
             commit_refused(p, known)
     else:
         rule = {1: "STD-1", 4: "STD-2", 5: "STD-4"}.get(x0, "STD-5")

@@ -46,7 +46,7 @@ _ALL = (
     ),
     Deviation(
         "D2",
-        ("MEM-1", "MEM-6", "MEM-8", "MEM-10"),
+        ("MEM-6", "MEM-7", "MEM-8", "MEM-10"),
         "buffers are released by a cookie from the message, not by what the call registered",
         "an earlier call completed that named a buffer it had not registered (NULL TMEM, or REGISTER_SHM that failed), "
         "or left one that it had",
@@ -78,7 +78,7 @@ _ALL = (
     ),
     Deviation(
         "D5",
-        ("MEM-1", "MEM-6", "MEM-7", "MEM-8"),
+        ("MEM-6", "MEM-7", "MEM-8"),
         "buffers translated before a parameter that failed stay registered",
         "buffers left by failed calls fill the slots or hold the cookie",
         "handle_std_call",
@@ -138,7 +138,7 @@ _ALL = (
     ),
     Deviation(
         "D11",
-        ("RPC-4", "RPC-8"),
+        ("RPC-4", "RPC-8", "MEM-6", "MEM-7", "MEM-8"),
         "whether a reply is one to SHM_ALLOC is read from the reply, not from the request",
         "the guest changed cmd in its reply to or from SHM_ALLOC",
         "handle_rpc_cmd",
@@ -149,13 +149,35 @@ _ALL = (
     ),
     Deviation(
         "D12",
-        ("MEM-8",),
+        ("MEM-6", "MEM-7", "MEM-8"),
         "a REGISTER_SHM OP-TEE refused by x0 counts as registered when the guest preset ret = 0",
         "an earlier REGISTER_SHM returned x0 != 0 with ret = 0",
         "do_call_with_arg",
         _CORR,
         "suspected",
         "REGISTER_SHM with ret = 0 while OP-TEE has no thread",
+    ),
+    Deviation(
+        "D13",
+        ("RPC-2", "RPC-13"),
+        "OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
+        "an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
+        "handle_rpc_func_alloc, free_shm_rpc",
+        _ISO,
+        "suspected",
+        "while one call waits in an RPC, answer another call's ALLOC with 0:0 and the first one's cookie",
+        disclosure=True,
+    ),
+    Deviation(
+        "D14",
+        ("MEM-6", "MEM-7", "MEM-8", "MEM-10"),
+        "OP-TEE's SHM_FREE for a reply it could not use releases a buffer that was registered otherwise",
+        "an earlier SHM_FREE named a cookie that was not given in answer to SHM_ALLOC",
+        "handle_rpc_return",
+        _ISO,
+        "suspected",
+        "register C; answer SHM_ALLOC with a NULL buffer and shm_ref = C; register C again",
+        disclosure=True,
     ),
 )
 

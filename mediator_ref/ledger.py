@@ -21,11 +21,27 @@ def blamed(domain: Domain, translation: Translation | None) -> list[str]:
     return ["D9"] if translation.rule == "MEM-5" and translation.wraps else []
 
 
+def attributed(domain: Domain, due: Translation | None, known: Translation | None) -> tuple[str, str | None]:
+    """Rule and deviation of a message that was decided as a mediator with known defects does, and not as is due."""
+    if due is not None and due.wraps and due.rule == "MEM-5":
+        return "MEM-5", "D9"
+    for translation in (known, due):
+        if translation is not None and translation.error:
+            names = blamed(domain, translation)
+            if names:
+                return translation.rule, names[0]
+    for translation in (due, known):
+        if translation is not None and translation.error:
+            return translation.rule, None
+    return "MEM-1", None
+
+
 def hold(domain: Domain, call: Call | None, buffers: dict[int, Buffer | None], cookies: list[int]) -> None:
     """OP-TEE may use these buffers from now on: for this call, or until it asks to free them."""
     found = {buffer.cookie: buffer for buffer in buffers.values() if buffer is not None}
     for cookie in cookies:
-        domain.buffers[cookie] = found.get(cookie, Buffer(cookie, ()))
+        buffer = domain.buffers[cookie] = found.get(cookie, Buffer(cookie, ()))
+        buffer.rpc = call is None
         if call is not None:
             call.cookies.append(cookie)
 

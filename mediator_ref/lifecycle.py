@@ -86,6 +86,7 @@ def forget(state: State, domain: Domain) -> None:
     domain.buffers.clear()
     domain.returned_cookies.clear()
     domain.blame.clear()
+    domain.lost_rpcs.clear()
     domain.known = None
     domain.lost_calls = 0
 
@@ -152,13 +153,15 @@ def frame_released(state: State, event: FrameReleased) -> None:
     if domain is None or event.mfn not in domain.pinned():
         state.ok("MEM-10")
         return
-    lost = [c for c, b in domain.buffers.items() if event.mfn in b.mfns and domain.blame.get(c) == "D2"]
+    lost = [
+        c for c, b in domain.buffers.items() if event.mfn in b.mfns and domain.blame.get(c) in ("D2", "D14")
+    ]
     state.fail(
         "MEM-10",
         event,
         "OP-TEE may still use the frame",
         Difference("frame", "kept", f"{event.mfn:#x} released"),
-        deviation="D2" if lost else None,
+        deviation=domain.blame[lost[0]] if lost else None,
     )
 
 

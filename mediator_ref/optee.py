@@ -108,11 +108,21 @@ def _suspended(state: State, p: Pending, event: El3Return, call: Call) -> None:
     if call.rpc_op == abi.RpcFunc.CMD:
         _request(state, p, event, call, answer)
     elif call.rpc_op == abi.RpcFunc.FREE:
-        cookie = abi.pair(x1, x2)
-        rpc = p.domain.rpcs.pop(cookie, None)
-        if rpc is not None:
-            p.domain.returned_cookies.add(cookie)
-            state.drop_shadow(rpc.ma)
+        _page_freed(state, p, abi.pair(x1, x2), call)
+
+
+def _page_freed(state: State, p: Pending, cookie: int, call: Call) -> None:
+    """OP-TEE asks to free an RPC page. One it was never given is not the page of that cookie another call uses."""
+    if call.turned_down == cookie:
+        call.turned_down = None
+        if cookie in p.domain.rpcs:
+            p.domain.lost_rpcs.add(cookie)
+        return
+    rpc = p.domain.rpcs.pop(cookie, None)
+    p.domain.lost_rpcs.discard(cookie)
+    if rpc is not None:
+        p.domain.returned_cookies.add(cookie)
+        state.drop_shadow(rpc.ma)
 
 
 def _request(state: State, p: Pending, event: El3Return, call: Call, answer: Answer) -> None:
@@ -130,6 +140,9 @@ def _request(state: State, p: Pending, event: El3Return, call: Call, answer: Ans
     if answer.writable is False and answer.kind != "unknown":
         answer.kind = "restart"
     rpc.shadow = event.shadow.get(rpc.ma) if rpc.ma is not None else None
+    if rpc.shadow is None and rpc.cookie in p.domain.lost_rpcs:
+        answer.why_unknown = "the RPC page was turned down for another call"
+        return
     if rpc.shadow is None:
         answer.why_unknown = answer.why_unknown or "the RPC shadow was not observed when OP-TEE returned"
         p.domain.partial = p.domain.partial or answer.why_unknown
@@ -141,7 +154,9 @@ def _request(state: State, p: Pending, event: El3Return, call: Call, answer: Ans
     if call.rpc_cmd == abi.RpcCmd.SHM_ALLOC and params:
         call.rpc_type = params[0].a & abi.U32
     elif call.rpc_cmd == abi.RpcCmd.SHM_FREE and params:
-        release(p.domain, {params[0].b}, {params[0].b}, "D2")
+        cookie = params[0].b
+        buffer = p.domain.buffers.get(cookie)
+        release(p.domain, {cookie} if buffer is not None and buffer.rpc else set(), {cookie}, "D14")
     _no_host_address(state, p, event, rpc, params)
 
 
@@ -184,8 +199,18 @@ def answered(state: State, p: Pending, event: GuestReturn) -> None:
         state.fail("RPC-11", event, "the guest was given a request it cannot read", cause=p.event)
     else:
         check_guest_regs(state, p, event, "RPC-1", answer.written)
+        _page_kept(state, p)
         if call is not None and call.rpc_op == abi.RpcFunc.CMD:
             _check_page(state, p, event, answer, "RPC-3")
+
+
+def _page_kept(state: State, p: Pending) -> None:
+    """RPC-13: a request arrives on a page whose cookie another call was turned down with."""
+    cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
+    if p.call is not None and p.call.rpc_op == abi.RpcFunc.CMD and cookie in p.domain.lost_rpcs:
+        p.domain.lost_rpcs.discard(cookie)
+        state.ok("RPC-13")
+        state.absent("D13")
 
 
 def _check_done(state: State, p: Pending, event: GuestReturn, answer: Answer) -> None:

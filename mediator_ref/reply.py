@@ -8,7 +8,7 @@ from mediator_ref import abi
 from mediator_ref.calls import STATEFUL, check_translated, params_of
 from mediator_ref.check import page_differences, patched
 from mediator_ref.events import El3Call, PageKind
-from mediator_ref.ledger import blamed, commit, commit_refused
+from mediator_ref.ledger import attributed, commit, commit_refused
 from mediator_ref.memory import Translation, page_count, translate
 from mediator_ref.state import Call, Pending, ShmRpc, State, uncertain
 from mediator_ref.verdict import Difference
@@ -33,6 +33,7 @@ class Reply:
     refusal: Translation | None = None
     translation: Translation | None = None
     known: Translation | None = None
+    known_rule: str = ""
     known_deviation: str | None = None
     plain_address: bool = False
     renamed: bool = False
@@ -98,7 +99,7 @@ def _allocated(state: State, p: Pending, reply: Reply) -> None:
     if p.domain.known is not None or t.wraps or t.error:
         held = p.domain.known if p.domain.known is not None else p.domain.ledger()
         reply.known = translate(reply.params, p.event.mem, held, state.limits, defects=True)
-        reply.known_deviation = next(iter(blamed(p.domain, reply.known if reply.known.error else t)), None)
+        reply.known_rule, reply.known_deviation = attributed(p.domain, t, reply.known)
 
 
 def check_reply(state: State, p: Pending, event: El3Call, call: Call, reply: Reply) -> None:

@@ -82,6 +82,7 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
     offer = _offer(state, p)
     ma = abi.pair(event.regs[1], event.regs[2])
     x4, x5 = p.event.regs[4], p.event.regs[5]
+    call.turned_down = None if ma else offer.cookie
     rule = "RPC-2"
     if offer.fit and offer.cookie in p.domain.returned_cookies:
         rule = "CACHE-1"
@@ -98,6 +99,7 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
                     event,
                     f"a shadow page although {offer.reason}",
                     Difference("x1:x2", "0", f"{ma:#x}"),
+                    deviation="D13" if offer.cookie in p.domain.lost_rpcs else None,
                     cause=p.event,
                 )
         elif offer.fit is None:
@@ -125,6 +127,10 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
         else:
             state.ok(rule)
         p.domain.returned_cookies.discard(offer.cookie)
+        p.domain.lost_rpcs.discard(offer.cookie)
+        replaced = p.domain.rpcs.get(offer.cookie)
+        if replaced is not None:
+            state.drop_shadow(replaced.ma)
         p.domain.rpcs[offer.cookie] = ShmRpc(offer.cookie, offer.ipa, offer.mfn, ma, event.shadow.get(ma))
     elif offer.fit is False:
         state.ok(rule)
@@ -174,13 +180,14 @@ def refused(state: State, p: Pending, event: GuestReturn) -> None:
         _asked_to_free(state, p, event, call, reply)
     elif event.regs[:4] == p.event.regs[:4] and call.rpc_op == abi.RpcFunc.CMD:
         given = abi.pair(p.event.regs[1], p.event.regs[2])
+        gone = given in p.domain.lost_rpcs
         unknown = given != abi.pair(*call.rpc_args) and given not in p.domain.rpcs
         state.fail(
-            "RPC-7",
+            "RPC-13" if gone else "RPC-7",
             event,
             "the call was neither resumed nor refused",
             Difference("x0", "a call at EL3", f"{event.regs[0]:#x}"),
-            deviation="D4" if unknown else None,
+            deviation="D13" if gone else "D4" if unknown else None,
             cause=p.event,
         )
         del p.domain.calls[thread]
@@ -226,7 +233,7 @@ def _asked_without_need(state: State, p: Pending, event: GuestReturn, call: Call
     why = uncertain(p)
     if reply.known is not None and reply.known.error:
         state.fail(
-            reply.known.rule,
+            reply.known_rule,
             event,
             f"turned down: {reply.known.reason}, for a mediator that leaks",
             deviation=reply.known_deviation,

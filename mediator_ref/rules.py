@@ -405,6 +405,14 @@ def _rows() -> Iterable[Rule]:
         ("1.5",),
         ("R3",),
     )
+    yield r(
+        "RPC-13",
+        "Turning a page down does not cost another call the RPC page of the same cookie",
+        _ISO,
+        f"{_SMC}: RPC_FUNC_FREE; OP-TEE thread_rpc_alloc_arg",
+        ("1.5", "1.6"),
+        ("R8", "R12"),
+    )
     # Isolation
     yield r(
         "ISO-1",

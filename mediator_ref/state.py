@@ -22,6 +22,8 @@ class Buffer:
 
     cookie: int
     mfns: tuple[int, ...]
+    rpc: bool = False
+    """Given in answer to SHM_ALLOC: only such a buffer ends with SHM_FREE."""
 
     @property
     def pages(self) -> int:
@@ -58,6 +60,8 @@ class Call:
     rpc_cmd: int | None = None
     rpc_type: int | None = None
     asked_to_free: bool = False
+    turned_down: int | None = None
+    """Cookie the guest offered with an RPC page that was turned down; OP-TEE will ask to free it."""
     tainted: str = ""
 
 
@@ -98,6 +102,8 @@ class Domain:
     known: Ledger | None = None
     blame: dict[int, str] = field(default_factory=dict)
     lost_calls: int = 0
+    lost_rpcs: set[int] = field(default_factory=set)
+    """RPC pages a mediator with D13 has released although a call uses them."""
     activity: int = 0
     in_hypervisor: int = 0
     in_optee: int = 0

@@ -171,6 +171,13 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
     if p.tainted or answer is None or call is None or answer.kind == "unknown":
         state.unchecked("RPC-11", p.tainted or "what OP-TEE asked for is not known", event)
         return
+    cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
+    if answer.kind == "rpc" and call.rpc_op == abi.RpcFunc.CMD and cookie in p.domain.lost_rpcs:
+        state.fail(
+            "RPC-13", event, f"the RPC page of cookie {cookie:#x} is gone", deviation="D13", cause=p.event
+        )
+        call.tainted = f"follows the nonconformance at #{event.seq}"
+        return
     if answer.kind != "restart" and (
         answer.kind != "rpc" or answer.writable is not None or answer.why_unknown
     ):

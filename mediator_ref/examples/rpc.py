@@ -151,6 +151,20 @@ def rpc_12() -> Example:
     return example("RPC-12", made, with_shadow_bytes(made.events, El3Call, rpc_shadow(made), RET, bytes(4)))
 
 
+def rpc_13() -> Example:
+    """Another call's ALLOC is answered with nothing and the cookie of a page in use; OP-TEE asks to free it."""
+    good, bad = board(), board(defects=frozenset({"D13"}))
+    for made in (good, bad):
+        first = made.message(1, INVOKE, plan=[ask(abi.RpcCmd.GET_TIME), ask(abi.RpcCmd.GET_TIME)])
+        first = made.serve_alloc(1, first, cookie=COOKIE)
+        second = made.message(1, INVOKE, ipa=ARG + 4096, vcpu=1, plan=[ask(abi.RpcCmd.GET_TIME)])
+        second = made.resume(1, second, vcpu=1, x1=0, x2=0, x5=COOKIE)
+        made.resume(1, second, vcpu=1)
+        made.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+        made.resume(1, first)
+    return example("RPC-13", good, bad)
+
+
 def cache_1() -> Example:
     """DISABLE_SHM_CACHE gave the cookie back; it is offered again and accepted, or turned down."""
     made, regs = asked(ask(abi.RpcCmd.GET_TIME))
@@ -187,6 +201,7 @@ EXAMPLES = (
     rpc_10,
     rpc_11,
     rpc_12,
+    rpc_13,
     cache_1,
     iso_1,
 )

@@ -24,6 +24,7 @@ class ShmBuf:
     """A registered buffer: pinned frames and the shadow of the list that names them."""
 
     cookie: int
+    rpc: bool = False
     frames: list[int] = field(default_factory=list)
     lists: list[int] = field(default_factory=list)
 
@@ -51,6 +52,7 @@ class StdCall:
     data_cookie: int = 0
     in_flight: bool = True
     asked: bool = False
+    turned_down: int | None = None
     own: list[int] = field(default_factory=list)
     """Cookies this call translated."""
 
@@ -283,7 +285,9 @@ class Mediator:
         regs[:4] = res[:4]
         cookie = abi.pair(res[1], res[2])
         if call.op == abi.RpcFunc.FREE:
-            self._free_rpc(ctx, cookie)
+            if "D13" in self.defects or call.turned_down != cookie:
+                self._free_rpc(ctx, cookie)
+            call.turned_down = None
         if call.op != abi.RpcFunc.CMD:
             return True
         rpc = ctx.rpcs.get(cookie)
@@ -300,7 +304,9 @@ class Mediator:
         if arg.cmd == abi.RpcCmd.SHM_ALLOC and arg.params:
             call.buffer_type = arg.params[0].a & abi.U32
         elif arg.cmd == abi.RpcCmd.SHM_FREE and arg.params:
-            self._free_buf(ctx, arg.params[0].b)
+            buf = ctx.bufs.get(arg.params[0].b)
+            if buf is not None and (buf.rpc or "D14" in self.defects):
+                self._free_buf(ctx, buf.cookie)
             call.data_cookie = 0
         return readable
 
@@ -315,7 +321,9 @@ class Mediator:
         call.in_flight, call.thread = True, -1
         resume, x3 = abi.RETURN_FROM_RPC, regs[3]
         if call.op == abi.RpcFunc.ALLOC:
-            high, low = abi.split(self._offer(ctx, regs))
+            shadow = self._offer(ctx, regs)
+            call.turned_down = None if shadow else abi.pair(regs[4], regs[5])
+            high, low = abi.split(shadow)
             yield from self._enter(ctx, call, regs, (resume, high, low, x3, regs[4], regs[5], 0))
         elif call.op == abi.RpcFunc.CMD:
             given = abi.pair(regs[1], regs[2]) if "D4" in self.defects else abi.pair(*call.params)
@@ -382,6 +390,7 @@ class Mediator:
         error, pointer = self._translate(ctx, param)
         if not error:
             call.data_cookie = param.c
+            ctx.bufs[param.c].rpc = True
             shadow[40:48] = pointer.to_bytes(8, "little")
             self.world.data[rpc.shadow >> 12] = bytes(shadow)
             return True

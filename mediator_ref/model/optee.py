@@ -157,8 +157,12 @@ class Optee:
                     int(number) if word == "alloc" else 7,
                 )
                 failed = failed or page is None
-                if word == "alloc" and page is not None and not self._allocated(thread, client, page):
-                    failed = True
+                if word == "alloc" and page is not None:
+                    unusable = self._allocated(thread, client, page)
+                    if unusable is not None:
+                        failed = True
+                    if unusable:
+                        yield from self._ask(thread, abi.RpcCmd.SHM_FREE, 0, unusable)
         for _, frames in thread.allocated:
             for mfn in frames:
                 self.world.secure_use(client - 1, mfn)
@@ -187,24 +191,27 @@ class Optee:
         yield (abi.RPC_CMD_RETURN, *abi.split(cookie))
         return self.world.secure_read(ma)
 
-    def _allocated(self, thread: Thread, client: int, page: bytes) -> bool:
-        """Take what the guest answered to SHM_ALLOC, as OP-TEE does: it does not look at cmd."""
+    def _allocated(self, thread: Thread, client: int, page: bytes) -> int | None:
+        """Take what the guest answered to SHM_ALLOC, as OP-TEE does: it does not look at cmd.
+
+        ``None``: done. Otherwise there is no buffer, and the number is a cookie to free, or 0.
+        """
         arg = abi.decode_arg(page)
         if arg.ret or arg.num_params != 1:
-            return False
+            return 0
         param = arg.params[0]
+        if param.attr not in (abi.Attr.TMEM_OUTPUT, abi.RPC_ALLOC_ATTR):
+            return 0
         if not param.a:
-            return False
+            return param.c
         if param.attr == abi.Attr.TMEM_OUTPUT:
             frames = [param.a >> 12]
-        elif param.attr == abi.RPC_ALLOC_ATTR:
-            frames = self._frames(param)
         else:
-            return False
+            frames = self._frames(param)
         thread.allocated.append((param.c, frames))
         for mfn in frames:
             self.world.secure_use(client - 1, mfn)
-        return True
+        return None
 
     def _frames(self, param: abi.Param) -> list[int]:
         """Frames a page list names."""

@@ -108,6 +108,26 @@ def d12(board: Board) -> None:
     register(board)
 
 
+def d13(board: Board) -> None:
+    first = board.message(1, INVOKE, plan=[ask(abi.RpcCmd.GET_TIME), ask(abi.RpcCmd.GET_TIME)])
+    first = board.serve_alloc(1, first)
+    second = board.message(1, INVOKE, ipa=ARG + 4096, vcpu=1, plan=[ask(abi.RpcCmd.GET_TIME)])
+    second = board.resume(1, second, vcpu=1, x1=0, x2=0, x5=0xC0)
+    board.resume(1, second, vcpu=1)
+    board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+    board.resume(1, first)
+
+
+def d14(board: Board) -> None:
+    register(board)
+    regs = asked(board, alloc())
+    board.reply(1, abi.Param(abi.RPC_ALLOC_ATTR, 0, 4096, 0xB0))
+    regs = board.resume(1, regs)
+    board.reply(1)
+    board.resume(1, regs)
+    register(board)
+
+
 Stimulus = Callable[[Board], None]
 CASES: list[tuple[str, str, Stimulus]] = [
     ("D1", "D1", d1),
@@ -122,6 +142,8 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D11", "D11", d11_hidden),
     ("D11", "D11", d11_claimed),
     ("D12", "D2", d12),
+    ("D13", "D13", d13),
+    ("D14", "D14", d14),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
 
@@ -218,5 +240,5 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert set(deviation.rules) <= set(RULES)
         assert deviation.condition
         assert deviation.stimulus
-    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11"}
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D13", "D14"}
     assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)

@@ -19,18 +19,32 @@ from mediator_ref.events import DomainDestroyed, PageKind
 from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
 from mediator_ref.model.optee import FREE_ARG, INTR, SHM_FREE, UNKNOWN_COOKIE, alloc, ask
 
-DOMAINS = st.integers(1, 3)
-VCPUS = st.integers(0, 2)
+DOMAINS = st.sampled_from([1, 1, 1, 2, 2, 3])
+VCPUS = st.sampled_from([0, 0, 1, 2])
 COOKIES = st.integers(0xB0, 0xB5)
-ATTRS = st.sampled_from([int(a) for a in abi.Attr] + [a | abi.ATTR_NONCONTIG for a in abi.TMEM_TYPES] * 3 + [0x104, 0x7F])
+ATTRS = st.sampled_from(
+    [int(a) for a in abi.Attr] + [a | abi.ATTR_NONCONTIG for a in abi.TMEM_TYPES] * 3 + [0x104, 0x7F]
+)
 PLANS = st.lists(
-    st.sampled_from([INTR, FREE_ARG, SHM_FREE, alloc(), alloc(9000), ask(abi.RpcCmd.GET_TIME), UNKNOWN_COOKIE]),
-    max_size=5,
+    st.sampled_from(
+        [
+            INTR,
+            FREE_ARG,
+            SHM_FREE,
+            *[alloc()] * 3,
+            alloc(9000),
+            *[ask(abi.RpcCmd.GET_TIME)] * 3,
+            UNKNOWN_COOKIE,
+        ]
+    ),
+    min_size=1,
+    max_size=6,
 )
 LIMITS = Limits(buffers=5, buffer_pages=6, total_pages=16)
 PAGES = st.sampled_from([ARG, ARG + 4096, ARG + 8192, RPC, RPC + 4096, LIST, DATA, DATA + 4096])
 WORDS = st.one_of(
-    st.sampled_from([0, 1, abi.U32, abi.U64, ARG, ARG + 8, DATA, RPC, *abi.FUNCTIONS]), st.integers(0, abi.U64)
+    st.sampled_from([0, 1, abi.U32, abi.U64, ARG, ARG + 8, DATA, RPC, *abi.FUNCTIONS]),
+    st.integers(0, abi.U64),
 )
 
 
@@ -58,7 +72,10 @@ class Machine(RuleBasedStateMachine):
             self.state, found = step(self.state, event)
             self.verdicts += found
             after = self.state.snapshot()
-            if touched is not None and getattr(event, "regs", (0,))[0] not in (abi.VM_CREATED, abi.VM_DESTROYED):
+            if touched is not None and getattr(event, "regs", (0,))[0] not in (
+                abi.VM_CREATED,
+                abi.VM_DESTROYED,
+            ):
                 assert all(after[d] == s for d, s in before.items()), "a step of one domain changed another"
             if isinstance(event, DomainDestroyed):
                 assert event.domid not in after
@@ -67,8 +84,14 @@ class Machine(RuleBasedStateMachine):
                 self.suspended.setdefault(event.domid, []).append(event.regs)
         self.seen = len(self.board.events)
 
-    def free(self, domid: int, vcpu: int) -> bool:
-        return domid in self.board.mediator.domains and (domid, vcpu) not in self.board.inflight
+    def ready(self, domid: int, vcpu: int) -> bool:
+        """Whether a vCPU can call; one that is in OP-TEE comes out first."""
+        if domid not in self.board.mediator.domains:
+            self.board.create(domid)
+        while (domid, vcpu) in self.board.inflight:
+            self.board.leave(domid, vcpu)
+        self.watch()
+        return domid in self.board.mediator.domains
 
     # Domains
 
@@ -78,7 +101,7 @@ class Machine(RuleBasedStateMachine):
             self.board.create(domid)
             self.watch()
 
-    @precondition(lambda self: len(self.board.events) > 60)
+    @precondition(lambda self: len(self.board.events) > 150)
     @rule(domid=DOMAINS)
     def destroy(self, domid: int) -> None:
         if domid in self.board.mediator.domains:
@@ -92,39 +115,77 @@ class Machine(RuleBasedStateMachine):
 
     # Calls
 
-    @rule(domid=DOMAINS, vcpu=VCPUS, fid=st.sampled_from(sorted(abi.FUNCTIONS)), words=st.lists(WORDS, min_size=7, max_size=7))
+    @rule(
+        domid=DOMAINS,
+        vcpu=VCPUS,
+        fid=st.sampled_from(sorted(abi.FUNCTIONS)),
+        words=st.lists(WORDS, min_size=7, max_size=7),
+    )
     def call_function(self, domid: int, vcpu: int, fid: int, words: list[int]) -> None:
-        if self.free(domid, vcpu):
+        if self.ready(domid, vcpu):
             self.board.trap(domid, vcpu, [fid, *words])
             self.watch()
 
     @rule(domid=DOMAINS, vcpu=VCPUS, words=st.lists(WORDS, min_size=8, max_size=8))
     def call_gibberish(self, domid: int, vcpu: int, words: list[int]) -> None:
-        if self.free(domid, vcpu) and abi.owner_of(abi.fid_of(words[0])) in abi.TRUSTED_OWNERS:
+        if self.ready(domid, vcpu) and abi.owner_of(abi.fid_of(words[0])) in abi.TRUSTED_OWNERS:
             self.board.trap(domid, vcpu, words)
             self.watch()
 
     @rule(
-        domid=DOMAINS, vcpu=VCPUS, cmd=st.integers(0, 6), plan=PLANS,
-        params=st.lists(st.tuples(ATTRS, st.integers(0, 7), st.sampled_from([0, 0, 5, 4095]), COOKIES,
-                                  st.sampled_from([None, None, None, 0, 1, abi.U64, 1 << 44])), max_size=3),
-        bad=st.sampled_from([None, None, None, 0, 1]), count=st.sampled_from([None, None, None, 127, 128, abi.U32]),
+        domid=DOMAINS,
+        vcpu=VCPUS,
+        cmd=st.sampled_from([0, 1, 1, 2, 3, 4, 4, 4, 5, 6]),
+        plan=PLANS,
+        params=st.lists(
+            st.tuples(
+                ATTRS,
+                st.integers(0, 7),
+                st.sampled_from([0, 0, 5, 4095]),
+                COOKIES,
+                st.sampled_from([None] * 8 + [0, 1, abi.U64, 1 << 44]),
+            ),
+            max_size=3,
+        ),
+        bad=st.sampled_from([None] * 6 + [0, 1]),
+        count=st.sampled_from([None] * 12 + [127, 128, abi.U32]),
         ret=st.sampled_from([0, 0, abi.Tee.GENERIC]),
     )
     def standard_call(
-        self, domid: int, vcpu: int, cmd: int, plan: list[str], params: list[tuple[int, int, int, int, int | None]],
-        bad: int | None, count: int | None, ret: int,
+        self,
+        domid: int,
+        vcpu: int,
+        cmd: int,
+        plan: list[str],
+        params: list[tuple[int, int, int, int, int | None]],
+        bad: int | None,
+        count: int | None,
+        ret: int,
     ) -> None:
-        if not self.free(domid, vcpu):
+        if not self.ready(domid, vcpu):
             return
         built = []
         for index, (attr, pages, offset, cookie, size) in enumerate(params):
-            p = self.board.buffer(domid, pages, offset=offset, size=size, cookie=cookie, ipa=LIST + index * 4096,
-                                  bad=bad if bad is not None and bad < pages else None)
+            p = self.board.buffer(
+                domid,
+                pages,
+                offset=offset,
+                size=size,
+                cookie=cookie,
+                ipa=LIST + index * 4096,
+                bad=bad if bad is not None and bad < pages else None,
+            )
             null = attr & 0xFF in abi.TMEM_TYPES and pages == 0
             built.append(abi.Param(attr, 0 if null else p.a, p.b & abi.U64, p.c))
-        page = abi.encode_arg(abi.Arg(cmd=cmd, session=3, ret=ret, num_params=len(built) if count is None else count,
-                                      params=tuple(built)))
+        page = abi.encode_arg(
+            abi.Arg(
+                cmd=cmd,
+                session=3,
+                ret=ret,
+                num_params=len(built) if count is None else count,
+                params=tuple(built),
+            )
+        )
         ipa = ARG + vcpu * 4096
         self.board.world.write(domid, ipa, page)
         self.board.optee.plan = plan
@@ -137,14 +198,33 @@ class Machine(RuleBasedStateMachine):
             self.board.leave(domid, vcpu)
             self.watch()
 
+    @rule(pick=st.integers(0, 8), shm=COOKIES, times=st.integers(1, 4))
+    def serve(self, pick: int, shm: int, times: int) -> None:
+        """A guest that behaves answers a few requests."""
+        for _ in range(times):
+            self.resume_with(pick, 0, 0xC0 + pick % 4, "good", RPC + pick % 4 * 4096, shm)
+
     @rule(
-        domid=DOMAINS, vcpu=VCPUS, pick=st.integers(0, 3), cookie=st.integers(0xC0, 0xC3),
-        kind=st.sampled_from(["good", "good", "good", "bad", "plain", "null", "error", "huge", "renamed", "cleared"]),
-        rpc_page=st.sampled_from([RPC, RPC, RPC + 4096, RPC + 4, 0, 0x7000_0000]), shm=COOKIES,
+        pick=st.integers(0, 8),
+        vcpu=VCPUS,
+        cookie=st.integers(0xC0, 0xC3),
+        kind=st.sampled_from(["good", "bad", "plain", "null", "error", "huge", "renamed", "cleared"]),
+        rpc_page=st.sampled_from([RPC, RPC + 4096, RPC + 4, 0, 0x7000_0000]),
+        shm=COOKIES,
     )
-    def resume(self, domid: int, vcpu: int, pick: int, cookie: int, kind: str, rpc_page: int, shm: int) -> None:
+    def resume(self, pick: int, vcpu: int, cookie: int, kind: str, rpc_page: int, shm: int) -> None:
+        """A guest returns from an RPC in one of many ways."""
+        self.resume_with(pick, vcpu, cookie, kind, rpc_page, shm)
+
+    def resume_with(self, pick: int, vcpu: int, cookie: int, kind: str, rpc_page: int, shm: int) -> None:
+        waiters = sorted(domid for domid, calls in self.suspended.items() if calls)
+        if not waiters:
+            return
+        domid = waiters[pick % len(waiters)]
+        if not self.ready(domid, vcpu):
+            return
         waiting = self.suspended.get(domid, [])
-        if not waiting or not self.free(domid, vcpu):
+        if not waiting:
             return
         regs = waiting[-1 - pick % len(waiting)]
         if kind != "error":  # an error leaves the call to be resumed once more, which then is refused
@@ -169,8 +249,14 @@ class Machine(RuleBasedStateMachine):
         reply = [abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3)]
         cmd = asked.cmd
         if cmd == abi.RpcCmd.SHM_ALLOC or kind == "renamed":
-            p = self.board.buffer(domid, 2, attr=abi.Attr.TMEM_OUTPUT, cookie=shm, ipa=LIST + 3 * 4096,
-                                  bad=1 if kind == "bad" else None)
+            p = self.board.buffer(
+                domid,
+                2,
+                attr=abi.Attr.TMEM_OUTPUT,
+                cookie=shm,
+                ipa=LIST + 3 * 4096,
+                bad=1 if kind == "bad" else None,
+            )
             frame, _ = world.lookup(domid, DATA)
             if kind == "plain":
                 p = abi.Param(abi.Attr.TMEM_OUTPUT, (frame or 1) << 12, 4096, shm)
@@ -186,10 +272,16 @@ class Machine(RuleBasedStateMachine):
 
     # Memory
 
-    @rule(domid=DOMAINS, ipa=PAGES, kind=st.sampled_from(list(PageKind)))
+    @rule(domid=DOMAINS, ipa=PAGES, kind=st.sampled_from([PageKind.RAM_RW] * 5 + list(PageKind)))
     def change_page(self, domid: int, ipa: int, kind: PageKind) -> None:
         pages = self.board.world.p2m.get(domid, {})
-        if kind is PageKind.UNMAPPED and ipa in pages:
+        if domid in self.board.mediator.domains and kind is PageKind.RAM_RW:
+            for page in (ARG, ARG + 4096, RPC, LIST, LIST + 4096, DATA, DATA + 4096, ipa):
+                if page in pages:
+                    self.board.world.protect(domid, page, kind)
+                else:
+                    self.board.world.map(domid, page)
+        elif kind is PageKind.UNMAPPED and ipa in pages:
             self.board.balloon(domid, ipa)
         elif ipa in pages:
             self.board.world.protect(domid, ipa, kind)
