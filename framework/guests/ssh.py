@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import select
 import shlex
 import socket
@@ -24,6 +25,9 @@ from framework.errors import GuestError
 
 Alive = Callable[[], None]
 """Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
+
+# Whatever goes wrong is raised from here; paramiko would also print it on stderr.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _CHUNK = 64 * 1024
 _LONGEST_LINE = 1 << 20
@@ -209,6 +213,35 @@ class SshClient:
             alive()
             raise GuestError(f"opens no session: {error}", where=self.name) from error
 
+    def _begin(self, channel: paramiko.Channel, command: str, alive: Alive) -> None:
+        """Ask for the command. paramiko would wait for ever for the answer of a guest that has died, so
+        another thread waits and this one looks whether it lives."""
+        failure: list[Exception] = []
+        done = threading.Event()
+
+        def ask() -> None:
+            try:
+                channel.exec_command(command)
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                failure.append(error)
+            done.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
+        try:
+            while not done.wait(_TICK):
+                alive()
+                if time.monotonic() > deadline:
+                    raise GuestError(f"does not take `{_short(command)}`", where=self.name)
+            if failure:
+                alive()
+                raise GuestError(
+                    f"`{_short(command)}`: the connection broke before it began", where=self.name
+                ) from failure[0]
+        except BaseException:
+            channel.close()
+            raise
+
     # What to do with it
 
     def run(
@@ -221,7 +254,7 @@ class SshClient:
         """
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
-            channel.exec_command(command)
+            self._begin(channel, command, alive)
             talk = _Talk(channel, stdin, idle_timeout, alive, f"`{_short(command)}`", self.name)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
@@ -235,7 +268,7 @@ class SshClient:
         alive = alive or self.alive
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
-        channel.exec_command(command)
+        self._begin(channel, command, alive)
         talk = _Talk(channel, b"", idle_timeout, alive, f"`{_short(command)}`", self.name)
         return CommandStream(channel, talk)
 

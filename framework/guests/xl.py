@@ -97,11 +97,12 @@ class Xl:
         """Create a domain, join its console with a virtio-serial port of dom0 before it prints anything, and
         let it run (unless ``paused``): one command in dom0, because each costs up to half a second."""
         steps = [_attach("$id", port_name)]
-        return self._create(config, steps if paused else [*steps, "xl unpause $id"])
+        first = _port_known(port_name)
+        return self._create(config, steps if paused else [*steps, "xl unpause $id"], first)
 
     def attach_console(self, domid: int, port_name: str) -> None:
         """Join the console of ``domid`` with the port ``port_name``; an older domain's console leaves it."""
-        self._checked(_attach(str(int(domid)), port_name))
+        self._checked(f"{_port_known(port_name)} && {_attach(str(int(domid)), port_name)}")
 
     def list(self) -> list[DomainInfo]:
         """All domains, dom0 first."""
@@ -139,11 +140,11 @@ class Xl:
         """Xen's message buffer (``xl dmesg``); slow."""
         return self._checked("xl dmesg").text
 
-    def _create(self, config: GuestConfig, steps: Sequence[str]) -> int:
+    def _create(self, config: GuestConfig, steps: Sequence[str], first: str = "true") -> int:
         file = f"/run/medcheck-{config.name}.cfg"
         # A domain that is there but of no use would keep its name and its OP-TEE partition.
         rest = f"{{ {{ {' && '.join([*steps, 'echo domid $id'])}; }} || {{ xl destroy $id; false; }}; }}"
-        script = [f"cat >{file}", f"xl create -q -p {file} >&2", f"id=$(xl domid {config.name})", rest]
+        script = [first, f"cat >{file}", f"xl create -q -p {file} >&2", f"id=$(xl domid {config.name})", rest]
         done = self._run(" && ".join(script), config.render().encode())
         match = re.search(rb"^domid (\d+)\s*$", done.stdout, re.MULTILINE)
         if done.rc != 0 or match is None:
@@ -166,26 +167,30 @@ def parse_list(text: str) -> list[DomainInfo]:
     ]
 
 
+def _port_known(port_name: str) -> str:
+    """A shell command that is true when dom0 has this console port."""
+    if not _NAME.fullmatch(port_name):
+        raise UsageError(f"'{port_name}' is no name of a console port")
+    return (
+        f"{{ grep -qx {port_name} /sys/class/virtio-ports/*/name"
+        f" || {{ echo 'no virtio-serial port is called {port_name}' >&2; false; }}; }}"
+    )
+
+
 def _attach(domid: str, port_name: str) -> str:
     """A shell command that is true once the console is joined in the background.
 
     A port can be opened once only: what holds it for a domain that is gone ends first. xenconsoled keeps
     what the domain prints meanwhile.
     """
-    if not _NAME.fullmatch(port_name):
-        raise UsageError(f"'{port_name}' is no name of a console port")
     pid, log = f"/run/attach-{port_name}.pid", f"/run/attach-{port_name}.log"
-    known = (
-        f"{{ grep -qx {port_name} /sys/class/virtio-ports/*/name"
-        f" || {{ echo 'no virtio-serial port is called {port_name}' >&2; false; }}; }}"
-    )
     # The number may have gone to another process since, hence the look at what it is.
     freed = (
         f"{{ old=$(cat {pid} 2>/dev/null);"
         " while grep -qs xenconsole /proc/${old:-none}/cmdline; do kill $old; sleep 0.1; done; }"
     )
     joined = f"{{ setsid {ATTACH} {domid} {port_name} </dev/null >{log} 2>&1 & echo $! >{pid}; }}"
-    return f"{known} && {freed} && {joined}"
+    return f"{freed} && {joined}"
 
 
 def _render(value: Value) -> str:

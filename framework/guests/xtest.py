@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from framework.board.hostspeed import host_factor
 from framework.errors import GuestCrash, GuestError, MedcheckError, UsageError
 from framework.guests.crash import Watch
 from framework.guests.ssh import Alive, SshClient, always_alive
@@ -27,6 +26,8 @@ IDLE_TIMEOUT = 240.0
 good one."""
 
 _FIRST_LOOK = 5.0
+"""Seconds of silence after which dom0 is asked for the domain the first time."""
+
 _LOG_HEAD = 1 << 20
 _SECURITY = re.compile(r"0xffff000f\b", re.IGNORECASE)
 _REVISION = re.compile(rb"optee: revision (\S+)|OP-TEE version: (\S+)")
@@ -242,7 +243,7 @@ class _Run:
         vanished leaves its connection open."""
         self._alive()
         self._guest.check_alive()
-        if time.monotonic() - self._last > self._look_after * host_factor():
+        if time.monotonic() - self._last > self._look_after:
             self._look_after *= 2
             self._guest.check_domain()
 
