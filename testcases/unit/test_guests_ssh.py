@@ -66,7 +66,7 @@ def test_a_command_that_a_signal_ends_has_exit_code_minus_one(client):
 
 
 def test_silence_ends_the_wait_and_names_the_command(client):
-    with pytest.raises(GuestError, match="sleep 30.*no byte for"):
+    with pytest.raises(GuestError, match=r"sleep 30.*no byte for"):
         client.run("sleep 30", idle_timeout=0.5)
 
 
