@@ -1,4 +1,4 @@
-"""What a run found: ``report.json`` and ``junit.xml`` for machines, ``index.html`` and ``summary.md`` to read.
+"""What a run found: ``report.json`` and ``junit.xml`` for machines, ``index.html``, ``summary.md`` to read.
 
 Whoever runs something fills :mod:`framework.report.model`; :mod:`framework.report.write` writes the files.
 Nothing here decides anything: verdicts come in and are shown.

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,26 @@ def document(report: RunReport, folder: Path) -> dict[str, Any]:
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
-    """``content`` as UTF-8 JSON text, indented, with a newline at its end."""
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """``content`` as UTF-8 JSON text; what holds only plain values (a subtest, a rule) has a line of its own."""
+    return ("".join(_layout(content, "")) + "\n").encode()
+
+
+def _layout(value: object, margin: str) -> Iterator[str]:
+    if not isinstance(value, dict | list) or not any(isinstance(item, dict | list) for item in _items(value)):
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return
+    inner = margin + " "
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    keys = [json.dumps(key, ensure_ascii=False) + ": " for key in value] if isinstance(value, dict) else None
+    yield opening
+    for number, item in enumerate(_items(value)):
+        yield f"{',' if number else ''}\n{inner}{keys[number] if keys else ''}"
+        yield from _layout(item, inner)
+    yield f"\n{margin}{closing}"
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _value(value: object, folder: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from framework.report.model import outcome
@@ -24,10 +24,10 @@ def headline(content: Mapping[str, Any]) -> str:
     """The verdict's reason in one sentence."""
     if content["verdict"] == "pass":
         ran = [guest["xtest"]["totals"] for guest in content["guests"] if guest["xtest"]]
-        cases, subtests = sum(t["cases"] for t in ran), sum(t["subtests"] for t in ran)
-        skipped = sum(t["skipped"] for t in ran)
+        kinds = [outcome(case["status"]) for guest in content["guests"] for case in _cases(guest)]
+        subtests, skipped = sum(t["subtests"] for t in ran), kinds.count("skip")
         text = (
-            f"{plural(cases, 'xtest case')} with {plural(subtests, 'subtest')} passed in "
+            f"{plural(kinds.count('pass'), 'xtest case')} with {plural(subtests, 'subtest')} passed in "
             f"{plural(len(ran), 'guest')} at the same time"
         )
         if skipped:
@@ -35,7 +35,7 @@ def headline(content: Mapping[str, Any]) -> str:
         if "conformance" in content:
             text += f"; {plural(content['conformance']['events_checked'], 'event')} conform"
         return text + "."
-    # Further lines of a reason are the error's hint; the page shows them below, the terminal has shown them already.
+    # Further lines of a reason are the error's hint; the page shows them below, the terminal has already.
     lines = (content["reason"] or "").strip().splitlines() or ["No reason was recorded"]
     reason = one_line(lines[0])
     return reason if reason.endswith((".", "!", "?")) else f"{reason}."
@@ -44,11 +44,15 @@ def headline(content: Mapping[str, Any]) -> str:
 def failures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     """Each case that did not pass, as (guest, case, first error line), in the order of the run."""
     for guest in content["guests"]:
-        for case in (guest["xtest"] or {"cases": []})["cases"]:
+        for case in _cases(guest):
             bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]
             if outcome(case["status"]) in ("fail", "lost") or bad:
                 named = next((sub for sub in bad if sub["error"]), None)
                 yield guest["name"], case, f"{named['id']}: {named['error']}" if named else case["status"]
+
+
+def _cases(guest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return guest["xtest"]["cases"] if guest["xtest"] else ()
 
 
 def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:

@@ -6,6 +6,8 @@
     let timer;
     return () => { clearTimeout(timer); timer = setTimeout(work, 80); };
   };
+  // Subtests of one case that a text filter lists: thousands of hits in many cases would take a while to lay out.
+  const LISTED = 200;
   const numbers = new Intl.NumberFormat("en");
   all(".needs-js").forEach((element) => { element.hidden = false; });
 
@@ -20,7 +22,7 @@
       head: (row.querySelector("summary, .plain") || row).textContent.toLowerCase(),
       subs: all(".subs li", row).map((item) => ({ item, text: item.textContent.toLowerCase() })),
       lists: all(".ids", row).map((element) => ({
-        element, label: element.previousElementSibling, full: element.textContent, ids: null,
+        element, label: element.previousElementSibling, full: element.textContent, lower: null,
       })),
       narrowed: false,
     }));
@@ -33,9 +35,11 @@
         hits += sub.item.hidden ? 0 : 1;
       }
       for (const list of entry.lists) {
-        list.ids = list.ids || list.full.split("\n").map((id) => [id, id.toLowerCase()]);
-        const found = list.ids.filter((id) => id[1].includes(text)).map((id) => id[0]);
-        list.element.textContent = found.join("\n");
+        list.lower = list.lower || list.full.toLowerCase();
+        const found = !list.lower.includes(text) ? []
+          : list.full.split("\n").filter((id) => id.toLowerCase().includes(text));
+        const more = found.length > LISTED ? `\n… and ${numbers.format(found.length - LISTED)} more` : "";
+        list.element.textContent = found.slice(0, LISTED).join("\n") + more;
         list.element.hidden = list.label.hidden = found.length === 0;
         hits += found.length;
       }

@@ -45,7 +45,7 @@ def merged(content: Mapping[str, Any], folder: Path) -> list[Line]:
 
 
 def read_ends(path: Path, head: int = HEAD_BYTES, tail: int = TAIL_BYTES) -> tuple[bytes, int, bytes]:
-    """The beginning of a file, how many bytes are left out, and its end; cut at line ends where there are any."""
+    """Read how a file begins, how much is left out (bytes), and how it ends; cut at line ends if possible."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         if size <= head + tail:
