@@ -1,11 +1,11 @@
-"""The checker: records of a trace in, verdicts out. The same code live and from a file, so the same verdicts."""
+"""The checker: records of a trace in, verdicts out; the same code live and from a file."""
 
 from __future__ import annotations
 
 import re
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -24,27 +24,29 @@ from framework.conformance.result import (
     Nonconformance,
     RuleResult,
 )
+from framework.errors import UsageError
 from framework.progress import Progress, Silent
 from framework.trace.event import Event as Record
 from framework.trace.reader import Reader
 from mediator_ref import DEVIATIONS, RULES, Deviation, Limits, Outcome, State, Verdict, step
-from mediator_ref.events import DomainDestroyed, End, Event, GuestCall
+from mediator_ref.events import DomainDestroyed, End, Event, Gap, GuestCall, Start
 
 HISTORY = 12
 """Events of a domain that an explanation shows."""
 KEPT = 20
 """Nonconformances of one rule that are kept with their explanations; all are counted."""
 _REASONS = 10
-_STEP = 4096
+_WHOLE_TRACE = frozenset((Start, Gap, End))
+_STEP = 256
 _NUMBERS = re.compile(r"(#|0x)[0-9a-f]+|\b\d+\b")
 
 
 class Checker:
     """Checks one trace as it comes. :meth:`feed` it every record in order, then ask for the :meth:`result`.
 
-    ``limits``: those of the mediator under test (Xen's by default). ``deviations``: the known ones; an empty mapping
-    makes each a nonconformance. ``source``: the trace file, for the replay command. Memory is bounded by the domains,
-    calls and buffers that are alive, not by the length of the trace.
+    ``limits``: those of the mediator under test (Xen's by default). ``deviations``: the known ones; with an
+    empty mapping each is a nonconformance. ``source``: the trace file, for the replay command. Memory is
+    bounded by the domains, calls and buffers that are alive, not by the length of the trace.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Checker:
         self._kept: Counter[str] = Counter()
         self._evidence: dict[str, str] = {}
         self._notes: list[str] = []
-        self._last_seq = 0
+        self._latest: Event = Start(0)
         self._finished = False
 
     @property
@@ -73,7 +75,7 @@ class Checker:
         return tuple(self._found)
 
     def feed(self, record: Record) -> Sequence[Verdict]:
-        """Check one record; returns the nonconformances and deviations it decided. Never raises on its content."""
+        """Check one record, whatever it holds; returns the nonconformances and deviations it decided."""
         decided: Sequence[Verdict] = ()
         for event in self._observer.observe(record):
             verdicts = self._step(event)
@@ -93,7 +95,7 @@ class Checker:
         """The trace ends; ``board_alive`` says whether Xen was still running. Further calls do nothing."""
         if not self._finished:
             self._finished = True
-            self._step(End(self._last_seq, board_alive))
+            self._step(End(self._latest.seq, board_alive))
 
     def result(self, more_gaps: Iterable[str] = ()) -> ConformanceResult:
         """What was found up to here."""
@@ -108,24 +110,25 @@ class Checker:
         )
 
     def _step(self, event: Event) -> Sequence[Verdict]:
-        domid = getattr(event, "domid", None)
-        self._last_seq = event.seq
+        domid = _domain_of(event)
+        self._latest = event
         history = self._history.get(domid)
         if history is None:
             history = self._history[domid] = deque(maxlen=HISTORY)
         history.append(event)
         try:
             self._state, verdicts = step(self._state, event)
-        except Exception as error:  # the reference promises not to; if it does, the rest is still worth checking
+        except Exception as error:
+            # The reference promises not to raise. If it does, that is told, and the rest is still checked.
             self._internal_error(event, error)
             return ()
         found: list[Verdict] = []
         if verdicts:
             found = [v for v in verdicts if v.outcome in (Outcome.FAIL, Outcome.DEVIATION)]
             for verdict in found:
-                self._take(verdict, event, history)
+                self._take(verdict, event)
         if type(event) is DomainDestroyed:
-            del self._history[domid]
+            self._history.pop(domid, None)
         return found
 
     def _internal_error(self, event: Event, error: Exception) -> None:
@@ -140,23 +143,29 @@ class Checker:
 
     # What is kept of a verdict
 
-    def _take(self, verdict: Verdict, event: Event, history: deque[Event]) -> None:
+    def story(self, verdict: Verdict) -> str:
+        """Explain a verdict of the latest event: rule, event, difference, state, what came before, replay."""
+        event = self._latest
+        segment, record = self._observer.place(event.seq)
+        place = f"record {record}" if segment == 1 else f"record {record} of run {segment}"
+        history = list(self._history.get(_domain_of(event), (event,)))
+        cause = next((e for e in history if type(e) is GuestCall and e.seq == verdict.cause), None)
+        command = replay_command(self._source, segment, record)
+        return explain_verdict(verdict, event, cause, history[:-1], place, command)
+
+    def _take(self, verdict: Verdict, event: Event) -> None:
         if verdict.outcome is Outcome.DEVIATION and verdict.deviation in self._evidence:
             return
         if verdict.outcome is Outcome.FAIL:
             self._kept[verdict.rule] += 1
             if self._kept[verdict.rule] > KEPT:
                 return
-        segment, record = self._observer.place(event.seq)
-        place = f"record {record}" if segment == 1 else f"record {record} of run {segment}"
-        cause = next((e for e in history if type(e) is GuestCall and e.seq == verdict.cause), None)
-        story = explain_verdict(
-            verdict, event, cause, list(history)[:-1], place, replay_command(self._source, segment, record)
-        )
+        story = self.story(verdict)
         if verdict.deviation is not None:
             self._evidence[verdict.deviation] = story
             return
         expected, observed = expected_observed(verdict)
+        segment, record = self._observer.place(event.seq)
         self._found.append(
             Nonconformance(
                 verdict.rule, record, verdict.domid, describe_event(event), expected, observed, story, segment
@@ -217,6 +226,10 @@ class Checker:
                 )
 
 
+def _domain_of(event: Event) -> int | None:
+    return None if type(event) in _WHOLE_TRACE else event.domid  # type: ignore[union-attr]
+
+
 def check_file(
     path: Path | str,
     progress: Progress | None = None,
@@ -224,30 +237,42 @@ def check_file(
     limits: Limits | None = None,
     deviations: Mapping[str, Deviation] | None = None,
     board_alive: bool | None = None,
-    until: Callable[[Record, int], bool] | None = None,
 ) -> ConformanceResult:
     """Check a trace file from beginning to end; damaged parts are skipped and reported as gaps.
 
-    ``until`` ends it early, after the record (and run of the plugin) it is true for. Raises
-    :class:`framework.errors.TraceError` when the file cannot be read at all.
+    Raises :class:`framework.errors.TraceError` when the file cannot be read at all.
     """
     checker = Checker(limits=limits, deviations=deviations, source=str(path))
     reader = Reader(path, recover=True)
     records = iter(reader.events())
-    stopped = False
     with (progress or Silent()).task(f"checking {Path(path).name}", unit="records") as task:
         while batch := list(islice(records, _STEP)):
             for record in batch:
                 checker.feed(record)
-                if until is not None and until(record, len(reader.segments)):
-                    stopped = True
-                    break
             task.advance(len(batch))
-            if stopped:
-                break
-    if not stopped:
-        checker.finish(board_alive)
-    return checker.result(() if stopped else _file_gaps(reader))
+    checker.finish(board_alive)
+    return checker.result(_file_gaps(reader))
+
+
+def replay(
+    path: Path | str,
+    record: int,
+    segment: int = 1,
+    *,
+    limits: Limits | None = None,
+    deviations: Mapping[str, Deviation] | None = None,
+) -> tuple[Sequence[Verdict], Sequence[str]]:
+    """Check a trace up to one record and stop there: what was decided at it, and the stories.
+
+    Raises :class:`framework.errors.UsageError` when the trace has no such record.
+    """
+    checker = Checker(limits=limits, deviations=deviations, source=str(path))
+    reader = Reader(path, recover=True)
+    for event in reader.events():
+        decided = checker.feed(event)
+        if event.seq == record and len(reader.segments) == segment:
+            return decided, [checker.story(verdict) for verdict in decided]
+    raise UsageError(f"the trace has no record {record} in run {segment}", where=str(path))
 
 
 def _file_gaps(reader: Reader) -> Iterable[str]:

@@ -102,7 +102,7 @@ def explain_verdict(
 ) -> str:
     """The whole story of one nonconformance or deviation.
 
-    ``place`` names the record, ``history`` are the domain's last events, oldest first, ``replay`` a command line.
+    ``place`` names the record, ``history`` are the domain's last events, oldest first, ``replay`` a command.
     """
     rule = RULES[verdict.rule]
     lines = [f"{rule.id} ({rule.severity.value}): {rule.title}", f"  source: {rule.source}"]

@@ -1,7 +1,7 @@
-"""From what a trace records to what the reference is told: one :class:`~framework.trace.event.Event` at a time.
+"""From what a trace records to what the reference is told, one record at a time.
 
-Nothing is judged here and nothing is made up. What a record does not show is absent from the event, and what does not
-follow from the record before becomes a :class:`~mediator_ref.events.Gap`.
+Nothing is judged here and nothing is made up. What a record does not show is absent from the event, and what
+does not follow from the record before becomes a :class:`~mediator_ref.events.Gap`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _CALL, _EL3_CALL, _EL3_RETURN, _RETURN = (
     int(kind) for kind in (Kind.GUEST_CALL, Kind.EL3_CALL, Kind.EL3_RETURN, Kind.GUEST_RETURN)
 )
 _CREATE, _KILL, _DESTROY = (int(k) for k in (Kind.DOMAIN_CREATE, Kind.DOMAIN_KILL, Kind.DOMAIN_DESTROY))
-_IGNORED = frozenset({int(Kind.DOORBELL), int(Kind.COUNTERS)})
-_NOT_TEE, _AARCH32 = int(Flag.NOT_TEE), int(Flag.AARCH32)
+_COUNTERS, _DOORBELL = int(Kind.COUNTERS), int(Kind.DOORBELL)
+_NOT_TEE, _AARCH32, _HVC = int(Flag.NOT_TEE), int(Flag.AARCH32), int(Flag.HVC)
+_SMC_KINDS = frozenset((_CALL, _EL3_CALL, _EL3_RETURN, _RETURN))
+_DOMAIN_KINDS = frozenset((_CREATE, _KILL, _DESTROY))
 _GUEST = frozenset(
     int(k) for k in (BlockKind.GUEST_ARG, BlockKind.GUEST_LIST, BlockKind.GUEST_RPC, BlockKind.GUEST_ALLOC)
 )
@@ -64,13 +66,14 @@ class Observer:
     """Turns the records of one trace, in order, into events of the reference.
 
     ``seq`` of an event is the record's number plus the numbers of all runs of the plugin before
-    (:meth:`place` takes it apart again). :attr:`gaps` says in words what is missing. The memory it holds is one entry
-    per vCPU in a call and per domain.
+    (:meth:`place` takes it apart again). :attr:`gaps` says in words what is missing. What it remembers is one
+    entry per vCPU in a call and per domain being created.
     """
 
     def __init__(self) -> None:
         self.gaps: list[str] = []
         self._bases = [0]
+        self._base = 0
         self._last = 0
         self._begun = False
         self._lost_attribution = False
@@ -89,7 +92,8 @@ class Observer:
         if len(self.gaps) < 100:
             self.gaps.append(reason)
         self._calls.clear()
-        return Gap(self._bases[-1] + self._last, reason)
+        self._unannounced.clear()  # what OP-TEE said to their creation may be missing
+        return Gap(self._base + self._last, reason)
 
     def observe(self, record: Event) -> Iterable[RefEvent]:
         """The events one record stands for: usually one."""
@@ -98,18 +102,18 @@ class Observer:
         if number != self._last + 1 or not self._begun:
             self._discontinuity(record, events)
         self._last = number
-        seq = self._bases[-1] + number
         kind = record.kind
-        if kind in (_CALL, _EL3_CALL, _EL3_RETURN, _RETURN):
-            if record.raw_flags & _NOT_TEE:
-                return events
-            try:
-                self._smc(record, kind, seq, events)
-            except Malformed as error:
-                events.append(self.gap(f"record {number} is malformed: {error}"))
-        elif kind in (_CREATE, _KILL, _DESTROY):
-            self._domain(kind, record.subject, seq, events)
-        elif kind not in _IGNORED:
+        if kind in _SMC_KINDS:
+            if not record.raw_flags & _NOT_TEE:
+                try:
+                    self._smc(record, kind, self._base + number, events)
+                except Malformed as error:
+                    events.append(self.gap(f"record {number} is malformed: {error}"))
+        elif kind in _DOMAIN_KINDS:
+            self._domain(kind, record.subject, self._base + number, events)
+        elif kind == _COUNTERS:
+            self._counters(record)
+        elif kind != _DOORBELL:
             events.append(self.gap(f"record {number} has the unknown kind {kind}"))
         return events
 
@@ -121,22 +125,33 @@ class Observer:
             self._last = number - 1
             if mid:
                 self.gaps.append(
-                    f"the trace starts in the middle, at record {number}: domains, calls, RPC pages and shared buffers "
-                    "may exist that were never seen to come; what rests on them is not checked until it was seen anew"
+                    f"the trace starts in the middle, at record {number}: domains, calls, RPC pages and "
+                    "shared buffers may exist that were never seen to come; what rests on them is not checked"
                 )
             events.append(Start(number, mid))
         elif number == 1 and last:
-            self._bases.append(self._bases[-1] + last)
+            self._next_run(last)
             self._last = 0
-            self._unannounced.clear()
-            events.append(self.gap("a new run of the trace plugin begins; what happened before it was not recorded"))
+            events.append(self.gap("a new run of the trace plugin begins; what happened before is not known"))
         elif number > last:
-            missing = f"record {last + 1} is" if number == last + 2 else f"records {last + 1} to {number - 1} are"
-            events.append(self.gap(f"{missing} missing"))
+            events.append(self.gap(f"records {last + 1} to {number - 1} are missing"))
         else:
             events.append(self.gap(f"record {number} follows record {last}"))
-            # Numbers must go on growing for the reference, whatever the file says.
-            self._bases.append(self._bases[-1] + last - number + 1)
+            self._next_run(last - number + 1)  # numbers go on growing, whatever the file says
+
+    def _next_run(self, offset: int) -> None:
+        self._base += offset
+        self._bases.append(self._base)
+
+    def _counters(self, record: Event) -> None:
+        """The plugin's closing words: what it could not record."""
+        counts = record.counters()
+        for name, what in (
+            ("lost", "records were lost"),
+            ("table_full", "times the plugin lost track of a call"),
+        ):
+            if counts.get(name):
+                self.gaps.append(f"{counts[name]} {what} while recording")
 
     def _smc(self, record: Event, kind: int, seq: int, events: list[RefEvent]) -> None:
         domid, vcpu = record.domain, record.vcpu
@@ -165,12 +180,19 @@ class Observer:
             self._calls[domid, vcpu] = record.pc
             events.append(
                 GuestCall(
-                    seq, vcpu, domid, regs, mem, record.conduit, record.imm, bool(record.raw_flags & _AARCH32)
+                    seq,
+                    vcpu,
+                    domid,
+                    regs,
+                    mem,
+                    "hvc" if record.raw_flags & _HVC else "smc",
+                    record.imm,
+                    bool(record.raw_flags & _AARCH32),
                 )
             )
         else:
             called_at = self._calls.pop((domid, vcpu), None)
-            # Xen steps over a trapped SMC itself, HVC does so by architecture; anywhere else is an exception vector.
+            # Xen steps over a trapped SMC, the architecture over HVC; anywhere else is an exception vector.
             undef = called_at is not None and record.pc not in (called_at, called_at + _INSTRUCTION)
             events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef))
 
@@ -202,11 +224,15 @@ class Observer:
 
 
 def _at_boot(record: Event) -> bool:
-    """Whether a trace that begins with this record saw Xen boot: the mediator's probe comes before everything else,
-    and if the first record is a domain's creation it is dom0's."""
-    if record.kind == _EL3_CALL and record.nregs >= 8 and not record.parent and record.seq == 1:
-        return abi.fid_of(record.regs[0]) in abi.PROBE_FIDS or bool(record.raw_flags & _NOT_TEE)
-    return record.kind == _CREATE and record.subject == 0 and record.seq == 1
+    """Whether a trace that begins with this record saw Xen boot: first comes the mediator's probe or dom0."""
+    if record.seq != 1:
+        return False
+    if record.kind == _EL3_CALL and not record.parent:
+        try:
+            return bool(record.raw_flags & _NOT_TEE) or abi.fid_of(record.regs[0]) in abi.PROBE_FIDS
+        except Malformed:
+            return False
+    return record.kind == _CREATE and record.subject == 0
 
 
 def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
@@ -220,7 +246,7 @@ def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
         kind, flags, _level, _index, size, length, _count, ipa, ma, pte, _cookie = unpack(raw, at)
         start = at + head
         at = start + (length + 7 & ~7)
-        if at > end or length > size and kind != _TRANSLATIONS:
+        if at > end or (length > size and kind != _TRANSLATIONS):
             raise ValueError("a block lies outside it")
         if kind in _SHADOW:
             if size == PAGE:

@@ -18,10 +18,10 @@ NOT_SEEN = "not seen"
 class RuleResult:
     """One rule over the whole trace.
 
-    ``verdict`` is the worst that happened: ``fail``, ``deviation``, ``pass``, ``not checked`` (there was something to
-    check and it never could be), ``not exercised`` (nothing the rule is about happened). ``passed`` and ``failed``
-    count checks, ``deviations`` those explained by a listed deviation, ``not_checked`` those that could not be made,
-    for the ``not_checked_reasons`` given.
+    ``verdict`` is the worst that happened: ``fail``, ``deviation``, ``pass``, ``not checked`` (there was
+    something to check and it never could be), ``not exercised`` (nothing the rule is about happened).
+    ``passed`` and ``failed`` count checks, ``deviations`` those explained by a listed deviation,
+    ``not_checked`` those that could not be made, for the ``not_checked_reasons`` given.
     """
 
     id: str
@@ -39,7 +39,7 @@ class RuleResult:
 class Nonconformance:
     """Something the mediator did that it should not have done, and no listed deviation explains it.
 
-    ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, counted from 1),
+    ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, from 1),
     ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines.
     """
 
@@ -57,9 +57,9 @@ class Nonconformance:
 class DeviationSeen:
     """A listed deviation that had its occasion.
 
-    ``status`` is ``seen`` (``count`` times; ``evidence`` is the first time) or ``not seen``: its condition was there
-    ``count`` times and the mediator did the right thing, so the list is out of date for this mediator.
-    ``report_privately``: an isolation finding that goes to the vendor's security team before it is published.
+    ``status`` is ``seen`` (``count`` times; ``evidence`` is the first time) or ``not seen``: its condition
+    was met ``count`` times and the mediator did the right thing, so the list is out of date for it.
+    ``report_privately``: an isolation finding, for the vendor's security team before it is published.
     """
 
     id: str
@@ -74,8 +74,8 @@ class DeviationSeen:
 class ConformanceResult:
     """Everything a check found.
 
-    ``gaps`` names what is missing from the trace and what was assumed instead. ``nonconformances`` holds the first of
-    each rule up to a limit; :attr:`failed` counts all.
+    ``gaps`` names what is missing from the trace and what was assumed instead. ``nonconformances`` holds the
+    first of each rule up to a limit; :attr:`failed` counts all. ``notes`` are defects of medcheck itself.
     """
 
     events_checked: int
