@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -239,6 +240,25 @@ def test_a_killed_board_leaves_a_readable_trace(bench: Bench) -> None:
     seqs = [event.seq for event in reader.events()]
     assert seqs == list(range(1, len(seqs) + 1)) and len(seqs) > 100
     assert not reader.segments[0].complete
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_full_disk_stops_the_board_or_is_counted(bench: Bench, stop: bool) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    path = bench.folder / f"full{stop}.mct"
+    options = PluginOptions(out=path, stop_on_error=stop, codec="none")
+    command = bench.command(options, rounds=10_000_000 if stop else 100)
+    done = subprocess.run(
+        command, preexec_fn=limit, capture_output=True, text=True, timeout=IDLE_S, check=False
+    )
+    assert "cannot write the trace file: File too large" in done.stderr
+    assert ("stopping the board" in done.stderr) == stop
+    assert re.search(r"medcheck_trace: [1-9]\d* records were lost", done.stderr)
+    reader = Reader(path)
+    assert sum(1 for _ in reader.events()) > 0 and reader.truncated and not reader.segments[0].complete
 
 
 def test_arguments_that_make_no_sense_are_refused(bench: Bench) -> None:

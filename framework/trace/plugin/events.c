@@ -37,7 +37,7 @@ static int64_t (*virtual_clock)(int);
 static struct { /* what EL2 asked of EL3 and has not been answered */
     uint64_t seq, parent;
     uint32_t fid;
-    uint16_t domain, id, vmid;
+    uint16_t domain, id, vmid, owner;
     bool pending;
 } asked[MAX_CPUS];
 
@@ -54,6 +54,12 @@ static bool is_tee(uint64_t x0)
 {
     unsigned owner = x0 >> 24 & 0x3f; /* SMCCC: 48-49 trusted applications, 50-63 trusted OS */
     return owner >= 48;
+}
+
+/* Whose threads and buffers these are: the domain, or, when it is not known, the VMID. */
+static uint16_t owner_of(const struct who *who)
+{
+    return who->domain != UNKNOWN16 ? who->domain : (uint16_t)(0x8000 | who->vmid);
 }
 
 static void read_x(unsigned cpu, uint64_t *x, unsigned count)
@@ -158,7 +164,7 @@ static void on_guest_entry(unsigned cpu, void *unused)
     if (call) {
         call->seq = r->seq;
         call->fid = imm ? 0 : (uint32_t)x0;
-        call->owner = who.domain;
+        call->owner = owner_of(&who);
         call->flags = r->flags;
         if (options.memory) {
             xen_learn(cpu, &who);
@@ -198,11 +204,12 @@ static void on_el2_smc(unsigned cpu, void *udata)
     asked[cpu].parent = r->parent;
     asked[cpu].fid = (uint32_t)x[0];
     asked[cpu].domain = who.domain;
+    asked[cpu].owner = owner_of(&who);
     asked[cpu].id = who.id;
     asked[cpu].vmid = who.vmid;
     asked[cpu].pending = true;
     if (tee && options.memory)
-        tee_el3_call(cpu, parent, who.domain, x);
+        tee_el3_call(cpu, parent, owner_of(&who), x);
     commit_and_unlock(cpu);
 }
 
@@ -229,7 +236,7 @@ static void on_el3_eret(unsigned cpu, void *unused)
     r->pc = reg_read(cpu, R_ELR_EL3);
     memcpy(rec_regs(), x, sizeof x);
     if (!r->flags && options.memory)
-        tee_el3_return(cpu, asked[cpu].fid, r->domain, x);
+        tee_el3_return(cpu, asked[cpu].fid, asked[cpu].owner, x);
     commit_and_unlock(cpu);
 }
 
@@ -273,6 +280,16 @@ static void on_domain(unsigned cpu, void *udata)
     uint16_t id = xen_domain_of(cpu, domain);
     if (id >= FIRST_RESERVED_DOMAIN || !enter())
         return;
+    /* Xen enters domain_kill again for every continuation, hundreds of times: the first tells all. */
+    static uint64_t killed[65536 / 64];
+    bool again = kind == REC_DOMAIN_KILL && killed[id / 64] >> (id % 64) & 1;
+    killed[id / 64] &= ~(1ULL << (id % 64));
+    if (kind == REC_DOMAIN_KILL)
+        killed[id / 64] |= 1ULL << (id % 64);
+    if (again) {
+        leave();
+        return;
+    }
     struct record *r = begin(cpu, kind, 2, 1);
     struct who who;
     xen_who(cpu, &who);

@@ -91,6 +91,9 @@ static void on_exit_of_board(void *unused)
     (void)unused;
     events_finish();
     sink_close();
+    if (sink_lost())
+        fprintf(stderr, "medcheck_trace: %llu records were lost: the trace file could not be written\n",
+                (unsigned long long)sink_lost());
     lockstep_close();
 }
 
