@@ -59,7 +59,7 @@ class BuildCache:
     def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
         """The folder that ``build`` fills, from the cache if it was built from the same inputs before.
 
-        ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path is
+        ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path stands for
         the content of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when it
         raises. A folder with a file damaged, missing or added is built again.
 
