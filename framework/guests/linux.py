@@ -153,7 +153,9 @@ def create_linux_guest(
 
     ``arguments`` are added to its kernel's command line. Raises GuestError when xl refuses.
     """
-    words = ["console=hvc0", "rdinit=/init", f"medcheck.ip={address_of(number)}", f"medcheck.name={name}"]
+    # panic=1: a kernel that panics ends its domain instead of spinning, and its OP-TEE partition is free again.
+    words = ["console=hvc0", "rdinit=/init", "panic=1"]
+    words += [f"medcheck.ip={address_of(number)}", f"medcheck.name={name}"]
     config = GuestConfig(
         name, kernel, ramdisk, " ".join([*words, *arguments.split()]), memory_mib, vcpus, tee
     )  # fmt: skip

@@ -9,12 +9,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import select
 import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +21,16 @@ import paramiko
 
 from framework.board.hostspeed import host_factor
 from framework.errors import GuestError
-
-Alive = Callable[[], None]
-"""Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
+from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
 
 # Whatever goes wrong is raised from here; paramiko would also print it on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
-_CHUNK = 64 * 1024
-_LONGEST_LINE = 1 << 20
-_TICK = 0.5
 _GREETING_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
+
+
+__all__ = ["Alive", "CommandStream", "Completed", "SshClient", "always_alive"]
 
 
 def always_alive() -> None:
@@ -56,7 +53,7 @@ class Completed:
             said = (self.stderr or self.stdout).decode(errors="replace").strip()
             tail = "\n".join(f"    {line}" for line in said.splitlines()[-8:]) or "    (it said nothing)"
             raise GuestError(
-                f"`{_short(self.command)}` ended with exit code {self.rc}:\n{tail}", where=self.where
+                f"`{short(self.command)}` ended with exit code {self.rc}:\n{tail}", where=self.where
             )
         return self
 
@@ -184,7 +181,7 @@ class SshClient:
         done = threading.Event()
         begin(done)
         deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
-        while not done.wait(_TICK):
+        while not done.wait(TICK):
             alive()
             if not transport.is_active():
                 break
@@ -229,14 +226,14 @@ class SshClient:
         threading.Thread(target=ask, daemon=True).start()
         deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
         try:
-            while not done.wait(_TICK):
+            while not done.wait(TICK):
                 alive()
                 if time.monotonic() > deadline:
-                    raise GuestError(f"does not take `{_short(command)}`", where=self.name)
+                    raise GuestError(f"does not take `{short(command)}`", where=self.name)
             if failure:
                 alive()
                 raise GuestError(
-                    f"`{_short(command)}`: the connection broke before it began", where=self.name
+                    f"`{short(command)}`: the connection broke before it began", where=self.name
                 ) from failure[0]
         except BaseException:
             channel.close()
@@ -255,7 +252,7 @@ class SshClient:
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
             self._begin(channel, command, alive)
-            talk = _Talk(channel, stdin, idle_timeout, alive, f"`{_short(command)}`", self.name)
+            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
@@ -269,7 +266,7 @@ class SshClient:
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
         self._begin(channel, command, alive)
-        talk = _Talk(channel, b"", idle_timeout, alive, f"`{_short(command)}`", self.name)
+        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name)
         return CommandStream(channel, talk)
 
     def put(self, data: bytes, path: str, mode: int = 0o644) -> None:
@@ -294,127 +291,6 @@ class SshClient:
         return channel
 
 
-class CommandStream:
-    """The lines of a running command, each with its line end unless it is a piece of a longer one (pieces
-    are at most 1 MiB) or the last. :attr:`rc` holds the exit code once the lines have ended."""
-
-    def __init__(self, channel: paramiko.Channel, talk: _Talk) -> None:
-        self.rc: int | None = None
-        self._channel = channel
-        self._talk = talk
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Wait for lines; raises GuestError when none comes for the stream's idle timeout."""
-        try:
-            rest = b""
-            for data, _ in self._talk.pieces():
-                lines = _lines(rest + data)
-                rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-                yield from lines
-                while len(rest) >= _LONGEST_LINE:
-                    yield rest[:_LONGEST_LINE]
-                    rest = rest[_LONGEST_LINE:]
-            if rest:
-                yield rest
-            self.rc = self._talk.exit_code()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Leave the command to itself; may be called twice."""
-        self._channel.close()
-
-
-class _Talk:
-    """Both directions of one channel, drained with a deadline before the exit code is asked for.
-
-    paramiko's ``recv_exit_status`` knows no timeout and never returns when output is left unread.
-    """
-
-    def __init__(
-        self, channel: paramiko.Channel, stdin: bytes, idle_timeout: float, alive: Alive, what: str,
-        where: str,
-    ) -> None:  # fmt: skip
-        self._channel = channel
-        self._stdin = memoryview(stdin)
-        self._limit = idle_timeout * host_factor()
-        self._alive = alive
-        self._what = what
-        self._where = where
-        self._moved = time.monotonic()
-        self._wrote_all = False
-
-    def pieces(self) -> Iterator[tuple[bytes, bool]]:
-        """Give what the command prints, True for stderr, until it has closed both streams."""
-        channel = self._channel
-        checked = time.monotonic()
-        while True:
-            self._write()
-            got = False
-            if channel.recv_ready():
-                got = True
-                yield channel.recv(_CHUNK), False
-            if channel.recv_stderr_ready():
-                got = True
-                yield channel.recv_stderr(_CHUNK), True
-            now = time.monotonic()
-            if now - checked >= 2 * _TICK:
-                checked = now
-                self._alive()
-            if got:
-                self._moved = now
-                continue
-            if channel.eof_received or channel.closed:
-                # Bytes may have come between the look and the end mark.
-                if channel.recv_ready() or channel.recv_stderr_ready():
-                    continue
-                return
-            self._patience(now)
-            select.select([channel], [], [], _TICK if self._wrote_all else 0.02)
-
-    def exit_code(self) -> int:
-        """Wait for the exit code, -1 for a signal; raises GuestError when the connection broke before."""
-        channel = self._channel
-        while not channel.exit_status_ready():
-            self._alive()
-            self._patience(time.monotonic())
-            channel.status_event.wait(_TICK)
-        if channel.exit_status == -1 and not channel.get_transport().is_active():
-            self._alive()
-            raise GuestError(f"{self._what}: the connection broke before it ended", where=self._where)
-        return channel.exit_status
-
-    def _write(self) -> None:
-        channel = self._channel
-        while not self._wrote_all and (not self._stdin or channel.send_ready()):
-            if not self._stdin or channel.closed:
-                with contextlib.suppress(OSError):
-                    channel.shutdown_write()
-                self._wrote_all = True
-                return
-            try:
-                self._stdin = self._stdin[channel.send(self._stdin[:_CHUNK].tobytes()) :]
-            except OSError:
-                # The command closed its standard input early; what it printed and its exit code say why.
-                self._stdin = self._stdin[:0]
-            self._moved = time.monotonic()
-
-    def _patience(self, now: float) -> None:
-        if now - self._moved > self._limit:
-            self._alive()
-            raise GuestError(
-                f"{self._what}: no byte for {now - self._moved:.0f} s", where=self._where,
-                hint="it hangs, or the guest does; the consoles say more",
-            )  # fmt: skip
-
-
-def _lines(data: bytes) -> list[bytes]:
-    """Split at newlines only: a lone carriage return belongs to its line."""
-    parts = data.split(b"\n")
-    lines = [part + b"\n" for part in parts[:-1]]
-    return [*lines, parts[-1]] if parts[-1] else lines
-
-
 def _public_key(line: str) -> paramiko.PKey:
     kind, encoded = line.split()[:2]
     return paramiko.PKey.from_type_string(kind, base64.b64decode(encoded, validate=True))
@@ -423,8 +299,3 @@ def _public_key(line: str) -> paramiko.PKey:
 def _cheap(offered: Sequence[str], wanted: str) -> tuple[str, ...]:
     """Put what costs an emulated CPU the least first."""
     return (wanted, *(name for name in offered if name != wanted)) if wanted in offered else tuple(offered)
-
-
-def _short(command: str) -> str:
-    first = " ".join(command.split())
-    return first if len(first) <= 120 else f"{first[:117]}..."

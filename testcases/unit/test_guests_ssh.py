@@ -10,14 +10,15 @@ import time
 import pytest
 
 from framework.errors import GuestCrash, GuestError
-from framework.guests import ssh
+from framework.guests import ssh, ssh_talk
 from framework.guests.ssh import SshClient
 from testcases.unit.guests_loopback import LoopbackServer, new_key
 
 
 @pytest.fixture(autouse=True)
 def _normal_host(monkeypatch):
-    monkeypatch.setattr(ssh, "host_factor", lambda: 1.0)
+    for module in (ssh, ssh_talk):
+        monkeypatch.setattr(module, "host_factor", lambda: 1.0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from framework.errors import BoardError, GuestCrash, UsageError
-from framework.guests import ssh, xtest
+from framework.guests import ssh, ssh_talk, xtest
 from framework.guests.crash import Watch
 from framework.guests.ssh import SshClient
 from framework.guests.xtest import case_ids, run_xtest, run_xtest_in_all
@@ -120,7 +120,8 @@ class _Guest:
 
 @pytest.fixture(autouse=True)
 def _normal_host(monkeypatch):
-    monkeypatch.setattr(ssh, "host_factor", lambda: 1.0)
+    for module in (ssh, ssh_talk):
+        monkeypatch.setattr(module, "host_factor", lambda: 1.0)
 
 
 @pytest.fixture

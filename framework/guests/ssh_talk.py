@@ -1,0 +1,147 @@
+"""One channel of an SSH connection: both directions drained with a deadline, lines live, exit codes last."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import paramiko
+
+from framework.board.hostspeed import host_factor
+from framework.errors import GuestError
+
+Alive = Callable[[], None]
+"""Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
+
+TICK = 0.5
+_CHUNK = 64 * 1024
+_LONGEST_LINE = 1 << 20
+
+
+class CommandStream:
+    """The lines of a running command, each with its line end unless it is a piece of a longer one (pieces
+    are at most 1 MiB) or the last. :attr:`rc` holds the exit code once the lines have ended."""
+
+    def __init__(self, channel: paramiko.Channel, talk: Talk) -> None:
+        self.rc: int | None = None
+        self._channel = channel
+        self._talk = talk
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Wait for lines; raises GuestError when none comes for the stream's idle timeout."""
+        try:
+            rest = b""
+            for data, _ in self._talk.pieces():
+                lines = split_lines(rest + data)
+                rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+                yield from lines
+                while len(rest) >= _LONGEST_LINE:
+                    yield rest[:_LONGEST_LINE]
+                    rest = rest[_LONGEST_LINE:]
+            if rest:
+                yield rest
+            self.rc = self._talk.exit_code()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the command to itself; may be called twice."""
+        self._channel.close()
+
+
+class Talk:
+    """Both directions of one channel, drained with a deadline before the exit code is asked for.
+
+    paramiko's ``recv_exit_status`` knows no timeout and never returns when output is left unread.
+    """
+
+    def __init__(
+        self, channel: paramiko.Channel, stdin: bytes, idle_timeout: float, alive: Alive, what: str,
+        where: str,
+    ) -> None:  # fmt: skip
+        self._channel = channel
+        self._stdin = memoryview(stdin)
+        self._limit = idle_timeout * host_factor()
+        self._alive = alive
+        self._what = what
+        self._where = where
+        self._moved = time.monotonic()
+        self._wrote_all = False
+
+    def pieces(self) -> Iterator[tuple[bytes, bool]]:
+        """Give what the command prints, True for stderr, until it has closed both streams."""
+        channel = self._channel
+        checked = time.monotonic()
+        while True:
+            self._write()
+            got = False
+            if channel.recv_ready():
+                got = True
+                yield channel.recv(_CHUNK), False
+            if channel.recv_stderr_ready():
+                got = True
+                yield channel.recv_stderr(_CHUNK), True
+            now = time.monotonic()
+            if now - checked >= 2 * TICK:
+                checked = now
+                self._alive()
+            if got:
+                self._moved = now
+                continue
+            if channel.eof_received or channel.closed:
+                # Bytes may have come between the look and the end mark.
+                if channel.recv_ready() or channel.recv_stderr_ready():
+                    continue
+                return
+            self._patience(now)
+            select.select([channel], [], [], TICK if self._wrote_all else 0.02)
+
+    def exit_code(self) -> int:
+        """Wait for the exit code, -1 for a signal; raises GuestError when the connection broke before."""
+        channel = self._channel
+        while not channel.exit_status_ready():
+            self._alive()
+            self._patience(time.monotonic())
+            channel.status_event.wait(TICK)
+        if channel.exit_status == -1 and not channel.get_transport().is_active():
+            self._alive()
+            raise GuestError(f"{self._what}: the connection broke before it ended", where=self._where)
+        return channel.exit_status
+
+    def _write(self) -> None:
+        channel = self._channel
+        while not self._wrote_all and (not self._stdin or channel.send_ready()):
+            if not self._stdin or channel.closed:
+                with contextlib.suppress(OSError):
+                    channel.shutdown_write()
+                self._wrote_all = True
+                return
+            try:
+                self._stdin = self._stdin[channel.send(self._stdin[:_CHUNK].tobytes()) :]
+            except OSError:
+                # The command closed its standard input early; what it printed and its exit code say why.
+                self._stdin = self._stdin[:0]
+            self._moved = time.monotonic()
+
+    def _patience(self, now: float) -> None:
+        if now - self._moved > self._limit:
+            self._alive()
+            raise GuestError(
+                f"{self._what}: no byte for {now - self._moved:.0f} s", where=self._where,
+                hint="it hangs, or the guest does; the consoles say more",
+            )  # fmt: skip
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Split at newlines only: a lone carriage return belongs to its line."""
+    parts = data.split(b"\n")
+    lines = [part + b"\n" for part in parts[:-1]]
+    return [*lines, parts[-1]] if parts[-1] else lines
+
+
+def short(command: str) -> str:
+    """A command as errors show it: one line of at most 120 characters."""
+    first = " ".join(command.split())
+    return first if len(first) <= 120 else f"{first[:117]}..."
