@@ -17,7 +17,7 @@ from markupsafe import Markup
 from framework.report import timeline
 from framework.report.markdown import failures, headline
 from framework.report.model import outcome
-from framework.report.text import duration, plural, visible
+from framework.report.text import count, duration, one_line, plural, visible
 
 _HERE = Path(__file__).resolve().parent
 _SLOWEST = 10
@@ -31,7 +31,7 @@ _VERDICTS = {
     "fail": ("✗", "Fail"),
     "infrastructure": ("!", "No verdict: infrastructure failure"),
 }
-_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped", "lost": "no end"}
+_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped"}
 _RULES = {"pass": "pass", "fail": "fail", "deviation": "lost", "not checked": "skip", "not exercised": "skip"}
 
 
@@ -73,7 +73,7 @@ def _environment() -> jinja2.Environment:
         # Whatever is printed passes here, so that no field of a report can forget it.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters.update(duration=duration, plural=plural, href=_href)
+    environment.filters.update(count=count, duration=duration, plural=plural, href=_href)
     return environment
 
 
@@ -118,7 +118,8 @@ def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
     if xtest is None:
         kind = "lost"
     else:
-        good = not failed and xtest["exit_code"] == 0 and xtest["totals"]["agree"] and cases
+        fits = xtest["exit_code"] == 0 and xtest["totals"]["agree"] and not xtest["problems"]
+        good = cases and not failed and fits
         kind = "pass" if good else "fail"
     return {
         "name": guest["name"],
@@ -127,6 +128,7 @@ def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         "word": "did not run" if xtest is None else _WORDS[kind],
         "totals": xtest["totals"] if xtest else None,
+        "problems": xtest["problems"] if xtest else [],
         "exit_code": xtest["exit_code"] if xtest else None,
         "seconds": sum(case["seconds"] or 0 for case in cases) if xtest else None,
         # What failed comes first; otherwise the order of the run.
@@ -146,16 +148,23 @@ def _case(guest: int, index: int, case: Mapping[str, Any]) -> dict[str, Any]:
         "title": case["title"],
         "status": case["status"],
         "kind": kind,
-        "word": _WORDS[kind],
+        # A word that is none of the three usual ones says more than any other could.
+        "word": case["status"] if kind == "lost" else _WORDS[kind],
+        "error": None if any(sub["error"] for sub in bad) else case["error"],
         "seconds": case["seconds"],
         "subtests": len(kinds),
         "failed": len(bad),
+        "titled": any(sub["title"] for sub in case["subtests"]),
         "bad": bad[:_LISTED],
         "bad_left_out": max(0, len(bad) - _LISTED),
-        # Made visible here: the template joins them, and what it prints then is markup already.
-        "passed": [visible(s["id"]) for s, k in zip(case["subtests"], kinds, strict=True) if k == "pass"],
-        "skipped": [visible(s["id"]) for s, k in zip(case["subtests"], kinds, strict=True) if k == "skip"],
+        "passed": [_subtest(s) for s, k in zip(case["subtests"], kinds, strict=True) if k == "pass"],
+        "skipped": [_subtest(s) for s, k in zip(case["subtests"], kinds, strict=True) if k == "skip"],
     }
+
+
+def _subtest(sub: Mapping[str, Any]) -> str:
+    """One line, made visible here: the template joins these, and a joined text is markup already."""
+    return one_line(f"{sub['id']} {sub['title']}".rstrip())
 
 
 def _slowest(content: Mapping[str, Any]) -> list[dict[str, Any]]:

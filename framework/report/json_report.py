@@ -40,7 +40,7 @@ def document(report: RunReport, folder: Path) -> dict[str, Any]:
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
-    """``content`` as UTF-8 JSON text; what holds only plain values (a subtest, a rule) has a line of its own."""
+    """``content`` as UTF-8 JSON text; what holds only plain values (a subtest, a rule) has its own line."""
     return ("".join(_layout(content, "")) + "\n").encode()
 
 

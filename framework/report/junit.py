@@ -44,6 +44,10 @@ def _guest(root: ET.Element, guest: Mapping[str, Any], content: Mapping[str, Any
         _property(properties, "xtest.exit_code", xtest["exit_code"])
         for each in xtest["cases"]:
             _xtest_case(suite, guest["name"], each)
+        if xtest["problems"]:
+            case = _case(suite, guest["name"], "xtest as a whole", None)
+            message = one_line_xml(xtest["problems"][0])
+            _text(ET.SubElement(case, "error", message=message), "\n".join(xtest["problems"]))
     _count(suite)
 
 
@@ -54,7 +58,8 @@ def _xtest_case(suite: ET.Element, guest: str, case: Mapping[str, Any]) -> None:
     if kind == "skip":
         ET.SubElement(element, "skipped", message=one_line_xml(case["status"]))
     elif kind != "pass" or bad:
-        first = next((sub["error"] for sub in bad if sub["error"]), None) or f"{case['id']}: {case['status']}"
+        named = next((sub["error"] for sub in bad if sub["error"]), None)
+        first = named or case["error"] or f"{case['id']}: {case['status']}"
         tag = "error" if kind == "lost" else "failure"
         lines = [f"{sub['id']} {sub['status']}: {sub['error'] or ''}".rstrip(": ") for sub in bad[:_LISTED]]
         if len(bad) > _LISTED:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from framework.report.model import outcome
-from framework.report.text import duration, one_line, plural
+from framework.report.text import count, duration, one_line, plural
 
 _LISTED = 10
 _VERDICTS = {"pass": "PASS", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
@@ -23,9 +23,10 @@ def summary(content: Mapping[str, Any], *, terminal: bool = True) -> str:
 def headline(content: Mapping[str, Any]) -> str:
     """The verdict's reason in one sentence."""
     if content["verdict"] == "pass":
-        ran = [guest["xtest"]["totals"] for guest in content["guests"] if guest["xtest"]]
+        ran = [guest for guest in content["guests"] if guest["xtest"]]
         kinds = [outcome(case["status"]) for guest in content["guests"] for case in _cases(guest)]
-        subtests, skipped = sum(t["subtests"] for t in ran), kinds.count("skip")
+        subtests = sum(len(case["subtests"]) for guest in content["guests"] for case in _cases(guest))
+        skipped = kinds.count("skip")
         text = (
             f"{plural(kinds.count('pass'), 'xtest case')} with {plural(subtests, 'subtest')} passed in "
             f"{plural(len(ran), 'guest')} at the same time"
@@ -48,7 +49,8 @@ def failures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
             bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]
             if outcome(case["status"]) in ("fail", "lost") or bad:
                 named = next((sub for sub in bad if sub["error"]), None)
-                yield guest["name"], case, f"{named['id']}: {named['error']}" if named else case["status"]
+                error = f"{named['id']}: {named['error']}" if named else case["error"] or case["status"]
+                yield guest["name"], case, error
 
 
 def _cases(guest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -60,7 +62,7 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
     yield ""
     names = [text(guest["name"]) for guest in content["guests"]]
     width = max([len("guest"), *map(len, names)])
-    yield f"| {'guest':<{width}} |  cases | failed | subtests | failed | skipped |     time |"
+    yield f"| {'guest':<{width}} |  cases | failed |   checks | failed | skipped |     time |"
     yield f"|:{'-' * width}-|-------:|-------:|---------:|-------:|--------:|---------:|"
     for name, guest in zip(names, content["guests"], strict=True):
         if guest["xtest"] is None:
@@ -69,8 +71,9 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
         t = guest["xtest"]["totals"]
         seconds = sum(case["seconds"] or 0 for case in guest["xtest"]["cases"])
         yield (
-            f"| {name:<{width}} | {t['cases']:>6} | {t['cases_failed']:>6} | {t['subtests']:>8} | "
-            f"{t['subtests_failed']:>6} | {t['skipped']:>7} | {duration(seconds):>8} |"
+            f"| {name:<{width}} | {count(t['cases']):>6} | {count(t['cases_failed']):>6} | "
+            f"{count(t['subtests']):>8} | {count(t['subtests_failed']):>6} | {count(t['skipped']):>7} | "
+            f"{duration(seconds):>8} |"
         )
     yield from _failure_lines(content, text)
     yield from _conformance_lines(content)
@@ -81,12 +84,15 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
 
 def _failure_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
     found = list(failures(content))
-    if found or content["problems"]:
+    if found or content["problems"] or any(g["xtest"] and g["xtest"]["problems"] for g in content["guests"]):
         yield ""
     for name, case, error in found[:_LISTED]:
         yield f"- {text(name)} {text(case['id'])} {text(case['title'])}: {text(error)}"
     if len(found) > _LISTED:
         yield f"- {plural(len(found) - _LISTED, 'more failed case')} in the report"
+    for guest in content["guests"]:
+        for sentence in guest["xtest"]["problems"][:_LISTED] if guest["xtest"] else ():
+            yield f"- {text(guest['name'])}: {text(sentence)}"
     for problem in content["problems"][:_LISTED]:
         yield f"- {text(problem['kind'])} on console {text(problem['console'])}: {text(problem['text'])}"
     if len(content["problems"]) > _LISTED:

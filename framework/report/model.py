@@ -34,38 +34,48 @@ class SubtestReport:
     id: str
     status: str
     error: str | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One xtest case; ``seconds`` None if it never ended."""
+    """One xtest case; ``seconds`` None if it never ended. ``error``: the first error line of all of it."""
 
     id: str
     title: str
     status: str
     seconds: float | None
     subtests: tuple[SubtestReport, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class TotalsReport:
-    """Sums over one guest. ``agree``: xtest's own summary says the same as its stream."""
+    """xtest's own sums in one guest; None where it did not come so far.
 
-    cases: int
-    cases_failed: int
-    subtests: int
-    subtests_failed: int
-    skipped: int = 0
+    What xtest's summary calls subtests are single checks, many more than the named subtests of the cases.
+    ``skipped`` counts cases. ``agree``: the summary, the exit code and the stream say the same.
+    """
+
+    cases: int | None
+    cases_failed: int | None
+    subtests: int | None
+    subtests_failed: int | None
+    skipped: int | None = 0
     agree: bool = True
 
 
 @dataclass(frozen=True)
 class XtestReport:
-    """What xtest did in one guest; ``exit_code`` None if it never ended."""
+    """What xtest did in one guest; ``exit_code`` None if it never ended.
+
+    ``problems``: sentences about the run as a whole, such as a summary that does not fit the stream.
+    """
 
     cases: tuple[CaseReport, ...]
     totals: TotalsReport
     exit_code: int | None
+    problems: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -74,6 +84,7 @@ class XtestReport:
             bool(self.cases)
             and self.exit_code == 0
             and self.totals.agree
+            and not self.problems
             and self.totals.cases_failed == 0
             and self.totals.subtests_failed == 0
             and all(outcome(case.status) in ("pass", "skip") for case in self.cases)

@@ -22,7 +22,7 @@
       head: (row.querySelector("summary, .plain") || row).textContent.toLowerCase(),
       subs: all(".subs li", row).map((item) => ({ item, text: item.textContent.toLowerCase() })),
       lists: all(".ids", row).map((element) => ({
-        element, label: element.previousElementSibling, full: element.textContent, lower: null,
+        element, box: element.parentElement, label: element.parentElement.previousElementSibling, full: element.textContent, lower: null,
       })),
       narrowed: false,
     }));
@@ -40,7 +40,7 @@
           : list.full.split("\n").filter((id) => id.toLowerCase().includes(text));
         const more = found.length > LISTED ? `\n… and ${numbers.format(found.length - LISTED)} more` : "";
         list.element.textContent = found.slice(0, LISTED).join("\n") + more;
-        list.element.hidden = list.label.hidden = found.length === 0;
+        list.box.hidden = list.label.hidden = found.length === 0;
         hits += found.length;
       }
       entry.narrowed = true;
@@ -54,7 +54,7 @@
       for (const sub of entry.subs) sub.item.hidden = false;
       for (const list of entry.lists) {
         list.element.textContent = list.full;
-        list.element.hidden = list.label.hidden = false;
+        list.box.hidden = list.label.hidden = false;
       }
       entry.details.open = entry.wasOpen;
     }

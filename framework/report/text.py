@@ -47,6 +47,11 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
+def count(number: int | None) -> str:
+    """``12,000``; a dash for None."""
+    return "–" if number is None else f"{number:,}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds for a reader: ``0.3 s``, ``42 s``, ``3 min 05 s``, ``2 h 01 min``; a dash for None."""
     if seconds is None:

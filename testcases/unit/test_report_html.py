@@ -118,7 +118,7 @@ def test_everything_reads_without_javascript(source: str) -> None:
         "xtest failed in vm2, and a rule of the reference mediator was broken.",
         "regression_5006.5: regression_5000.c:1234: res has an unexpected value",
         "1,842 subtests passed",
-        "regression_4003.1842",
+        "regression_4003.1842 AES case 1842",
         "Report to the Xen security team before publishing",
         "48,211 events",
         "41 pages unpinned",
@@ -203,7 +203,7 @@ def test_lines_without_stamp_stay_where_they_are_and_a_lost_log_is_named(tmp_pat
 
 
 def test_many_subtests_make_few_elements(tmp_path: Path) -> None:
-    """Two guests of 22,000 subtests each: a browser's cost is its elements, and passing subtests must not be some."""
+    """Two guests of 22,000 subtests: a browser's cost is elements, and passing subtests must not be some."""
     report = sample(tmp_path, scale=6)
     content = json_report.document(report, tmp_path)
     begin = time.monotonic()
