@@ -60,8 +60,8 @@ class BuildCache:
         """The folder that ``build`` fills, from the cache if it was built from the same inputs before.
 
         ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path stands for
-        the content of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when it
-        raises. A folder with a file damaged, missing or added is built again.
+        the content of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when
+        it raises. A folder with a file damaged, missing or added is built again.
 
         :raises BuildError: the disk is full, or whatever ``build`` raises.
         """

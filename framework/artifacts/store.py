@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from framework.artifacts.digest import NO_ROOM_HINT, Checker, make_writable_parent
+from framework.artifacts.digest import NO_ROOM, NO_ROOM_HINT, Checker, make_writable_parent
 from framework.artifacts.download import Cancelled, Downloader, disk_error
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import Mirrors
@@ -152,9 +152,10 @@ class Store:
             raise disk_error(error, part, pin.size) from error
         except ArtifactError as error:
             if isinstance(error.__cause__, OSError):
-                # The unfinished file is worth nothing on a disk that has no room for it.
-                part.unlink(missing_ok=True)
                 cancel.set()
+                if error.__cause__.errno in NO_ROOM:
+                    # The unfinished file is worth nothing on a disk that has no room for it.
+                    part.unlink(missing_ok=True)
             raise
 
     def _acquire(self, lock: FileLock, pin: Pin, cancel: threading.Event) -> None:
@@ -182,10 +183,10 @@ class Store:
 
     def _check_room(self, size: int) -> None:
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-        if free < size + _SPARE:
+        disk = shutil.disk_usage(existing)
+        if disk.total and disk.free < size + _SPARE:
             raise ArtifactError(
-                f"no room: {size / 1e6:.1f} MB are to be downloaded and {free / 1e6:.1f} MB are free",
+                f"no room: {size / 1e6:.1f} MB are to be downloaded and {disk.free / 1e6:.1f} MB are free",
                 where=str(self.root),
                 hint=NO_ROOM_HINT,
             )

@@ -21,7 +21,9 @@ from framework.artifacts.lock import Pin
 def pin_of(name: str, content: bytes, path: str | None = None, **extra: Any) -> Pin:
     """A pin of ``content`` that lies at ``path`` (by default below ``pool/``)."""
     where = path or f"pool/main/{name}/{name}_1.0_all.deb"
-    return Pin(name, where, extra.pop("version", "1.0"), len(content), hashlib.sha256(content).hexdigest(), **extra)
+    return Pin(
+        name, where, extra.pop("version", "1.0"), len(content), hashlib.sha256(content).hexdigest(), **extra
+    )
 
 
 @dataclass
@@ -122,7 +124,11 @@ def tar(entries: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
         for name, entry in entries.items():
             if isinstance(entry, bytes):
                 info = tarfile.TarInfo(name)
-                info.size, info.mode, info.mtime = len(entry), 0o755 if "/bin/" in name else 0o644, 1_700_000_000
+                info.size, info.mode, info.mtime = (
+                    len(entry),
+                    0o755 if "/bin/" in name else 0o644,
+                    1_700_000_000,
+                )
                 archive.addfile(info, io.BytesIO(entry))
             else:
                 entry.name = name

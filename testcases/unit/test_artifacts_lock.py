@@ -41,7 +41,10 @@ def test_a_folder_counts_from_the_lock_file_and_urls_stay(tmp_path: Path) -> Non
 
 
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
-    pins = (pin_of("one", b"1", version="1:2~3"), pin_of("two", b"22", version="6.10", sources=("http://a.example/x",)))
+    pins = (
+        pin_of("one", b"1", version="1:2~3"),
+        pin_of("two", b"22", version="6.10", sources=("http://a.example/x",)),
+    )
     lock = Lock({"g": pins, "empty": ()}, tmp_path / "lock.yaml")
     lock.save()
     assert Lock.load(lock.path) == lock

@@ -98,7 +98,11 @@ def test_a_mirror_that_cannot_be_one_is_a_usage_error(apt: Path, value: str) -> 
 def test_proxies_of_apt(apt: Path) -> None:
     write(apt, "sources.list", f"deb {ONE} trixie main\n")
     (apt / "etc/apt/apt.conf.d").mkdir()
-    write(apt, "apt.conf.d/01proxy", 'Acquire::http::Proxy "http://proxy.example:3128";\nAcquire::https::Proxy "DIRECT";\n')
+    write(
+        apt,
+        "apt.conf.d/01proxy",
+        'Acquire::http::Proxy "http://proxy.example:3128";\nAcquire::https::Proxy "DIRECT";\n',
+    )
     found = Mirrors.discover(environ={}, apt_root=apt)
     assert found.proxies == {"http": "http://proxy.example:3128"}
 
