@@ -64,13 +64,20 @@ def decide(state: State, p: Pending) -> Decision:
             d.defect = (abi.SmcReturn.ETHREAD_LIMIT, "D4")
     ipa = abi.pair(event.regs[1], event.regs[2])
     if ipa & abi.OFFSET_MASK:
-        return Decision(abi.SmcReturn.EBADADDR, rule="STD-2", reason=f"{ipa:#x} is not the start of a page")
+        return Decision(
+            abi.SmcReturn.EBADADDR,
+            defect=d.defect,
+            rule="STD-2",
+            reason=f"{ipa:#x} is not the start of a page",
+        )
     view = event.mem.get(ipa)
     if view is None or (view.kind is None and view.data is None):
         d.unknown = "the argument page was not observed"
         return d
     if view.kind in (PageKind.OTHER, PageKind.UNMAPPED):
-        return Decision(abi.SmcReturn.EBADADDR, rule="STD-2", reason=f"{ipa:#x} is not RAM of the domain")
+        return Decision(
+            abi.SmcReturn.EBADADDR, defect=d.defect, rule="STD-2", reason=f"{ipa:#x} is not RAM of the domain"
+        )
     d.page, d.kind = view.data, view.kind
     if d.page is None:
         d.unknown = "the content of the argument page was not observed"
@@ -132,7 +139,6 @@ def forwarded(state: State, p: Pending, event: El3Call) -> None:
         return
     if d.x0 is not None:
         _should_not(state, p, d, known, event)
-        call.tainted = p.tainted
         _own_page(state, p, event, ma)
         commit(p, d.translation, known)
         return
@@ -151,13 +157,11 @@ def _should_not(state: State, p: Pending, d: Decision, known: Translation | None
     why = uncertain(p) if d.rule in STATEFUL else ""
     if why:
         state.unchecked(d.rule, why, event)
-        p.tainted = why
         return
     deviation = None
     if known is not None and not known.error:
         deviation = attributed(p.domain, d.translation, known)[1]
     state.fail(d.rule, event, f"{d.reason}, and the call reached OP-TEE", deviation=deviation, cause=p.event)
-    p.tainted = f"follows the nonconformance at #{event.seq}"
 
 
 def _own_page(state: State, p: Pending, event: El3Call, *pages: int) -> None:
@@ -285,6 +289,8 @@ def _refused_in_message(
 ) -> None:
     """The refusal stands in the message: x0 is OK, ``ret`` says why."""
     if d.kind is PageKind.RAM_RO:
+        if known is not None and known.error:
+            commit_refused(p, known)
         check_guest_regs(
             state,
             p,

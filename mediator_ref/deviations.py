@@ -179,6 +179,16 @@ _ALL = (
         "register C; answer SHM_ALLOC with a NULL buffer and shm_ref = C; register C again",
         disclosure=True,
     ),
+    Deviation(
+        "D15",
+        ("RPC-4", "RPC-9"),
+        "an unreadable answer to the mediator's own request leaves it waiting; the call's next reply is thrown away",
+        "the answer to the request to free a buffer could not be read or did not fit",
+        "handle_rpc_cmd",
+        _CORR,
+        "suspected",
+        "answer SHM_ALLOC with a bad page, then the request to free it with num_params = 200, then the next request",
+    ),
 )
 
 DEVIATIONS: Mapping[str, Deviation] = {d.id: d for d in _ALL}

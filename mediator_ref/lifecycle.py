@@ -87,6 +87,7 @@ def forget(state: State, domain: Domain) -> None:
     domain.returned_cookies.clear()
     domain.blame.clear()
     domain.lost_rpcs.clear()
+    domain.doubled_rpcs.clear()
     domain.known = None
     domain.lost_calls = 0
 

@@ -22,7 +22,10 @@ def returned(state: State, p: Pending, event: El3Return) -> None:
     if call.rpc_list_pages:
         _fade(state, p, *call.rpc_list_pages)  # OP-TEE has read them by now
         call.rpc_list_pages.clear()
-    if abi.is_rpc(event.regs[0]):
+    if call.tainted and event.regs[0] & abi.U32 == abi.U32:
+        call.lost, call.thread = True, event.regs[3] & abi.U32
+        p.answer = Answer("unknown", why_unknown=call.tainted)
+    elif abi.is_rpc(event.regs[0]):
         _suspended(state, p, event, call)
     else:
         _done(state, p, event, call)
@@ -181,7 +184,7 @@ def _no_host_address(
 def answered(state: State, p: Pending, event: GuestReturn) -> None:
     """The guest got its answer to a call that was in OP-TEE."""
     answer, call = p.answer, p.call
-    if call is not None and p.ret_regs and abi.is_rpc(p.ret_regs[0]):
+    if call is not None and p.ret_regs and (call.lost or abi.is_rpc(p.ret_regs[0])):
         p.domain.running.pop(p.event.vcpu, None)
         if call.thread is not None:
             p.domain.calls[call.thread] = call

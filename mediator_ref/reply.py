@@ -112,8 +112,8 @@ def check_reply(state: State, p: Pending, event: El3Call, call: Call, reply: Rep
         if reply.unknown:
             p.domain.partial = p.domain.partial or reply.unknown
         return
-    if call.asked_to_free:
-        call.asked_to_free = False
+    asked, call.asked_to_free = call.asked_to_free, False
+    if asked and not reply.generic:
         _expect(state, p, event, "RPC-10", shadow, (("ret", _RET, abi.Tee.GENERIC), ("num_params", _NUM, 0)))
     elif reply.generic:
         _expect(state, p, event, "RPC-12", shadow, (("ret", _RET, abi.Tee.GENERIC),))
@@ -123,6 +123,7 @@ def check_reply(state: State, p: Pending, event: El3Call, call: Call, reply: Rep
         _should_have_asked(state, p, event, call, reply, shadow)
     else:
         _copied(state, p, event, call, reply, shadow)
+    call.stale_request = bool(reply.generic) and (asked or call.stale_request)
     rpc.shadow = shadow
 
 
@@ -150,6 +151,11 @@ def _other_page(p: Pending) -> str | None:
     call = p.call
     assert call is not None
     return "D4" if abi.pair(p.event.regs[1], p.event.regs[2]) != abi.pair(*call.rpc_args) else None
+
+
+def _stale(call: Call) -> str | None:
+    """D15, when the mediator still waits for an answer to a request of its own."""
+    return "D15" if call.stale_request else None
 
 
 def _untranslated(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, shadow: bytes) -> None:
@@ -183,7 +189,7 @@ def _should_have_asked(
         rule, reason, deviation = (
             "RPC-9",
             "OP-TEE was told, and the guest was not asked to free its buffer",
-            None,
+            _stale(call),
         )
     elif reply.renamed and int.from_bytes(shadow[_POINTER : _POINTER + 8], "little") == reply.params[0].a:
         rule, reason, deviation = "RPC-8", "an address of the guest's choice reached OP-TEE", "D11"
@@ -213,6 +219,8 @@ def _copied(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, 
         due = patched(due, [(0, shadow[:4])])  # a mediator may put the request's own command back
     if due == shadow:
         state.ok("RPC-4")
+        if call.stale_request:
+            state.absent("D15")
         if _other_page(p):
             state.ok("RPC-7")
             state.absent("D4")
@@ -224,7 +232,7 @@ def _copied(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, 
             event,
             "the RPC shadow",
             *(d for _, d in found),
-            deviation="D11" if renamed else _other_page(p),
+            deviation="D11" if renamed else _stale(call) or _other_page(p),
             cause=p.event,
         )
         if renamed:  # such a mediator now holds a buffer nobody shared

@@ -9,7 +9,7 @@ from mediator_ref.check import check_client_id, check_el3_regs, check_guest_page
 from mediator_ref.events import El3Call, GuestReturn
 from mediator_ref.memory import usable
 from mediator_ref.reply import Reply, check_reply, read_reply, refused_reply
-from mediator_ref.state import Call, Pending, ShmRpc, State, uncertain
+from mediator_ref.state import FOLLOWS, Call, Pending, ShmRpc, State, uncertain
 from mediator_ref.verdict import Difference
 
 
@@ -41,7 +41,7 @@ def resumed(state: State, p: Pending, event: El3Call) -> None:
                 f"thread {thread} is not suspended, and the call reached OP-TEE",
                 cause=p.event,
             )
-        p.tainted = why or f"follows the nonconformance at #{event.seq}"
+        p.tainted = why or FOLLOWS
         return
     p.call = domain.running[p.event.vcpu] = call
     if call.tainted:
@@ -87,7 +87,7 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
     if offer.fit and offer.cookie in p.domain.returned_cookies:
         rule = "CACHE-1"
     if not check_el3_regs(state, p, event, "RPC-6", _due(p, event, event.regs[1], event.regs[2], x4, x5)):
-        call.tainted = f"follows the nonconformance at #{event.seq}"
+        call.tainted = FOLLOWS
     if ma:
         if offer.fit is False:
             why = uncertain(p) if "cookie" in offer.reason else ""
@@ -127,7 +127,9 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
         else:
             state.ok(rule)
         p.domain.returned_cookies.discard(offer.cookie)
-        p.domain.lost_rpcs.discard(offer.cookie)
+        if offer.cookie in p.domain.lost_rpcs:
+            p.domain.lost_rpcs.discard(offer.cookie)
+            p.domain.doubled_rpcs.add(offer.cookie)
         replaced = p.domain.rpcs.get(offer.cookie)
         if replaced is not None:
             state.drop_shadow(replaced.ma)
@@ -180,7 +182,7 @@ def refused(state: State, p: Pending, event: GuestReturn) -> None:
         _asked_to_free(state, p, event, call, reply)
     elif event.regs[:4] == p.event.regs[:4] and call.rpc_op == abi.RpcFunc.CMD:
         given = abi.pair(p.event.regs[1], p.event.regs[2])
-        gone = given in p.domain.lost_rpcs
+        gone = given in p.domain.lost_rpcs or given in p.domain.doubled_rpcs
         unknown = given != abi.pair(*call.rpc_args) and given not in p.domain.rpcs
         state.fail(
             "RPC-13" if gone else "RPC-7",

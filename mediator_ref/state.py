@@ -15,6 +15,9 @@ from mediator_ref.events import Event, GuestCall, PageView
 from mediator_ref.limits import Limits
 from mediator_ref.verdict import Difference, Outcome, Tally, Verdict
 
+FOLLOWS = "follows a nonconformance"
+"""Why the rest of a call is not checked once the implementation went another way."""
+
 
 @dataclass(slots=True)
 class Buffer:
@@ -60,9 +63,13 @@ class Call:
     rpc_cmd: int | None = None
     rpc_type: int | None = None
     asked_to_free: bool = False
+    stale_request: bool = False
+    """The guest's answer to the mediator's own request could not be read (D15 waits for another one)."""
     turned_down: int | None = None
     """Cookie the guest offered with an RPC page that was turned down; OP-TEE will ask to free it."""
     tainted: str = ""
+    lost: bool = False
+    """OP-TEE lost it (D6), and the mediator keeps its context."""
 
 
 @dataclass(slots=True)
@@ -104,6 +111,8 @@ class Domain:
     lost_calls: int = 0
     lost_rpcs: set[int] = field(default_factory=set)
     """RPC pages a mediator with D13 has released although a call uses them."""
+    doubled_rpcs: set[int] = field(default_factory=set)
+    """Cookies such a mediator has accepted a second time: OP-TEE now uses two pages under one cookie."""
     activity: int = 0
     in_hypervisor: int = 0
     in_optee: int = 0

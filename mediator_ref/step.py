@@ -19,7 +19,7 @@ from mediator_ref.events import (
     GuestReturn,
     Start,
 )
-from mediator_ref.state import Domain, Pending, State
+from mediator_ref.state import FOLLOWS, Domain, Pending, State
 from mediator_ref.verdict import Difference, Verdict
 
 _H = abi.Handling
@@ -147,7 +147,7 @@ def _el3_call(state: State, event: El3Call) -> None:
             Difference("EL3", "no call", f"{event.regs[0]:#x}"),
             cause=p.event,
         )
-        p.tainted = f"follows the nonconformance at #{event.seq}"
+        p.tainted = FOLLOWS
         return
     state.ok("DISP-5")
     if p.domain.tee is None:
@@ -160,7 +160,7 @@ def _el3_call(state: State, event: El3Call) -> None:
         rpc.resumed(state, p, event)
     elif handling is _H.LOCAL:
         state.fail("FAST-3", event, "the call reached EL3", cause=p.event)
-        p.tainted = f"follows the nonconformance at #{event.seq}"
+        p.tainted = FOLLOWS
     else:
         fast.forwarded(state, p, event)
 
@@ -172,17 +172,18 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
         state.unchecked("RPC-11", p.tainted or "what OP-TEE asked for is not known", event)
         return
     cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
-    if answer.kind == "rpc" and call.rpc_op == abi.RpcFunc.CMD and cookie in p.domain.lost_rpcs:
+    gone = cookie in p.domain.lost_rpcs or cookie in p.domain.doubled_rpcs
+    if gone and call.rpc_op == abi.RpcFunc.CMD:
         state.fail(
             "RPC-13", event, f"the RPC page of cookie {cookie:#x} is gone", deviation="D13", cause=p.event
         )
-        call.tainted = f"follows the nonconformance at #{event.seq}"
+        call.tainted = FOLLOWS
         return
     if answer.kind != "restart" and (
         answer.kind != "rpc" or answer.writable is not None or answer.why_unknown
     ):
         state.fail("DISP-5", event, "a second call to EL3 for one guest call", cause=p.event)
-        call.tainted = f"follows the nonconformance at #{event.seq}"
+        call.tainted = FOLLOWS
         return
     check_client_id(state, p, event)
     p.undelivered = p.ret_regs
@@ -200,7 +201,7 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
         deviation="D6" if event.regs[0] == p.ret_regs[0] else None,
         cause=p.event,
     )
-    call.tainted = f"follows the nonconformance at #{event.seq}"
+    call.tainted = FOLLOWS
 
 
 def _leave(p: Pending) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import El3Call, PageKind
-from mediator_ref.model.board import ARG, DATA, Board
+from mediator_ref.model.board import ARG, DATA, RPC, Board
 from mediator_ref.model.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
@@ -128,6 +128,16 @@ def d14(board: Board) -> None:
     register(board)
 
 
+def d15(board: Board) -> None:
+    regs = asked(board, alloc(), ask(abi.RpcCmd.GET_TIME))
+    board.reply(1, board.buffer(1, 2, attr=abi.Attr.TMEM_OUTPUT, bad=0))
+    regs = board.resume(1, regs)
+    board.world.write(1, RPC, abi.encode_arg(abi.Arg(cmd=abi.RpcCmd.SHM_FREE, num_params=200)))
+    regs = board.resume(1, regs)
+    board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+    board.resume(1, regs)
+
+
 Stimulus = Callable[[Board], None]
 CASES: list[tuple[str, str, Stimulus]] = [
     ("D1", "D1", d1),
@@ -144,6 +154,7 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D12", "D2", d12),
     ("D13", "D13", d13),
     ("D14", "D14", d14),
+    ("D15", "D15", d15),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
 
