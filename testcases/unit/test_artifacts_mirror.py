@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,10 @@ def test_proxies_of_apt(apt: Path) -> None:
     assert found.proxies == {"http": "http://proxy.example:3128"}
 
 
-def test_no_host_name_stands_in_the_source() -> None:
+def test_no_host_name_stands_in_the_source_or_the_lock_file() -> None:
     import framework.artifacts
+    from framework.paths import IMAGES
 
-    for path in Path(framework.artifacts.__file__).parent.glob("*.py"):
-        assert "debian.org" not in path.read_text(), path
+    code = list(Path(framework.artifacts.__file__).parent.glob("*.py"))
+    for path in [*code, IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml"]:
+        assert not re.search(r"https?://\w", path.read_text()), path

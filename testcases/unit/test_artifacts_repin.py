@@ -229,7 +229,8 @@ def test_a_missing_signature_is_said(packages: Path, suite: Suite) -> None:
 def test_a_signature_nobody_knows_is_refused(tmp_path: Path) -> None:
     keyring = tmp_path / "empty.gpg"
     keyring.touch()
-    text = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSuite: x\n-----BEGIN PGP SIGNATURE-----\n\naaaa\n"
+    text = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSuite: x\n"
+    text += "-----BEGIN PGP SIGNATURE-----\n\naaaa\n"
     with pytest.raises(ArtifactError, match="no good signature"):
         verified_text(text, "stable", ["gpgv", "--keyring", str(keyring)])
 
