@@ -10,9 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from framework.console_ui import Output
 from framework.errors import ExitCode, MedcheckError
+
+if TYPE_CHECKING:
+    from framework.artifacts.stack import Overrides
 
 Handler = Callable[[argparse.Namespace, Output], int]
 
@@ -31,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     try:
         with output:
-            code = int(options.handler(options, output))
+            # `trace` prints by itself; the others answer through the output.
+            code = int(options.run(options) if options.handler is None else options.handler(options, output))
     except MedcheckError as error:
         output.error(error)
         code = error.exit_code
@@ -74,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
-        name: str, handler: Handler, text: str, *parents: argparse.ArgumentParser, base: argparse.ArgumentParser = as_json
+        name: str,
+        handler: Handler,
+        text: str,
+        *parents: argparse.ArgumentParser,
+        base: argparse.ArgumentParser = as_json,
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, parents=[base, *parents])
         command.set_defaults(handler=handler)
@@ -86,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     command.add_argument("--xtest", metavar="CASES", help="xtest regression cases, comma separated, e.g. 1004,6001")
     command.add_argument("--report", type=Path, metavar="DIR", help="default: reports/<time>")
+    command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
@@ -106,20 +116,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
     command.add_argument("--list", action="store_true", help="list the benchmarks")
     command.add_argument("--json", type=Path, dest="file", metavar="FILE", help="write the numbers to FILE as JSON")
-    _add_trace(commands, as_json)
+    _add_parts(commands, as_json)
     return parser
 
 
-def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
-    del commands, common
+def _add_parts(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The commands that parts of the framework bring themselves."""
+    from framework.conformance import cli as conformance
+    from framework.trace import cli as trace
+
+    trace.add_parser(commands)
+    conformance.add_parser(commands, [common])
 
 
 # Each handler imports what it needs: `--help` and a usage error answer at once.
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
-    from framework.run import RunOptions, run
     from framework.report.markdown import summary
+    from framework.run import RunOptions, run
 
     code, folder = run(
         RunOptions(
@@ -131,6 +146,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             overrides=_overrides(options),
             offline=options.offline,
             mirrors=options.mirror,
+            trace=not options.no_trace,
             command=options.arguments,
         ),
         output.progress,
@@ -144,7 +160,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     return code
 
 
-def _overrides(options: argparse.Namespace) -> "Overrides":  # noqa: F821, UP037
+def _overrides(options: argparse.Namespace) -> Overrides:
     from framework.artifacts.stack import Overrides
 
     def absolute(path: Path | None) -> Path | None:
@@ -195,7 +211,7 @@ def _boot(options: argparse.Namespace, output: Output) -> int:
     return boot(options.board, options.domus, _overrides(options), options.offline, options.mirror, output)
 
 
-def _boards(options: argparse.Namespace, output: Output) -> int:
+def _boards(_options: argparse.Namespace, output: Output) -> int:
     from framework.board.spec import BOARDS, BoardSpec
 
     specs = [BoardSpec.load(path.stem) for path in sorted(BOARDS.glob("*.yaml"))]

@@ -38,7 +38,8 @@ class Finding:
 def examine(offline: bool, mirrors: str | None, output: Output) -> int:
     """Look at everything; exit code 0 if nothing is bad, else 3."""
     findings: list[Finding] = []
-    for check in (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans):
+    checks = (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans)
+    for check in checks:
         findings += list(_guarded(check))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
     lines = [
@@ -100,7 +101,7 @@ def _shm() -> Iterator[Finding]:
     if shm.is_dir() and os.access(shm, os.W_OK):
         yield Finding("/dev/shm", "good", f"{shutil.disk_usage(shm).free >> 20} MiB free")
     else:
-        yield Finding("/dev/shm", "note", "not writable: boards keep their RAM in anonymous memory", "mount a tmpfs there")
+        yield Finding("/dev/shm", "note", "not writable: templates need more time", "mount a tmpfs")
 
 
 def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
@@ -120,7 +121,8 @@ def _downloads() -> Iterator[Finding]:
             missing.append(pin)
     if missing:
         size = sum(pin.size for pin in missing) / 1e6
-        yield Finding("downloads", "note", f"{len(missing)} files ({size:.0f} MB) are not in the cache", "./medcheck fetch")
+        text = f"{len(missing)} files ({size:.0f} MB) are not in the cache"
+        yield Finding("downloads", "note", text, "./medcheck fetch")
     else:
         yield Finding("downloads", "good", "all in the cache and verified")
 

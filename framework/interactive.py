@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import socket
 import sys
 import tempfile
 import termios
@@ -60,7 +59,7 @@ def shell(client: SshClient) -> None:
             if channel in ready:
                 try:
                     data = channel.recv(65536)
-                except socket.timeout:
+                except TimeoutError:
                     continue
                 if not data:
                     return

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import psutil
 import yaml
 
 from framework.artifacts.stack import Overrides, Stack
 from framework.board.spec import BoardSpec
+from framework.conformance.checker import check_file
+from framework.conformance.result import ConformanceResult
 from framework.errors import ConfigError, ExitCode, GuestCrash, MedcheckError, UsageError
 from framework.guests.xtest import XtestResult, run_xtest_in_all
 from framework.paths import IMAGES
@@ -46,6 +49,7 @@ class RunOptions:
     overrides: Overrides = field(default_factory=Overrides)
     offline: bool = False
     mirrors: str | None = None
+    trace: bool = True
     command: Sequence[str] = ()
 
 
@@ -77,16 +81,20 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    session = Session(spec, stack, folder)
+    session = Session(spec, stack, folder, trace=options.trace)
     results: Mapping[str, XtestResult] = {}
+    conformance: ConformanceResult | None = None
     failure: BaseException | None = None
     try:
         with session:
             session.boot(progress)
             results = _exercise(session, cases, progress)
+            alive = session.board.alive
+        if session.trace is not None:
+            conformance = check_file(session.trace, progress, board_alive=alive)
     except (MedcheckError, KeyboardInterrupt) as error:
         failure = error
-    report = _report(options, spec, stack, session, results, failure, started, time.monotonic() - begin)
+    report = _report(options, spec, stack, session, results, conformance, failure, started, time.monotonic() - begin)
     write_report(report, folder)
     if options.report is None:
         point_latest(folder.parent, folder)
@@ -108,21 +116,11 @@ def _exercise(session: Session, cases: Sequence[str] | None, progress: Progress)
 
 def _report(
     options: RunOptions, spec: BoardSpec, stack: Stack, session: Session, results: Mapping[str, XtestResult],
-    failure: BaseException | None, started: datetime, seconds: float,
+    conformance: ConformanceResult | None, failure: BaseException | None, started: datetime, seconds: float,
 ) -> model.RunReport:  # fmt: skip
     guests = tuple(_guest(name, session, results.get(name)) for name in (g.name for g in spec.guests))
     problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in session.board.problems]
-    reason = None
-    if failure is not None:
-        if isinstance(failure, GuestCrash):
-            verdict = "fail"
-        else:
-            verdict = "infrastructure"
-        reason = "interrupted" if isinstance(failure, KeyboardInterrupt) else str(failure)
-    else:
-        bad = [g.name for g in guests if g.xtest is None or not g.xtest.good]
-        verdict = "fail" if bad else "pass"
-        reason = f"xtest failed in {', '.join(bad)}" if bad else None
+    verdict, reason = _verdict(results, conformance, failure)
     return model.RunReport(
         verdict=verdict,
         reason=reason,
@@ -137,8 +135,23 @@ def _report(
         consoles=tuple(
             model.ConsoleReport(name, console.log) for name, console in session.board.consoles.items()
         ),
+        artifacts=(session.trace,) if session.trace is not None and session.trace.exists() else (),
+        conformance=_conformance(conformance),
         reproduce=shlex.join(["./medcheck", *options.command]),
     )
+
+
+def _verdict(
+    results: Mapping[str, XtestResult], conformance: ConformanceResult | None, failure: BaseException | None
+) -> tuple[model.Verdict, str | None]:
+    if failure is not None:
+        reason = "interrupted" if isinstance(failure, KeyboardInterrupt) else str(failure)
+        return ("fail" if isinstance(failure, GuestCrash) else "infrastructure"), reason
+    reasons = [f"xtest in {name}: {result.reason}" for name, result in results.items() if not result.good]
+    if conformance is not None and conformance.verdict != "pass":
+        broken = [rule.id for rule in conformance.rules if rule.failed]
+        reasons.append(f"the mediator does not conform: {', '.join(broken) or 'nothing could be checked'}")
+    return ("fail", "; ".join(reasons)) if reasons else ("pass", None)
 
 
 def _guest(name: str, session: Session, result: XtestResult | None) -> model.GuestReport:
@@ -152,11 +165,33 @@ def _xtest(result: XtestResult | None) -> model.XtestReport | None:
     cases = tuple(
         model.CaseReport(
             case.id, case.title, case.status, case.seconds,
-            tuple(model.SubtestReport(sub.id, sub.status, sub.error) for sub in case.subtests),
+            tuple(model.SubtestReport(sub.id, sub.status, sub.error, sub.title) for sub in case.subtests),
+            case.error,
         )
         for case in result.cases
     )  # fmt: skip
-    return model.XtestReport(cases, result.totals, result.exit_code)
+    totals = model.TotalsReport(**result.totals)
+    return model.XtestReport(cases, totals, result.exit_code, problems=tuple(result.problems))
+
+
+def _conformance(result: ConformanceResult | None) -> model.ConformanceReport | None:
+    if result is None:
+        return None
+    rules = tuple(
+        model.RuleReport(r.id, r.title, r.severity, cast(model.RuleVerdict, r.verdict), r.passed + r.failed, r.failed)
+        for r in result.rules
+    )
+    found = tuple(
+        model.NonconformanceReport(n.rule, n.event, n.expected, n.observed, n.explanation)
+        for n in result.nonconformances
+    )
+    deviations = tuple(
+        model.DeviationReport(
+            d.id, d.rule, "seen" if d.status == "seen" else "not seen", d.evidence, d.report_privately
+        )
+        for d in result.deviations
+    )
+    return model.ConformanceReport(result.events_checked, rules, found, deviations)
 
 
 def _host() -> dict[str, object]:

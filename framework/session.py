@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from framework.artifacts.cache import BuildCache
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.stack import Overrides, Stack, prepare
@@ -20,6 +21,8 @@ from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, create_linux_guest
 from framework.paths import cache_root
 from framework.progress import Progress, Silent
+from framework.trace.build import PluginOptions, build_plugin
+from framework.trace.xen_symbols import XenLayout
 
 MEDIATOR_TRACE = b"Using TEE mediator for"
 """What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
@@ -68,10 +71,14 @@ def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
 class Session(AbstractContextManager["Session"]):
     """A board that is brought up step by step and always taken down."""
 
-    def __init__(self, spec: BoardSpec, stack: Stack, run_dir: Path, board: Board | None = None) -> None:
+    def __init__(
+        self, spec: BoardSpec, stack: Stack, run_dir: Path, *, trace: bool = False, board: Board | None = None
+    ) -> None:
+        """``trace``: record every SMC into ``run_dir/trace/board.trace``."""
         self.spec = spec
         self.stack = stack
-        self.board = board or Board(spec, stack, run_dir)
+        self.trace = run_dir / "trace" / "board.trace" if trace else None
+        self.board = board or _board(spec, stack, run_dir, self.trace)
         self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
@@ -148,3 +155,13 @@ class Session(AbstractContextManager["Session"]):
             self.check_alive()
             raise
         self.phases.append(Phase(name, time.monotonic() - self._begin))
+
+
+def _board(spec: BoardSpec, stack: Stack, run_dir: Path, trace: Path | None) -> Board:
+    if trace is None:
+        return Board(spec, stack, run_dir)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    layout = None if stack.xen_syms is None else XenLayout.load(stack.xen_syms)
+    options = PluginOptions(out=trace.absolute(), xen=layout, label=spec.name)
+    plugin = build_plugin(BuildCache(cache_root()))
+    return Board(spec, stack, run_dir, plugin=plugin, plugin_args=options.arguments(), outputs=[trace.absolute()])

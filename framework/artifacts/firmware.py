@@ -168,7 +168,7 @@ class Builder:
             tail = log.read_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
             raise BuildError(
                 f"building {title} failed (make exited with {result.returncode}):\n    " + "\n    ".join(tail),
-                hint="`./medcheck doctor` checks the compilers; the log of the build is kept in the cache's logs folder",
+                hint="`./medcheck doctor` checks the compilers; the log is kept in the cache's logs folder",
             )
 
 

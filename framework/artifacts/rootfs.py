@@ -160,7 +160,7 @@ class RootFs:
 
 
 def assemble(recipe: Recipe, packages: Sequence[Path], overlay: Path) -> RootFs:
-    """Make the root file system that ``recipe`` describes out of unpacked ``packages`` and the project's ``overlay``."""
+    """Make the root file system of ``recipe`` out of unpacked ``packages`` and the project's ``overlay``."""
     root = RootFs(packages, recipe.library_folders)
     for program in recipe.programs:
         root.add_file(program)
