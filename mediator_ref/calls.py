@@ -109,7 +109,7 @@ def with_defects(state: State, p: Pending, d: Decision) -> Translation | None:
     if p.domain.known is None and not d.translation.wraps and not d.translation.error:
         return None
     held = p.domain.known if p.domain.known is not None else p.domain.ledger()
-    return translate(d.params, p.event.mem, held, state.limits, defects=True)
+    return translate(d.params, p.event.mem, held, state.limits, defects=state.deviations)
 
 
 def forwarded(state: State, p: Pending, event: El3Call) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mediator_ref import abi
@@ -99,12 +99,12 @@ def translate(
     held: Ledger,
     limits: Limits,
     *,
-    defects: bool = False,
+    defects: Container[str] = (),
 ) -> Translation:
     """Decide on the memory parameters of a message, in the order of Xen's ``translate_params``.
 
-    ``held`` is not changed; the result's ``ledger`` is what it becomes. With ``defects`` the decision and the ledger
-    are those of a mediator with D3, D5 and D9.
+    ``held`` is not changed; the result's ``ledger`` is what it becomes. With ``defects`` (ids of
+    deviations, of which D3, D5 and D9 matter here) the decision and the ledger are those of a mediator with them.
     """
     result = Translation(ledger=held.copy())
     ledger = result.ledger
@@ -120,7 +120,7 @@ def translate(
         pages = page_count(param.b, param.a)
         if wrapped_page_count(param.b, param.a) != pages:
             result.wraps = True
-            if defects:
+            if "D9" in defects:
                 pages = wrapped_page_count(param.b, param.a)
         if pages > limits.buffer_pages or pages == 0:
             result.refuse(abi.Tee.OUT_OF_MEMORY, "MEM-5", f"a buffer of {pages} pages")
@@ -138,7 +138,7 @@ def translate(
             break
         walk = walk_list(param.a, pages, mem)
         if walk.bad:
-            if defects:
+            if "D3" in defects:
                 ledger.leaked_pages += pages - len(walk.mfns)
             result.refuse(abi.Tee.BAD_PARAMETERS, "MEM-3", "a page is not the domain's writable RAM")
             break
@@ -149,8 +149,8 @@ def translate(
             result.buffers[index] = Buffer(param.c, walk.mfns)
         ledger.held[param.c] = pages
         result.cookies.append(param.c)
-    if result.error and not defects:
-        result.ledger = held.copy()
+    if result.error and "D5" not in defects:
+        result.ledger = Ledger(dict(held.held), ledger.leaked_pages)
     return result
 
 

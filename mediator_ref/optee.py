@@ -75,7 +75,8 @@ def _done(state: State, p: Pending, event: El3Return, call: Call) -> None:
     elif call.cmd == abi.MsgCmd.UNREGISTER_SHM and success:
         due.add(params[0].c if params else 0)
     refused_by_x0 = call.cmd == abi.MsgCmd.REGISTER_SHM and x0 != abi.SmcReturn.OK and ret == abi.Tee.SUCCESS
-    release(domain, due, done, "D12" if refused_by_x0 else "D2")
+    deviation = "D12" if refused_by_x0 else "D2"
+    release(domain, due, done if deviation in state.deviations else set(due), deviation)
 
 
 def _results(after: bytes, params: list[abi.Param]) -> list[tuple[int, bytes]]:
@@ -159,7 +160,8 @@ def _request(state: State, p: Pending, event: El3Return, call: Call, answer: Ans
     elif call.rpc_cmd == abi.RpcCmd.SHM_FREE and params:
         cookie = params[0].b
         buffer = p.domain.buffers.get(cookie)
-        release(p.domain, {cookie} if buffer is not None and buffer.rpc else set(), {cookie}, "D14")
+        due = {cookie} if buffer is not None and buffer.rpc else set()
+        release(p.domain, due, {cookie} if "D14" in state.deviations else set(due), "D14")
     _no_host_address(state, p, event, rpc, params)
 
 

@@ -98,7 +98,7 @@ def _allocated(state: State, p: Pending, reply: Reply) -> None:
         reply.unknown = t.unknown
     if p.domain.known is not None or t.wraps or t.error:
         held = p.domain.known if p.domain.known is not None else p.domain.ledger()
-        reply.known = translate(reply.params, p.event.mem, held, state.limits, defects=True)
+        reply.known = translate(reply.params, p.event.mem, held, state.limits, defects=state.deviations)
         reply.known_rule, reply.known_deviation = attributed(p.domain, t, reply.known)
 
 

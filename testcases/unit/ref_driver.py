@@ -7,7 +7,7 @@ is not pinned RAM of its guest. With listed defects on, every nonconformance is 
 
 from __future__ import annotations
 
-from mediator_ref import Limits, Outcome, State, Verdict, abi, step
+from mediator_ref import DEVIATIONS, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import DomainDestroyed, PageKind
 from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
 
@@ -21,7 +21,8 @@ class Driver:
     def __init__(self, defects: frozenset[str] = frozenset()) -> None:
         self.defects = defects
         self.board = Board(defects=self.defects, limits=LIMITS, threads=2)
-        self.state = State(limits=LIMITS)
+        listed = {name: d for name, d in DEVIATIONS.items() if not defects or name in defects}
+        self.state = State(limits=LIMITS, deviations=listed)
         self.seen = 0
         self.suspended: dict[int, list[tuple[int, ...]]] = {}
         self.verdicts: list[Verdict] = []
