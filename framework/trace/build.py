@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ PLUGIN_API = 7
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden")
 _LIBRARIES = ("-lpthread", "-ldl")
 _NAME = "medcheck_trace.so"
+_LAYOUT = "layout.json"
 
 
 class Cache(Protocol):
@@ -37,6 +39,18 @@ def build_plugin(cache: Cache, *, compiler: str = "cc") -> Path:
         compile_plugin(folder, compiler=compiler)
 
     return cache.get("trace-plugin", _inputs(compiler), build) / _NAME
+
+
+def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
+    """:meth:`XenLayout.load`, which takes seconds, once for each ``xen_syms``."""
+
+    def build(folder: Path) -> None:
+        layout = XenLayout.load(xen_syms)
+        (folder / _LAYOUT).write_text(json.dumps({"core": layout.core, "tee": layout.tee}), encoding="ascii")
+
+    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 1}, build) / _LAYOUT
+    found = json.loads(path.read_text(encoding="ascii"))
+    return XenLayout(core=found["core"], tee=found["tee"])
 
 
 def compile_plugin(folder: Path, *, compiler: str = "cc") -> Path:
@@ -64,9 +78,7 @@ def _inputs(compiler: str) -> dict[str, object]:
     found = shutil.which(compiler)
     if found is None:
         raise BuildError(f"this machine has no C compiler {compiler}", hint="install gcc or clang")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.split(
-        "\n"
-    )[0]
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
     sources = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCES.glob("*.[ch]"))}
     return {"api": PLUGIN_API, "compiler": version, "flags": [*_FLAGS, *_LIBRARIES], "sources": sources}
 

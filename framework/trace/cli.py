@@ -27,9 +27,7 @@ def add_parser(subparsers: Any) -> None:
     shown = commands.add_parser("show", help="print the calls in the ABI's own words")
     _file(shown)
     shown.add_argument("--domain", type=int, help="only this Xen domain id")
-    shown.add_argument(
-        "--function", metavar="NAME", help="part of a function's or command's name, or a number"
-    )
+    shown.add_argument("--function", metavar="NAME", help="part of a function's or command's name, or a number")
     shown.add_argument("--since", type=float, metavar="S", help="board time in seconds")
     shown.add_argument("--until", type=float, metavar="S", help="board time in seconds")
     shown.add_argument("--thread", type=int, help="only this OP-TEE thread")
@@ -40,9 +38,7 @@ def add_parser(subparsers: Any) -> None:
     counted.add_argument("--json", action="store_true", help="machine-readable")
     counted.set_defaults(run=_quietly(_stats))
 
-    compared = commands.add_parser(
-        "diff", help="compare what was said in two traces; exit code 1 when they differ"
-    )
+    compared = commands.add_parser("diff", help="compare what was said in two traces; exit code 1 when they differ")
     compared.add_argument("left", type=Path, metavar="A")
     compared.add_argument("right", type=Path, metavar="B")
     compared.add_argument("--recover", action="store_true", help="go on after damaged parts")

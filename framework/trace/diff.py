@@ -63,9 +63,7 @@ def diff(left: Iterable[Event], right: Iterable[Event]) -> Iterator[str]:
         name = "unknown domain" if domain is None else f"domain {domain}"
         yield f"{name}: {len(mine)} calls against {len(theirs)}"
         yield from (
-            _first_difference(mine, theirs)
-            if max(len(mine), len(theirs)) > _EXACT_LIMIT
-            else _edits(mine, theirs)
+            _first_difference(mine, theirs) if max(len(mine), len(theirs)) > _EXACT_LIMIT else _edits(mine, theirs)
         )
 
 
@@ -82,9 +80,7 @@ def _edits(mine: list[str], theirs: list[str]) -> Iterator[str]:
 
 def _first_difference(mine: list[str], theirs: list[str]) -> Iterator[str]:
     """For long traces an exact diff would take for ever: where they part, and what follows."""
-    at = next(
-        (i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs))
-    )
+    at = next((i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs)))
     yield f"@@ they part at call {at + 1} @@"
     yield from (f"  {line}" for line in mine[max(0, at - _CONTEXT) : at])
     yield from (f"- {line}" for line in mine[at : at + _CONTEXT])

@@ -197,9 +197,7 @@ class Event:
         for _ in range(self.nblocks):
             if at + BLOCK.size > len(self.raw):
                 raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
-            kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(
-                self.raw, at
-            )
+            kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(self.raw, at)
             start = at + BLOCK.size
             at = start + (length + 7 & ~7)
             if at > len(self.raw):

@@ -136,9 +136,7 @@ class LiveConsumer:
             if kind == Message.BYE:
                 return
             if kind != Message.EVENT:
-                raise TraceError(
-                    f"the plugin sent message {kind} where an event was due", where=str(self.path)
-                )
+                raise TraceError(f"the plugin sent message {kind} where an event was due", where=str(self.path))
             held = Held(self, Event(payload), bool(flags & _WAITS))
             yield held
             held.release()
@@ -249,9 +247,7 @@ class Held:
 
     def translate(self, ipa: int) -> Leaf:
         """Where the vCPU's stage-2 tables take an IPA."""
-        ma, pte, level, mapped = _LEAF.unpack(
-            self._ask(Message.TRANSLATE, struct.pack("<Q", ipa), f"IPA {ipa:#x}")
-        )
+        ma, pte, level, mapped = _LEAF.unpack(self._ask(Message.TRANSLATE, struct.pack("<Q", ipa), f"IPA {ipa:#x}"))
         return Leaf(ma if mapped else None, pte, level)
 
     def setup(self, *, hold: Collection[Kind], send: Collection[Kind] = ()) -> None:

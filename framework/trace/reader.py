@@ -235,9 +235,7 @@ class Reader:
             length, kind, seq = unpack(raw, at)
             if length < head or length & 7 or at + length > end:
                 if whole:
-                    self._damage(
-                        f"a record after number {segment.last_seq} has the impossible length {length}"
-                    )
+                    self._damage(f"a record after number {segment.last_seq} has the impossible length {length}")
                 return
             record = raw[at : at + length]
             at += length

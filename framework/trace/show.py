@@ -34,9 +34,7 @@ class Filter:
         """Whether to show it."""
         start = item.start if isinstance(item, Call) else item
         seconds = start.time_ns / 1e9
-        if (self.since is not None and seconds < self.since) or (
-            self.until is not None and seconds > self.until
-        ):
+        if (self.since is not None and seconds < self.since) or (self.until is not None and seconds > self.until):
             return False
         if isinstance(item, Event):
             subject = item.subject if item.kind in _DOMAIN_WORDS else item.domain
@@ -94,9 +92,7 @@ def _name(kind: type[abi.MsgCmd] | type[abi.RpcCmd] | type[abi.RpcFunc] | type[a
 
 
 def _head(event: Event) -> str:
-    domain = (
-        "d?" if event.domain is None else "xen" if event.domain >= 0x7FF0 else f"d{event.domain}v{event.vcpu}"
-    )
+    domain = "d?" if event.domain is None else "xen" if event.domain >= 0x7FF0 else f"d{event.domain}v{event.vcpu}"
     return f"[{event.time_ns / 1e9:12.6f}] #{event.seq:<7} {domain:<6}"
 
 
@@ -179,9 +175,7 @@ def _param(index: int, param: abi.Param, event: Event | None) -> str:
         )
         pages = f" {named} pages" if named else ""
         return (
-            f"{attr}{pages} size={param.b:#x} shm_ref={param.c:#x}"
-            if param.a
-            else f"{attr} NULL shm_ref={param.c:#x}"
+            f"{attr}{pages} size={param.b:#x} shm_ref={param.c:#x}" if param.a else f"{attr} NULL shm_ref={param.c:#x}"
         )
     words = zip(view_of(param.attr), (param.a, param.b, param.c), strict=True)
     return " ".join([attr, *(f"{name}={value:#x}" for name, value in words if value)])
@@ -228,17 +222,9 @@ _PLAIN_ANSWERS = frozenset(
 def _end_line(call: Call) -> str:
     end = call.end
     if end is None:
-        return (
-            f"{'':<14} {'':<8}    => unfinished"
-            if call.start.is_tee
-            else f"{'':<14} {'':<8}    => not followed"
-        )
+        return f"{'':<14} {'':<8}    => unfinished" if call.start.is_tee else f"{'':<14} {'':<8}    => not followed"
     plain = call.fid in _PLAIN_ANSWERS
-    text = (
-        f"x0={end.regs[0]:#x}"
-        if plain and abi.fid_of(end.regs[0]) != abi.U32
-        else describe_return(end.regs[0])
-    )
+    text = f"x0={end.regs[0]:#x}" if plain and abi.fid_of(end.regs[0]) != abi.U32 else describe_return(end.regs[0])
     page = call.result() if call.fid == abi.CALL_WITH_ARG else None
     if page is not None:
         arg = abi.decode_arg(page)

@@ -89,9 +89,7 @@ class Stats:
             yield f"{_domain(row['domain']):<7} unfinished {row['function']:<23} {row['count']:>7}"
         if self.counters is not None:
             yield "plugin: " + ", ".join(
-                f"{value} {name}"
-                for name, value in self.counters.items()
-                if value and not name.startswith("kind_")
+                f"{value} {name}" for name, value in self.counters.items() if value and not name.startswith("kind_")
             )
 
 

@@ -118,9 +118,7 @@ class Writer:
         self._size = self._first = self._last = 0
         self._by_kind: dict[int, int] = {}
         text = json.dumps(dict(meta or {})).encode()
-        head = SEGMENT.pack(
-            SEGMENT_MAGIC, MAJOR, MINOR, SEGMENT.size + len(text), time.time_ns(), len(text), 0
-        )
+        head = SEGMENT.pack(SEGMENT_MAGIC, MAJOR, MINOR, SEGMENT.size + len(text), time.time_ns(), len(text), 0)
         self._stream.write(head[:-4] + zlib.crc32(head + text).to_bytes(4, "little") + text)
 
     def append(self, record: bytes) -> None:

@@ -65,9 +65,7 @@ class XenLayout:
                 units = _units(elf, where)
                 unit = units.get(_TEE_UNIT) or units.get(_CORE_UNIT)
                 if unit is None:
-                    raise TraceError(
-                        f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where
-                    )
+                    raise TraceError(f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where)
                 structs = _structs(unit)
                 core |= {name: _offset(structs, *path, where) for name, path in _OFFSETS.items()}
                 tee: dict[str, int] = {}
@@ -103,9 +101,7 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
 def _units(elf: Any, where: str) -> dict[str, Any]:
     """The two compilation units that matter, by the end of their file name."""
     if not elf.has_dwarf_info():
-        raise TraceError(
-            "the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y"
-        )
+        raise TraceError("the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y")
     found = {}
     for unit in elf.get_dwarf_info().iter_CUs():
         name = unit.get_top_DIE().attributes.get("DW_AT_name")

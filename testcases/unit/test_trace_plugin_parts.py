@@ -14,7 +14,7 @@ import pytest
 
 from framework.bench.trace import compile_sink_bench, sink_throughput
 from framework.errors import BuildError, TraceError, UsageError
-from framework.trace.build import PluginOptions, build_plugin
+from framework.trace.build import PluginOptions, build_plugin, xen_layout
 from framework.trace.reader import Reader
 from framework.trace.walk import Walked, stage2
 from framework.trace.xen_symbols import XenLayout
@@ -132,6 +132,7 @@ def test_xens_layout_comes_from_its_debug_information(tmp_path: Path) -> None:
         "xen_rpc_cookie": 48,
     }
     assert "xen_rpc_cookie=0x30" in layout.arguments()
+    assert xen_layout(FolderCache(tmp_path), output) == layout
     subprocess.run(["strip", "--strip-debug", output], check=True)
     with pytest.raises(TraceError, match="debug information"):
         XenLayout.load(output)

@@ -1,8 +1,6 @@
 /*
- * The events themselves. At translation time each block is looked at once, with the exception level it is translated
- * for; so EL0 and EL1 code costs nothing afterwards, and in EL2 and EL3 only the few instructions that matter call us.
- * Callbacks on instructions, not on exceptions: QEMU holds its big lock in the latter, and a consumer that thinks
- * would stop the whole machine.
+ * The events themselves: each function is called before one of the instructions that hooks.c chose, makes a record of
+ * what it finds, and stores it.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -22,7 +20,6 @@
 #define EC_SMC64 0x17
 #define XEN_HYPERCALL_IMM 0xea1
 #define FIRST_RESERVED_DOMAIN 0x7ff0
-#define HINT_DOORBELL 0xd503261fU /* hint #0x30 */
 #define GUEST_REGS 18
 #define EL3_REGS 8
 
@@ -40,6 +37,12 @@ static struct { /* what EL2 asked of EL3 and has not been answered */
     uint16_t domain, id, vmid, owner;
     bool pending;
 } asked[MAX_CPUS];
+
+const char *events_clock(void)
+{
+    virtual_clock = (int64_t (*)(int))dlsym(RTLD_DEFAULT, "qemu_clock_get_ns");
+    return virtual_clock ? "virtual" : "host";
+}
 
 static uint64_t now(void)
 {
@@ -128,7 +131,7 @@ static void count_other(uint64_t x0, bool hvc, unsigned imm)
 }
 
 /* First instruction of EL2's vector for synchronous exceptions of a lower level. */
-static void on_guest_entry(unsigned cpu, void *unused)
+void on_guest_entry(unsigned cpu, void *unused)
 {
     (void)unused;
     uint64_t esr = reg_read(cpu, R_ESR_EL2);
@@ -175,7 +178,7 @@ static void on_guest_entry(unsigned cpu, void *unused)
 }
 
 /* EL2's own SMC, before it is taken to EL3. */
-static void on_el2_smc(unsigned cpu, void *udata)
+void on_el2_smc(unsigned cpu, void *udata)
 {
     if (!enter())
         return;
@@ -213,7 +216,7 @@ static void on_el2_smc(unsigned cpu, void *udata)
     commit_and_unlock(cpu);
 }
 
-static void on_el3_eret(unsigned cpu, void *unused)
+void on_el3_eret(unsigned cpu, void *unused)
 {
     (void)unused;
     if (!asked[cpu].pending) /* written by this CPU's thread only */
@@ -240,7 +243,7 @@ static void on_el3_eret(unsigned cpu, void *unused)
     commit_and_unlock(cpu);
 }
 
-static void on_el2_eret(unsigned cpu, void *unused)
+void on_el2_eret(unsigned cpu, void *unused)
 {
     (void)unused;
     if (!__atomic_load_n(&guest_calls_open, __ATOMIC_ACQUIRE))
@@ -273,7 +276,7 @@ static void on_el2_eret(unsigned cpu, void *unused)
 }
 
 /* First instruction of one of Xen's functions that takes a struct domain in x0. */
-static void on_domain(unsigned cpu, void *udata)
+void on_domain(unsigned cpu, void *udata)
 {
     int kind = (int)(uintptr_t)udata;
     uint64_t domain = reg_read(cpu, R_X0);
@@ -304,7 +307,7 @@ static void on_domain(unsigned cpu, void *udata)
     commit_and_unlock(cpu);
 }
 
-static void on_doorbell(unsigned cpu, void *udata)
+void on_doorbell(unsigned cpu, void *udata)
 {
     if (!enter())
         return;
@@ -317,77 +320,6 @@ static void on_doorbell(unsigned cpu, void *udata)
     r->pc = reg_read(cpu, R_PC);
     memcpy(rec_regs(), x, sizeof x);
     commit_and_unlock(cpu);
-}
-
-static bool is_eret(uint32_t opcode)
-{
-    return opcode == 0xd69f03e0U || opcode == 0xd69f0bffU || opcode == 0xd69f0fffU;
-}
-
-static unsigned translating_cpu(void);
-
-static void on_translation(struct qemu_plugin_tb *tb, void *unused)
-{
-    (void)unused;
-    unsigned cpu = translating_cpu();
-    uint64_t cpsr = reg_read(cpu, R_CPSR);
-    unsigned el = cpsr & 0x10 ? 0 : cpsr >> 2 & 3; /* AArch32 only below EL2 here: nothing of it is instrumented */
-    if (el < 2 && (!options.doorbell || cpsr & 0x10))
-        return;
-    uint64_t vector = el == 2 ? reg_read(cpu, R_VBAR_EL2) : ~0ULL;
-    int flags = options.lockstep ? CB_WRITE_REGS : CB_READ_REGS;
-    size_t count = qemu_plugin_tb_n_insns(tb);
-    for (size_t i = 0; i < count; i++) {
-        struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-        uint32_t opcode = 0;
-        qemu_plugin_insn_data(insn, &opcode, 4);
-        if (el < 2) {
-            if (opcode == HINT_DOORBELL)
-                qemu_plugin_register_vcpu_insn_exec_cb(insn, on_doorbell, flags, (void *)(uintptr_t)el);
-            continue;
-        }
-        if (el == 3) {
-            if (is_eret(opcode))
-                qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el3_eret, flags, NULL);
-            continue;
-        }
-        uint64_t va = qemu_plugin_insn_vaddr(insn);
-        if (va == vector + 0x400 || va == vector + 0x600)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_guest_entry, flags, NULL);
-        if (xen.known && va == xen.create)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_CREATE);
-        if (xen.known && va == xen.kill)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_KILL);
-        if (xen.known && va == xen.destroy)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_DESTROY);
-        if ((opcode & 0xffe0001fU) == 0xd4000003U)
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_smc, flags, (void *)(uintptr_t)(opcode >> 5 & 0xffff));
-        else if (is_eret(opcode))
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_eret, flags, NULL);
-    }
-}
-
-/* A translation callback is not told its CPU; each vCPU thread of multi-threaded TCG remembers its own. */
-static __thread unsigned thread_cpu;
-
-static unsigned translating_cpu(void)
-{
-    return thread_cpu;
-}
-
-static void on_vcpu_init(unsigned cpu, void *unused)
-{
-    (void)unused;
-    thread_cpu = cpu;
-    regs_init(cpu);
-}
-
-void events_init(qemu_plugin_id_t id)
-{
-    virtual_clock = (int64_t (*)(int))dlsym(RTLD_DEFAULT, "qemu_clock_get_ns");
-    options.clock = virtual_clock ? "virtual" : "host";
-    qemu_plugin_register_vcpu_init_cb(id, on_vcpu_init, NULL);
-    qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, NULL);
 }
 
 /* The plugin's own counts as the last record: the reader compares them with what it has read. */

@@ -157,12 +157,20 @@ extern uint64_t counters[C_COUNT];
 struct options {
     bool memory, doorbell, others, stop_on_error, lockstep;
     unsigned list_pages;
-    const char *clock;
 };
 extern struct options options;
-void events_init(qemu_plugin_id_t id);
+const char *events_clock(void); /* chooses the clock; its name */
 void events_finish(void);
+void on_guest_entry(unsigned cpu, void *unused);
+void on_el2_smc(unsigned cpu, void *immediate);
+void on_el3_eret(unsigned cpu, void *unused);
+void on_el2_eret(unsigned cpu, void *unused);
+void on_domain(unsigned cpu, void *kind);
+void on_doorbell(unsigned cpu, void *level);
 void board_stop(const char *why);
+
+/* hooks.c */
+void hooks_init(qemu_plugin_id_t id);
 
 /* lockstep.c */
 const char *lockstep_open(const char *path, const char *json, unsigned timeout_ms, bool stop_on_loss);
