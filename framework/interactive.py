@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def shell(client: SshClient) -> None:
                 sys.stdout.buffer.write(data)
                 sys.stdout.flush()
             if sys.stdin in ready:
-                channel.sendall(sys.stdin.buffer.read1(4096))
+                channel.sendall(os.read(sys.stdin.fileno(), 4096))
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
         channel.close()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import psutil
 import yaml
@@ -170,7 +170,8 @@ def _xtest(result: XtestResult | None) -> model.XtestReport | None:
         )
         for case in result.cases
     )  # fmt: skip
-    totals = model.TotalsReport(**result.totals)
+    # The parser's counts are whole numbers or None, and `agree` is a truth value.
+    totals = model.TotalsReport(**cast(Any, result.totals))
     return model.XtestReport(cases, totals, result.exit_code, problems=tuple(result.problems))
 
 

@@ -82,6 +82,8 @@ class Session(AbstractContextManager["Session"]):
         self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
+        self.patience = 30.0
+        """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
         self._begin = time.monotonic()
 
     def __enter__(self) -> Session:
@@ -125,7 +127,7 @@ class Session(AbstractContextManager["Session"]):
         console = self.board.consoles["xen"]
         match = console.expect(
             [rb"Using TEE mediator for ([^\r\n]+)", rb"\*\*\* LOADING DOMAIN 0 \*\*\*", rb"Panic on CPU"],
-            idle_timeout=30,
+            idle_timeout=self.patience,
         )
         if not match[0].startswith(b"Using TEE"):
             raise InfrastructureError(

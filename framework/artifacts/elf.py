@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
@@ -17,11 +19,12 @@ def is_elf(data: bytes) -> bool:
 def needed(data: bytes) -> tuple[str, ...]:
     """The DT_NEEDED library names and the interpreter (an absolute path), in the file's order."""
     try:
-        elf = ELFFile(io.BytesIO(data))
-        names = [s.get_interp_name() for s in elf.iter_segments("PT_INTERP")]
+        elf: Any = ELFFile(io.BytesIO(data))
+        names: list[str] = [s.get_interp_name() for s in elf.iter_segments("PT_INTERP")]
         for section in elf.iter_sections():
             if isinstance(section, DynamicSection):
-                names += [tag.needed for tag in section.iter_tags("DT_NEEDED")]
+                tags: Iterator[Any] = section.iter_tags("DT_NEEDED")
+                names += [tag.needed for tag in tags]
     except ELFError as error:
         raise ValueError(f"not a readable ELF file: {error}") from error
     return tuple(names)
