@@ -153,7 +153,7 @@ def create_linux_guest(
 
     ``arguments`` are added to its kernel's command line. Raises GuestError when xl refuses.
     """
-    # panic=1: a kernel that panics ends its domain instead of spinning, and its OP-TEE partition is free again.
+    # panic=1: a kernel that panics ends its domain instead of spinning, and gives its OP-TEE partition back.
     words = ["console=hvc0", "rdinit=/init", "panic=1"]
     words += [f"medcheck.ip={address_of(number)}", f"medcheck.name={name}"]
     config = GuestConfig(

@@ -21,9 +21,13 @@ from framework.guests.xtest_parser import Case, CaseDone, Event, Subtest, Totals
 
 __all__ = ["Case", "Subtest", "XtestGuest", "XtestResult", "run_xtest", "run_xtest_in_all"]
 
-IDLE_TIMEOUT = 240.0
+IDLE_TIMEOUT = 300.0
 """Seconds (scaled) without any output after which a run hangs: several times the longest silence seen in a
 good one."""
+
+_NO_SUPPLICANT = "medcheck: tee-supplicant does not run"
+_GUARD = f"pidof tee-supplicant >/dev/null || {{ echo {_NO_SUPPLICANT!r}; exit 125; }}"
+"""Without its supplicant, OP-TEE's driver waits for ever: xtest would hang and nothing would say why."""
 
 _FIRST_LOOK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""
@@ -120,7 +124,7 @@ def run_xtest(
     code: int | None = None
     try:
         # The shell stays, so that an xtest that dies of a signal gives an exit code, too.
-        stream = guest.ssh.stream(f"{command}; exit $?", idle_timeout=idle_timeout, alive=run.check)
+        stream = guest.ssh.stream(f"{_GUARD}; {command}; exit $?", idle_timeout=idle_timeout, alive=run.check)
         for line in stream:
             run.feed(line)
         code = stream.rc
@@ -325,6 +329,8 @@ def _fatal(parser: XtestParser) -> str | None:
         return None
     if "TEE context" in parser.fatal:
         return f"{parser.fatal}: the guest has no /dev/tee0 (no OP-TEE, or its driver is not loaded)"
+    if parser.fatal == _NO_SUPPLICANT:
+        return "tee-supplicant does not run in the guest: nobody would serve OP-TEE's remote procedure calls"
     return parser.fatal
 
 

@@ -38,7 +38,7 @@ _CASES = re.compile(r"(\d+) test cases? of which (\d+) failed\s*")
 _SKIPPED = re.compile(r"(\d+) test cases? (?:was|were) skipped\s*")
 _ABORTED = re.compile(r"Test suite (?:aborted by \S+!|was ABORTED)\s*")
 _DONE = "TEE test application done!"
-_FATAL = re.compile(r"Failed to open TEE context: (0x[0-9a-fA-F]+)|Unknown test suite: .*")
+_FATAL = re.compile(r"Failed to open TEE context: (0x[0-9a-fA-F]+)|Unknown test suite: .*|medcheck: .*")
 
 LONGEST_LINE = 8192
 """Bytes of a line that are looked at; xtest's own lines are far shorter, the rest is a test's data."""

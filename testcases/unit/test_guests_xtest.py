@@ -94,6 +94,11 @@ class _Guest:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
+        pidof = self.folder / "pidof"
+        pidof.write_text("#!/bin/sh\ntest -e \"${0%/*}/supplicant\"\n")
+        pidof.chmod(0o755)
+        (self.folder / "supplicant").touch()
+
     def prints(self, text: str, code: int = 0, then: str = "") -> None:
         (self.folder / "text").write_text(text)
         self.program(f"echo \"$@\" >{self.folder}/args; cat {self.folder}/text; {then}\nexit {code}")
@@ -187,6 +192,16 @@ def test_what_does_not_fit_together_is_not_good(make, text, code, words):
     result = run_xtest(guest, ["1001"])
     assert not result.good
     assert words in result.reason
+
+
+def test_a_guest_without_supplicant_is_told_instead_of_hanging(make):
+    guest = make()
+    guest.prints(GOOD)
+    (guest.folder / "supplicant").unlink()
+    result = run_xtest(guest, ["1001"])
+    assert not result.good
+    assert "tee-supplicant does not run" in result.reason
+    assert not (guest.folder / "args").exists()
 
 
 def test_an_exit_code_counts_failed_cases_modulo_256(make):
