@@ -56,9 +56,7 @@ class Checker:
         deviations: Mapping[str, Deviation] | None = None,
         source: str = "",
     ) -> None:
-        self._state = State(
-            limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations
-        )
+        self._state = State(limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations)
         self._observer = Observer()
         self._source = source
         self._history: dict[int | None, deque[Event]] = {}
@@ -76,11 +74,12 @@ class Checker:
 
     def feed(self, record: Record) -> Sequence[Verdict]:
         """Check one record, whatever it holds; returns the nonconformances and deviations it decided."""
-        decided: Sequence[Verdict] = ()
-        for event in self._observer.observe(record):
-            verdicts = self._step(event)
-            if verdicts:
-                decided = [*decided, *verdicts]
+        events = self._observer.observe(record)
+        if len(events) == 1:
+            return self._step(events[0])
+        decided: list[Verdict] = []
+        for event in events:
+            decided += self._step(event)
         return decided
 
     def tell(self, event: Event) -> Sequence[Verdict]:
@@ -110,25 +109,24 @@ class Checker:
         )
 
     def _step(self, event: Event) -> Sequence[Verdict]:
-        domid = _domain_of(event)
         self._latest = event
-        history = self._history.get(domid)
-        if history is None:
-            history = self._history[domid] = deque(maxlen=HISTORY)
-        history.append(event)
+        try:
+            self._history[event.domid].append(event)  # type: ignore[union-attr]
+        except (KeyError, AttributeError):
+            self._history[_domain_of(event)] = deque((event,), maxlen=HISTORY)
         try:
             self._state, verdicts = step(self._state, event)
         except Exception as error:
             # The reference promises not to raise. If it does, that is told, and the rest is still checked.
             self._internal_error(event, error)
             return ()
-        found: list[Verdict] = []
-        if verdicts:
-            found = [v for v in verdicts if v.outcome in (Outcome.FAIL, Outcome.DEVIATION)]
-            for verdict in found:
-                self._take(verdict, event)
+        if not verdicts and type(event) is not DomainDestroyed:
+            return ()
+        found = [v for v in verdicts if v.outcome in (Outcome.FAIL, Outcome.DEVIATION)]
+        for verdict in found:
+            self._take(verdict, event)
         if type(event) is DomainDestroyed:
-            self._history.pop(domid, None)
+            self._history.pop(event.domid, None)
         return found
 
     def _internal_error(self, event: Event, error: Exception) -> None:
@@ -183,9 +181,7 @@ class Checker:
             if name == id_:
                 reasons[_NUMBERS.sub("N", reason)] += count
         unchecked = sum(reasons.values())
-        words = [
-            f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(_REASONS)
-        ]
+        words = [f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(_REASONS)]
         if rule.unobservable:
             words = [rule.unobservable]
         verdict = NOT_EXERCISED

@@ -34,16 +34,10 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
         "trace cannot be read, or nothing in it can be checked.",
         parents=list(parents),
     )
-    check.add_argument(
-        "file", type=Path, metavar="FILE", help="a trace, e.g. reports/latest/trace/board.trace"
-    )
+    check.add_argument("file", type=Path, metavar="FILE", help="a trace, e.g. reports/latest/trace/board.trace")
     check.add_argument("--strict", action="store_true", help="count known deviations as nonconformances")
-    check.add_argument(
-        "--record", type=int, metavar="N", help="stop at record N and say what is decided there"
-    )
-    check.add_argument(
-        "--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record"
-    )
+    check.add_argument("--record", type=int, metavar="N", help="stop at record N and say what is decided there")
+    check.add_argument("--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record")
     check.set_defaults(handler=_check)
 
     text = "explain a rule or a known deviation, with a good and a bad example"
@@ -99,9 +93,7 @@ def lines(result: ConformanceResult) -> Iterable[str]:
     for found in result.nonconformances:
         yield f"\nNONCONFORMANCE {found.explanation}"
     for deviation in result.deviations:
-        private = (
-            " -- report it privately to the vendor's security team" if deviation.report_privately else ""
-        )
+        private = " -- report it privately to the vendor's security team" if deviation.report_privately else ""
         yield f"\nDEVIATION {deviation.id} {deviation.status} ({deviation.count}x){private}"
         yield deviation.evidence
     yield ""

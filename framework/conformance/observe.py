@@ -7,7 +7,7 @@ does not follow from the record before becomes a :class:`~mediator_ref.events.Ga
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from framework.trace.event import Event
 from framework.trace.format import BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
@@ -95,7 +95,7 @@ class Observer:
         self._unannounced.clear()  # what OP-TEE said to their creation may be missing
         return Gap(self._base + self._last, reason)
 
-    def observe(self, record: Event) -> Iterable[RefEvent]:
+    def observe(self, record: Event) -> Sequence[RefEvent]:
         """The events one record stands for: usually one."""
         number = record.seq
         events: list[RefEvent] = []

@@ -1,4 +1,4 @@
-"""Every rule through the whole way: records of a trace in, verdicts out; the bad trace fails its rule alone."""
+"""Every rule through the whole way, records in and verdicts out: a bad trace fails its rule alone."""
 
 from __future__ import annotations
 
