@@ -76,9 +76,7 @@ class SmcFunction:
 def _rows() -> Iterable[SmcFunction]:
     unknown = Handling.UNKNOWN
     row = SmcFunction
-    yield row(
-        0xBF00FF00, "CALLS_COUNT", Handling.LOCAL, local_x0=11, note="number of functions offered to guests"
-    )
+    yield row(0xBF00FF00, "CALLS_COUNT", Handling.LOCAL, local_x0=11, note="number of functions offered to guests")
     yield row(0xBF00FF01, "CALLS_UID", Handling.FORWARD, (0, 1, 2, 3), (0, 1, 2, 3))
     yield row(0xBF00FF03, "CALLS_REVISION", Handling.FORWARD, (0, 1), (0, 1))
     yield row(0xB2000000, "GET_OS_UUID", Handling.FORWARD, (0, 1, 2, 3), (0, 1, 2, 3))
@@ -92,14 +90,10 @@ def _rows() -> Iterable[SmcFunction]:
     )
     yield row(0x32000003, "CALL_RETURN_FROM_RPC", Handling.RESUME)
     yield row(0x32000004, "CALL_WITH_ARG", Handling.STANDARD)
-    yield row(
-        0xB2000007, "GET_SHM_CONFIG", Handling.LOCAL, local_x0=7, note="no static shared memory for guests"
-    )
+    yield row(0xB2000007, "GET_SHM_CONFIG", Handling.LOCAL, local_x0=7, note="no static shared memory for guests")
     yield row(0xB2000008, "L2CC_MUTEX", unknown)
     yield row(0xB2000009, "EXCHANGE_CAPABILITIES", Handling.FILTER, (0, 1))
-    yield row(
-        0xB200000A, "DISABLE_SHM_CACHE", Handling.FORWARD, (0, 1, 2), note="x1:x2 is a cookie to release"
-    )
+    yield row(0xB200000A, "DISABLE_SHM_CACHE", Handling.FORWARD, (0, 1, 2), note="x1:x2 is a cookie to release")
     yield row(0xB200000B, "ENABLE_SHM_CACHE", Handling.FORWARD)
     yield row(0xB200000C, "BOOT_SECONDARY", unknown)
     yield row(0xB200000D, "VM_CREATED", Handling.HYPERVISOR)
@@ -191,9 +185,7 @@ SEC_CAPS_OFFERED = 1 << 1 | SEC_CAP_DYNAMIC_SHM | 1 << 4
 
 ARG_FIELDS: Mapping[str, int] = {
     name: 4 * index
-    for index, name in enumerate(
-        ("cmd", "func", "session", "cancel_id", "pad", "ret", "ret_origin", "num_params")
-    )
+    for index, name in enumerate(("cmd", "func", "session", "cancel_id", "pad", "ret", "ret_origin", "num_params"))
 }
 """Offset of each 32-bit field of ``struct optee_msg_arg``."""
 
@@ -234,9 +226,7 @@ ATTR_NONCONTIG = 1 << 9
 ATTR_FLAGS = {8: "META", 9: "NONCONTIG"}
 
 TMEM_TYPES = frozenset({int(Attr.TMEM_INPUT), int(Attr.TMEM_OUTPUT), int(Attr.TMEM_INOUT)})
-MEMREF_OUT_TYPES = frozenset(
-    {int(Attr.TMEM_OUTPUT), int(Attr.TMEM_INOUT), int(Attr.RMEM_OUTPUT), int(Attr.RMEM_INOUT)}
-)
+MEMREF_OUT_TYPES = frozenset({int(Attr.TMEM_OUTPUT), int(Attr.TMEM_INOUT), int(Attr.RMEM_OUTPUT), int(Attr.RMEM_INOUT)})
 VALUE_OUT_TYPES = frozenset({int(Attr.VALUE_OUTPUT), int(Attr.VALUE_INOUT)})
 RPC_ALLOC_ATTR = Attr.TMEM_OUTPUT | ATTR_NONCONTIG
 

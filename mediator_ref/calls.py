@@ -214,9 +214,7 @@ def _shadow_argument(state: State, p: Pending, d: Decision, event: El3Call, call
         _shadow_differs(state, p, d, event, due[:size], shadow[:size])
     for index, buffer in buffers.items():
         pointer = int.from_bytes(shadow[at[index] : at[index] + 8], "little")
-        check_translated(
-            state, p, event, f"params[{index}]", d.params[index].a, pointer, buffer, call.list_pages
-        )
+        check_translated(state, p, event, f"params[{index}]", d.params[index].a, pointer, buffer, call.list_pages)
 
 
 def _shadow_differs(state: State, p: Pending, d: Decision, event: El3Call, due: bytes, seen: bytes) -> None:
@@ -271,9 +269,7 @@ def refused(state: State, p: Pending, event: GuestReturn) -> None:
     if d.ret is None:
         check_guest_regs(state, p, event, d.rule, {0: d.x0})
         if d.rule == "STD-4":
-            check_guest_page(
-                state, p, event, "STD-4", ipa, [], abi.arg_size(len(params_of(d.page or bytes(4096))))
-            )
+            check_guest_page(state, p, event, "STD-4", ipa, [], abi.arg_size(len(params_of(d.page or bytes(4096)))))
         return
     _refused_in_message(state, p, d, known, event, ipa, stateful)
 
@@ -301,9 +297,7 @@ def _refused_in_message(
         )
         return
     silent = event.regs[0] == p.event.regs[0]
-    check_guest_regs(
-        state, p, event, d.rule, {0: 0}, deviation="D8" if d.rule == "STD-3" and silent else None
-    )
+    check_guest_regs(state, p, event, d.rule, {0: 0}, deviation="D8" if d.rule == "STD-3" and silent else None)
     if d.rule == "STD-3" and not silent:
         state.absent("D8")
     seen = _result(event, ipa)
@@ -351,9 +345,7 @@ def _result(event: GuestReturn, ipa: int) -> int | None:
     return int(abi.U32_AT.unpack_from(view.data, abi.ARG_FIELDS["ret"])[0])
 
 
-def _should_have(
-    state: State, p: Pending, d: Decision, known: Translation | None, event: GuestReturn
-) -> None:
+def _should_have(state: State, p: Pending, d: Decision, known: Translation | None, event: GuestReturn) -> None:
     """A call was refused that should have reached OP-TEE."""
     x0 = event.regs[0] & abi.U32 if p.event.aarch32 else event.regs[0]
     deviation = None
@@ -379,6 +371,4 @@ def _should_have(
     if why and deviation is None and x0 in (abi.SmcReturn.OK, abi.SmcReturn.ETHREAD_LIMIT):
         state.unchecked(rule, why, event)
         return
-    state.fail(
-        rule, event, reason, Difference("x0", "a call at EL3", f"{x0:#x}"), deviation=deviation, cause=p.event
-    )
+    state.fail(rule, event, reason, Difference("x0", "a call at EL3", f"{x0:#x}"), deviation=deviation, cause=p.event)

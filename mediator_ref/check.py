@@ -47,9 +47,7 @@ def check_el3_regs(state: State, p: Pending, event: El3Call, rule: str, due: Seq
     if event.regs[:7] == tuple(due):
         state.ok(rule)
         return True
-    state.fail(
-        rule, event, "registers at EL3", *register_differences(range(7), due, event.regs), cause=p.event
-    )
+    state.fail(rule, event, "registers at EL3", *register_differences(range(7), due, event.regs), cause=p.event)
     return False
 
 
@@ -176,20 +174,14 @@ def check_guest_page(
     else:
         wrong = [(o, d) for o, d in patches if view.data[o : o + len(d)] != d]
         if not wrong:
-            state.unchecked(
-                rule, "the page before was not observed, so what else was written is not known", event
-            )
+            state.unchecked(rule, "the page before was not observed, so what else was written is not known", event)
             return
         due, seen = patched(view.data, wrong), view.data
     if due == seen:
         state.ok(rule)
         return
     found = page_differences(due, seen)
-    leaks = [
-        d
-        for o, d in found
-        if is_host_address(state, p, int.from_bytes(seen[o & ~7 : (o & ~7) + 8], "little"))
-    ]
+    leaks = [d for o, d in found if is_host_address(state, p, int.from_bytes(seen[o & ~7 : (o & ~7) + 8], "little"))]
     if leaks:
         state.fail("ISO-1", event, "a host address in a page of the guest's", *leaks, cause=p.event)
     else:

@@ -42,9 +42,7 @@ def describe_call(regs: Sequence[int]) -> str:
     if fid == abi.CALL_WITH_ARG:
         text = f"{name} arg={abi.pair(x[1], x[2]):#x} cache={x[3]:#x}"
     elif fid == abi.RETURN_FROM_RPC:
-        text = (
-            f"{name} thread={x[3] & abi.U32} x1:x2={abi.pair(x[1], x[2]):#x} x4:x5={abi.pair(x[4], x[5]):#x}"
-        )
+        text = f"{name} thread={x[3] & abi.U32} x1:x2={abi.pair(x[1], x[2]):#x} x4:x5={abi.pair(x[4], x[5]):#x}"
     elif fid in (abi.VM_CREATED, abi.VM_DESTROYED):
         text = f"{name} client={x[1]}"
     elif fid == abi.EXCHANGE_CAPABILITIES:
@@ -91,9 +89,7 @@ def describe_arg(page: bytes, *, rpc: bool = False) -> str:
         f"ret={_enum(abi.Tee, arg.ret)} origin={arg.ret_origin} num_params={arg.num_params}"
     ]
     for index, p in enumerate(arg.params[:16]):
-        words = " ".join(
-            f"{name}={value:#x}" for name, value in zip(view_of(p.attr), (p.a, p.b, p.c), strict=True)
-        )
+        words = " ".join(f"{name}={value:#x}" for name, value in zip(view_of(p.attr), (p.a, p.b, p.c), strict=True))
         lines.append(f"  params[{index}] {describe_attr(p.attr)} {words}")
     if len(arg.params) > 16:
         lines.append(f"  and {len(arg.params) - 16} more")

@@ -44,8 +44,8 @@ class PageKind(Enum):
 class PageView:
     """One guest page as it was at the moment of the event that carries it.
 
-    ``data`` are its 4096 bytes, ``mfn`` the frame stage 2 maps it to, ``kind`` its type; each ``None`` when not observed
-    (an unmapped page has ``kind=UNMAPPED`` and neither frame nor data).
+    ``data`` are its 4096 bytes, ``mfn`` the frame stage 2 maps it to, ``kind`` its type; each ``None`` when not
+    observed (an unmapped page has ``kind=UNMAPPED`` and neither frame nor data).
     """
 
     kind: PageKind | None = None
@@ -182,14 +182,5 @@ class End:
 
 
 Event: TypeAlias = (
-    GuestCall
-    | El3Call
-    | El3Return
-    | GuestReturn
-    | DomainCreated
-    | DomainDestroyed
-    | FrameReleased
-    | Start
-    | Gap
-    | End
+    GuestCall | El3Call | El3Return | GuestReturn | DomainCreated | DomainDestroyed | FrameReleased | Start | Gap | End
 )

@@ -46,9 +46,7 @@ def hold(domain: Domain, call: Call | None, buffers: dict[int, Buffer | None], c
             call.cookies.append(cookie)
 
 
-def commit(
-    p: Pending, translation: Translation | None, known: Translation | None, *, temporary: bool = True
-) -> None:
+def commit(p: Pending, translation: Translation | None, known: Translation | None, *, temporary: bool = True) -> None:
     """A message reached OP-TEE: its buffers are held, also those that should have been refused.
 
     ``temporary`` buffers end with the call, others when OP-TEE asks to free them.

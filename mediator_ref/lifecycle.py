@@ -154,9 +154,7 @@ def frame_released(state: State, event: FrameReleased) -> None:
     if domain is None or event.mfn not in domain.pinned():
         state.ok("MEM-10")
         return
-    lost = [
-        c for c, b in domain.buffers.items() if event.mfn in b.mfns and domain.blame.get(c) in ("D2", "D14")
-    ]
+    lost = [c for c, b in domain.buffers.items() if event.mfn in b.mfns and domain.blame.get(c) in ("D2", "D14")]
     state.fail(
         "MEM-10",
         event,

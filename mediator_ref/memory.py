@@ -129,9 +129,7 @@ def translate(
             result.refuse(abi.Tee.OUT_OF_MEMORY, "MEM-6", f"{len(ledger.held)} buffers are in use")
             break
         if ledger.pages + pages >= limits.total_pages:
-            result.refuse(
-                abi.Tee.OUT_OF_MEMORY, "MEM-7", f"{ledger.pages} pages are shared, {pages} more asked for"
-            )
+            result.refuse(abi.Tee.OUT_OF_MEMORY, "MEM-7", f"{ledger.pages} pages are shared, {pages} more asked for")
             break
         if param.c in ledger.held:
             result.refuse(abi.Tee.BAD_PARAMETERS, "MEM-8", f"cookie {param.c:#x} is in use")

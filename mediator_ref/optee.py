@@ -165,9 +165,7 @@ def _request(state: State, p: Pending, event: El3Return, call: Call, answer: Ans
     _no_host_address(state, p, event, rpc, params)
 
 
-def _no_host_address(
-    state: State, p: Pending, event: El3Return, rpc: ShmRpc, params: list[abi.Param]
-) -> None:
+def _no_host_address(state: State, p: Pending, event: El3Return, rpc: ShmRpc, params: list[abi.Param]) -> None:
     """ISO-1 on a request: it is passed on as it is, so it must not name a page of the hypervisor."""
     for index, q in enumerate(params):
         if q.attr & abi.ATTR_TYPE_MASK in abi.TMEM_TYPES and q.a & ~abi.OFFSET_MASK in state.shadow_pages:

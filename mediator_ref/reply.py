@@ -65,9 +65,7 @@ def read_reply(state: State, p: Pending, call: Call) -> Reply:
         return reply
     reply.renamed = call.rpc_cmd is not None and header[0] != call.rpc_cmd
     reply.misleading = (
-        reply.renamed
-        and offers_buffer(reply.params, header)
-        and (abi.RpcCmd.SHM_ALLOC in (header[0], call.rpc_cmd))
+        reply.renamed and offers_buffer(reply.params, header) and (abi.RpcCmd.SHM_ALLOC in (header[0], call.rpc_cmd))
     )
     asked = call.rpc_cmd if call.rpc_cmd is not None else header[0]
     if asked == abi.RpcCmd.SHM_ALLOC and header[5] == 0 and header[7] == 1:
@@ -118,7 +116,7 @@ def check_reply(state: State, p: Pending, event: El3Call, call: Call, reply: Rep
     elif reply.generic:
         _expect(state, p, event, "RPC-12", shadow, (("ret", _RET, abi.Tee.GENERIC),))
     elif reply.plain_address:
-        _untranslated(state, p, event, call, reply, shadow)
+        _untranslated(state, p, event, reply, shadow)
     elif reply.refusal is not None:
         _should_have_asked(state, p, event, call, reply, shadow)
     else:
@@ -158,7 +156,7 @@ def _stale(call: Call) -> str | None:
     return "D15" if call.stale_request else None
 
 
-def _untranslated(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, shadow: bytes) -> None:
+def _untranslated(state: State, p: Pending, event: El3Call, reply: Reply, shadow: bytes) -> None:
     """RPC-8: OP-TEE must not be given an address the guest chose."""
     pointer = int.from_bytes(shadow[_POINTER : _POINTER + 8], "little")
     if (
@@ -179,9 +177,7 @@ def _untranslated(state: State, p: Pending, event: El3Call, call: Call, reply: R
     )
 
 
-def _should_have_asked(
-    state: State, p: Pending, event: El3Call, call: Call, reply: Reply, shadow: bytes
-) -> None:
+def _should_have_asked(state: State, p: Pending, event: El3Call, call: Call, reply: Reply, shadow: bytes) -> None:
     """The buffer cannot be shared, and OP-TEE was resumed nevertheless."""
     refusal = reply.refusal
     assert refusal is not None

@@ -32,16 +32,12 @@ def resumed(state: State, p: Pending, event: El3Call) -> None:
     call = domain.calls.pop(thread, None)
     if call is None:
         why = uncertain(p)
-        if why:
+        if why:  # the call began before anybody watched; from OP-TEE's next answer on it is known
             state.unchecked("RPC-5", why, event)
-        else:
-            state.fail(
-                "RPC-5",
-                event,
-                f"thread {thread} is not suspended, and the call reached OP-TEE",
-                cause=p.event,
-            )
-        p.tainted = why or FOLLOWS
+            p.call = domain.running[p.event.vcpu] = Call(p.event.seq, 0, 0)
+            return
+        state.fail("RPC-5", event, f"thread {thread} is not suspended, and the call reached OP-TEE", cause=p.event)
+        p.tainted = FOLLOWS
         return
     p.call = domain.running[p.event.vcpu] = call
     if call.tainted:
@@ -62,7 +58,7 @@ def _due(p: Pending, event: El3Call, x1: int, x2: int, x4: int = 0, x5: int = 0)
     return (abi.RETURN_FROM_RPC, x1, x2, x3, x4, x5, 0)
 
 
-def _offer(state: State, p: Pending) -> _Offer:
+def _offer(p: Pending) -> _Offer:
     x = p.event.regs
     ipa, cookie = abi.pair(x[1], x[2]), abi.pair(x[4], x[5])
     view = p.event.mem.get(ipa & ~abi.OFFSET_MASK)
@@ -79,7 +75,7 @@ def _offer(state: State, p: Pending) -> _Offer:
 
 def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
     """RPC-2: the guest offers a page for requests, OP-TEE gets a shadow of it or nothing."""
-    offer = _offer(state, p)
+    offer = _offer(p)
     ma = abi.pair(event.regs[1], event.regs[2])
     x4, x5 = p.event.regs[4], p.event.regs[5]
     call.turned_down = None if ma else offer.cookie
@@ -105,9 +101,7 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
         elif offer.fit is None:
             state.unchecked(rule, "the offered page was not observed", event)
         elif ma & abi.OFFSET_MASK:
-            state.fail(
-                rule, event, "not a shadow page", Difference("x1:x2", "a page", f"{ma:#x}"), cause=p.event
-            )
+            state.fail(rule, event, "not a shadow page", Difference("x1:x2", "a page", f"{ma:#x}"), cause=p.event)
         elif ma >> 12 in {view.mfn for view in p.event.mem.values()} or ma == offer.ipa:
             state.fail(
                 rule,

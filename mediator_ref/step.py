@@ -116,10 +116,7 @@ def _offered(domain: Domain, p: Pending) -> str:
 
 
 def _el3_call(state: State, event: El3Call) -> None:
-    if (
-        abi.owner_of(abi.fid_of(event.regs[0])) not in abi.TRUSTED_OWNERS
-        and abi.fid_of(event.regs[0]) >> 16 != 0xFFFF
-    ):
+    if abi.owner_of(abi.fid_of(event.regs[0])) not in abi.TRUSTED_OWNERS and abi.fid_of(event.regs[0]) >> 16 != 0xFFFF:
         return
     p = state.pending.get((event.domid, event.vcpu))
     if p is None:
@@ -174,14 +171,10 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
     cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
     gone = cookie in p.domain.lost_rpcs or cookie in p.domain.doubled_rpcs
     if gone and call.rpc_op == abi.RpcFunc.CMD:
-        state.fail(
-            "RPC-13", event, f"the RPC page of cookie {cookie:#x} is gone", deviation="D13", cause=p.event
-        )
+        state.fail("RPC-13", event, f"the RPC page of cookie {cookie:#x} is gone", deviation="D13", cause=p.event)
         call.tainted = FOLLOWS
         return
-    if answer.kind != "restart" and (
-        answer.kind != "rpc" or answer.writable is not None or answer.why_unknown
-    ):
+    if answer.kind != "restart" and (answer.kind != "rpc" or answer.writable is not None or answer.why_unknown):
         state.fail("DISP-5", event, "a second call to EL3 for one guest call", cause=p.event)
         call.tainted = FOLLOWS
         return
@@ -231,7 +224,7 @@ def _el3_return(state: State, event: El3Return) -> None:
     p.base = event.mem
     p.ret_regs = event.regs
     p.answer = None
-    if p.ignored or p.tainted and p.call is None:
+    if p.ignored or (p.tainted and p.call is None):
         return
     assert p.function is not None
     if p.function.handling in (_H.STANDARD, _H.RESUME):

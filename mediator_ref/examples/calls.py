@@ -80,9 +80,7 @@ def std_5() -> Example:
 def std_6() -> Example:
     """The shadow argument has another cancel_id."""
     made = invoked()
-    events = with_shadow_bytes(
-        made.events, El3Call, shadow_of(made.events), abi.ARG_FIELDS["cancel_id"], b"\1"
-    )
+    events = with_shadow_bytes(made.events, El3Call, shadow_of(made.events), abi.ARG_FIELDS["cancel_id"], b"\1")
     return example("STD-6", made, events)
 
 

@@ -44,9 +44,7 @@ def index_of(events: list[Event], kind: type[Carrier], nth: int = -1) -> int:
     return [i for i, event in enumerate(events) if type(event) is kind][nth]
 
 
-def with_register(
-    events: list[Event], kind: type[Carrier], register: int, value: int, *, nth: int = -1
-) -> list[Event]:
+def with_register(events: list[Event], kind: type[Carrier], register: int, value: int, *, nth: int = -1) -> list[Event]:
     """One register of one event changed."""
     at = index_of(events, kind, nth)
     event = events[at]

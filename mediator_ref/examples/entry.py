@@ -68,9 +68,7 @@ def disp_4() -> Example:
 def disp_5() -> Example:
     """A call reaches OP-TEE that no guest made."""
     good = called("CALLS_UID")
-    return example(
-        "DISP-5", good, [*good.events, El3Call(99, 0, 1, (abi.CALLS_UID + 2, 0, 0, 0, 0, 0, 0, 2))]
-    )
+    return example("DISP-5", good, [*good.events, El3Call(99, 0, 1, (abi.CALLS_UID + 2, 0, 0, 0, 0, 0, 0, 2))])
 
 
 def regs_1() -> Example:

@@ -28,9 +28,7 @@ def register(made: Board, pages: int = 1, cookie: int = 0xB0, bad: int | None = 
 def _other_result(rule: str, made: Board, result: int = abi.Tee.GENERIC) -> Example:
     """Bad: the refusal carries another result."""
     at = abi.ARG_FIELDS["ret"]
-    return example(
-        rule, made, with_guest_bytes(made.events, GuestReturn, ARG, at, int(result).to_bytes(4, "little"))
-    )
+    return example(rule, made, with_guest_bytes(made.events, GuestReturn, ARG, at, int(result).to_bytes(4, "little")))
 
 
 def mem_1() -> Example:

@@ -53,9 +53,7 @@ def rpc_2() -> Example:
 def rpc_3() -> Example:
     """The request the guest finds has another parameter."""
     made, _ = asked(ask(abi.RpcCmd.GET_TIME))
-    return example(
-        "RPC-3", made, with_guest_bytes(made.events, GuestReturn, RPC, abi.HEADER_SIZE + 16, b"\xff")
-    )
+    return example("RPC-3", made, with_guest_bytes(made.events, GuestReturn, RPC, abi.HEADER_SIZE + 16, b"\xff"))
 
 
 def _time() -> Board:
@@ -112,17 +110,13 @@ def rpc_8() -> Example:
     page = event.mem[RPC].data
     assert page is not None
     raw = page[abi.HEADER_SIZE + 8 : abi.HEADER_SIZE + 16]
-    return example(
-        "RPC-8", made, with_shadow_bytes(made.events, El3Call, rpc_shadow(made), abi.HEADER_SIZE + 8, raw)
-    )
+    return example("RPC-8", made, with_shadow_bytes(made.events, El3Call, rpc_shadow(made), abi.HEADER_SIZE + 8, raw))
 
 
 def rpc_9() -> Example:
     """A buffer with a bad page: the guest is asked to free it, or another one."""
     made, _ = _shared(bad=1)
-    return example(
-        "RPC-9", made, with_guest_bytes(made.events, GuestReturn, RPC, abi.HEADER_SIZE + 16, b"\x78")
-    )
+    return example("RPC-9", made, with_guest_bytes(made.events, GuestReturn, RPC, abi.HEADER_SIZE + 16, b"\x78"))
 
 
 def rpc_10() -> Example:

@@ -137,9 +137,7 @@ class Board:
             del self.inflight[(domid, vcpu)]
             self._emit(GuestReturn(self._next(), vcpu, domid, tuple(flight.regs), self.world.view(domid)))
             return
-        self._emit(
-            El3Call(self._next(), vcpu, domid, flight.el3, self.world.shadow(), self.world.view(domid))
-        )
+        self._emit(El3Call(self._next(), vcpu, domid, flight.el3, self.world.shadow(), self.world.view(domid)))
 
     def call(self, domid: int, vcpu: int, regs: Sequence[int]) -> tuple[int, ...]:
         """One guest call from trap to answer; the registers the guest finds."""
@@ -175,9 +173,7 @@ class Board:
         given = (regs[1] if x1 is None else x1, regs[2] if x2 is None else x2)
         return self.call(domid, vcpu, (abi.RETURN_FROM_RPC, *given, regs[3], x4, x5))
 
-    def serve_alloc(
-        self, domid: int, regs: Sequence[int], *, ipa: int = RPC, cookie: int = 0xC0
-    ) -> tuple[int, ...]:
+    def serve_alloc(self, domid: int, regs: Sequence[int], *, ipa: int = RPC, cookie: int = 0xC0) -> tuple[int, ...]:
         """Answer an RPC ALLOC with a page."""
         high, low = abi.split(ipa)
         x4, x5 = abi.split(cookie)
@@ -212,9 +208,7 @@ class Board:
         length = pages * PAGE_SIZE - offset if size is None else size
         return abi.Param(attr | abi.ATTR_NONCONTIG, ipa | offset, length, cookie)
 
-    def reply(
-        self, domid: int, *params: abi.Param, ipa: int = RPC, cmd: int | None = None, ret: int = 0
-    ) -> None:
+    def reply(self, domid: int, *params: abi.Param, ipa: int = RPC, cmd: int | None = None, ret: int = 0) -> None:
         """Write a reply to the request in an RPC page."""
         asked = abi.decode_arg(self.world.read(domid, ipa))
         self.world.write(domid, ipa, abi.message(asked.cmd if cmd is None else cmd, *params, ret=ret))

@@ -227,7 +227,7 @@ class Mediator:
         page[20:28] = shadow[20:28] if ret is None else int(ret).to_bytes(4, "little") + b"\2\0\0\0"
         page[8:12] = shadow[8:12]
         for i in range(count):
-            attr, _, size, _ = abi.PARAM.unpack_from(shadow, abi.arg_size(i))
+            attr, _, _, _ = abi.PARAM.unpack_from(shadow, abi.arg_size(i))
             at = abi.arg_size(i)
             if attr & 0xFF in abi.MEMREF_OUT_TYPES:
                 page[at + 16 : at + 24] = shadow[at + 16 : at + 24]

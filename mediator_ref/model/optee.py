@@ -169,9 +169,7 @@ class Optee:
         self._finish(client, arg_ma, failed)
         return ()
 
-    def _ask(
-        self, thread: Thread, cmd: int, a: int, b: int
-    ) -> Generator[tuple[int, int, int], Resume, bytes | None]:
+    def _ask(self, thread: Thread, cmd: int, a: int, b: int) -> Generator[tuple[int, int, int], Resume, bytes | None]:
         """An RPC command; the shadow as it comes back, or ``None`` when there is no page to ask with."""
         if thread.rpc is None:
             x1, x2, x4, x5 = yield abi.RPC_PREFIX | abi.RpcFunc.ALLOC, PAGE_SIZE, 0
@@ -183,9 +181,7 @@ class Optee:
             thread.rpc = (ma, cookie)
         ma, cookie = thread.rpc
         request = abi.encode_arg(
-            abi.Arg(
-                cmd=cmd, ret=abi.Tee.GENERIC, num_params=1, params=(abi.Param(abi.Attr.VALUE_INPUT, a, b, 0),)
-            )
+            abi.Arg(cmd=cmd, ret=abi.Tee.GENERIC, num_params=1, params=(abi.Param(abi.Attr.VALUE_INPUT, a, b, 0),))
         )
         self.world.secure_write(ma, request[:64] + self.world.secure_read(ma)[64:])
         yield (abi.RPC_CMD_RETURN, *abi.split(cookie))
@@ -204,10 +200,7 @@ class Optee:
             return 0
         if not param.a:
             return param.c
-        if param.attr == abi.Attr.TMEM_OUTPUT:
-            frames = [param.a >> 12]
-        else:
-            frames = self._frames(param)
+        frames = [param.a >> 12] if param.attr == abi.Attr.TMEM_OUTPUT else self._frames(param)
         thread.allocated.append((param.c, frames))
         for mfn in frames:
             self.world.secure_use(client - 1, mfn)

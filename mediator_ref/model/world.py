@@ -103,10 +103,7 @@ class World:
     def view(self, domid: int) -> GuestView:
         """A domain's pages as an observer sees them."""
         return GuestView(
-            {
-                ipa: PageView(kind, mfn, self.data.get(mfn))
-                for ipa, (mfn, kind) in self.p2m.get(domid, {}).items()
-            }
+            {ipa: PageView(kind, mfn, self.data.get(mfn)) for ipa, (mfn, kind) in self.p2m.get(domid, {}).items()}
         )
 
     # OP-TEE
