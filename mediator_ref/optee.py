@@ -47,11 +47,12 @@ def _done(state: State, p: Pending, event: El3Return, call: Call) -> None:
     domain = p.domain
     domain.running.pop(p.event.vcpu, None)
     x0 = event.regs[0]
-    after = event.shadow.get(call.ma)
+    after = event.shadow.get(call.ma) if call.ma is not None else None
     p.answer = answer = Answer("done", "STD-8", {0: x0}, call.arg_ipa)
-    kind = _kind_of(p, event, call.arg_ipa)
+    kind = _kind_of(p, event, call.arg_ipa) if call.arg_ipa is not None else None
     answer.writable = None if kind is None else kind is PageKind.RAM_RW
-    _fade(state, p, call.ma, *call.list_pages)
+    if call.ma is not None:
+        _fade(state, p, call.ma, *call.list_pages)
     if call.tainted:
         answer.kind, answer.why_unknown = "unknown", call.tainted
     if after is None:
@@ -217,8 +218,7 @@ def _page_kept(state: State, p: Pending) -> None:
 
 
 def _check_done(state: State, p: Pending, event: GuestReturn, answer: Answer) -> None:
-    assert answer.ipa is not None
-    view = event.mem.get(answer.ipa)
+    view = event.mem.get(answer.ipa) if answer.ipa is not None else None
     if answer.writable is None and view is not None and view.kind is not None:
         answer.writable = view.kind is PageKind.RAM_RW
     if p.undelivered:  # x1..x3 are not used when a call ends; they may be left from the request nobody got

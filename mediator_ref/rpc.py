@@ -34,7 +34,7 @@ def resumed(state: State, p: Pending, event: El3Call) -> None:
         why = uncertain(p)
         if why:  # the call began before anybody watched; from OP-TEE's next answer on it is known
             state.unchecked("RPC-5", why, event)
-            p.call = domain.running[p.event.vcpu] = Call(p.event.seq, 0, 0)
+            p.call = domain.running[p.event.vcpu] = Call(p.event.seq, None, None)
             return
         state.fail("RPC-5", event, f"thread {thread} is not suspended, and the call reached OP-TEE", cause=p.event)
         p.tainted = FOLLOWS

@@ -50,8 +50,8 @@ class Call:
     """A standard call from its CALL_WITH_ARG to its end, across any number of RPCs."""
 
     seq: int
-    arg_ipa: int
-    ma: int
+    arg_ipa: int | None
+    ma: int | None
     cmd: int | None = None
     shadow: bytes | None = None
     cookies: list[int] = field(default_factory=list)
