@@ -7,7 +7,7 @@ import itertools
 import re
 from pathlib import Path
 
-from framework.errors import GuestCrash, GuestError
+from framework.errors import BoardError, GuestCrash, GuestError
 from framework.guests.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
 from framework.guests.xl import Xl
@@ -76,8 +76,8 @@ class Dom0:
                 raise
             try:
                 return self.run_on_console(command, idle_timeout=idle_timeout)
-            except Exception as error:
-                raise unreachable from error
+            except BoardError as silence:
+                raise unreachable from silence
         return self.ssh.run(command, stdin=stdin, idle_timeout=idle_timeout)
 
     def run_on_console(self, command: str, *, idle_timeout: float = 60.0) -> Completed:

@@ -283,7 +283,7 @@ def _result(
     return XtestResult(
         guest.name,
         tuple(parser.cases),
-        _totals(parser.totals, agree=crash is None and not disagreements),
+        _totals(parser.totals, agree=crash is None and parser.fatal is None and not disagreements),
         code,
         (*causes, *disagreements, *parser.problems),
         seconds,
