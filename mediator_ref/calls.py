@@ -13,7 +13,7 @@ from mediator_ref.check import (
     page_differences,
     patched,
 )
-from mediator_ref.events import El3Call, GuestReturn, PageKind
+from mediator_ref.events import PAGE_SIZE, El3Call, GuestReturn, PageKind
 from mediator_ref.ledger import attributed, blamed, commit, commit_refused
 from mediator_ref.memory import Translation, check_list, translate
 from mediator_ref.state import Buffer, Call, Pending, State, uncertain
@@ -79,7 +79,7 @@ def decide(state: State, p: Pending) -> Decision:
             abi.SmcReturn.EBADADDR, defect=d.defect, rule="STD-2", reason=f"{ipa:#x} is not RAM of the domain"
         )
     d.page, d.kind = view.data, view.kind
-    if d.page is None:
+    if d.page is None or len(d.page) != PAGE_SIZE:
         d.unknown = "the content of the argument page was not observed"
         return d
     header = abi.HEADER.unpack_from(d.page)
@@ -139,10 +139,10 @@ def forwarded(state: State, p: Pending, event: El3Call) -> None:
         return
     if d.x0 is not None:
         _should_not(state, p, d, known, event)
-        _own_page(state, p, event, ma)
+        own_page(state, p, event, ma)
         commit(p, d.translation, known)
         return
-    _own_page(state, p, event, ma)
+    own_page(state, p, event, ma)
     _shadow_argument(state, p, d, event, call)
     if d.translation is not None and d.translation.cookies:
         state.ok("MEM-1")
@@ -164,28 +164,30 @@ def _should_not(state: State, p: Pending, d: Decision, known: Translation | None
     state.fail(d.rule, event, f"{d.reason}, and the call reached OP-TEE", deviation=deviation, cause=p.event)
 
 
-def _own_page(state: State, p: Pending, event: El3Call, *pages: int) -> None:
+def own_page(state: State, p: Pending, event: El3Call, *pages: int) -> None:
     """STD-7: pages handed to OP-TEE as the hypervisor's own are that."""
     frames = {view.mfn for view in p.event.mem.values()}
     for page in pages:
+        owner = state.shadow_pages.get(page)
+        state.shadow_pages[page] = p.event.domid
         if page >> 12 in frames:
-            state.fail(
-                "STD-7",
-                event,
-                "a guest's page where a shadow page should be",
-                Difference("page", "a page of the hypervisor", f"{page:#x}"),
-                cause=p.event,
-            )
-        elif not state.take_shadow(page, p.event.domid) and not p.domain.partial and not state.mid_stream:
-            state.fail(
-                "STD-7",
-                event,
-                "the shadow page of another live call",
-                Difference("page", "a page of its own", f"{page:#x}"),
-                cause=p.event,
-            )
-        else:
+            problem = "a guest's page where a shadow page should be"
+        elif owner is None or p.domain.partial or state.mid_stream:
             state.ok("STD-7")
+            continue
+        elif owner != p.event.domid and not any(key[0] == owner for key in state.pending):
+            # what a dying domain held is freed before OP-TEE is told, and may be used again at once
+            state.unchecked("STD-7", "the domain the page belonged to may be dying", event)
+            continue
+        else:
+            problem = "the shadow page of another live call"
+        state.fail(
+            "STD-7",
+            event,
+            problem,
+            Difference("page", "a page of the hypervisor, used by nothing else", f"{page:#x}"),
+            cause=p.event,
+        )
 
 
 def _shadow_argument(state: State, p: Pending, d: Decision, event: El3Call, call: Call) -> None:
@@ -247,7 +249,7 @@ def check_translated(
     else:
         state.ok("MEM-2")
     list_pages += pages
-    _own_page(state, p, event, *pages)
+    own_page(state, p, event, *pages)
 
 
 def refused(state: State, p: Pending, event: GuestReturn) -> None:

@@ -118,7 +118,8 @@ def domain_created(state: State, event: DomainCreated) -> None:
     elif known is not None and known.created:
         state.ok("LIFE-5")
     domain = known if known is not None else state.domain(event.domid)
-    domain.partial = ""
+    if domain.created:
+        domain.partial = ""  # otherwise its VM_CREATED may have gone unseen before the trace began
     if event.tee is False:
         domain.tee = False
 

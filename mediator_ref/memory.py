@@ -53,7 +53,7 @@ def walk_list(buf_ptr: int, pages: int, mem: Mapping[int, PageView]) -> Walk:
             return Walk(tuple(mfns), unknown=f"list page {list_ipa:#x} was not observed")
         if not fit:
             return Walk(tuple(mfns), bad=True)
-        if view.data is None:
+        if view.data is None or len(view.data) != PAGE_SIZE:
             return Walk(tuple(mfns), unknown=f"content of list page {list_ipa:#x} was not observed")
         words = abi.LIST_PAGE.unpack(view.data)
         for entry in words[: min(abi.LIST_ENTRIES, pages - len(mfns))]:
@@ -176,7 +176,7 @@ def check_list(
     while done < len(buffer.mfns):
         data = shadow.get(page)
         pages.append(page)
-        if data is None:
+        if data is None or len(data) != PAGE_SIZE:
             return differences, pages, f"shadow list page {page:#x} was not observed"
         count = min(abi.LIST_ENTRIES, len(buffer.mfns) - done)
         due = [mfn << 12 for mfn in buffer.mfns[done : done + count]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mediator_ref import abi
+from mediator_ref.calls import own_page
 from mediator_ref.check import check_client_id, check_el3_regs, check_guest_page, check_guest_regs
 from mediator_ref.events import El3Call, GuestReturn
 from mediator_ref.memory import usable
@@ -110,16 +111,9 @@ def _offered(state: State, p: Pending, event: El3Call, call: Call) -> None:
                 Difference("x1:x2", "a page of the hypervisor", f"{ma:#x}"),
                 cause=p.event,
             )
-        elif not state.take_shadow(ma, p.event.domid) and not p.domain.partial and not state.mid_stream:
-            state.fail(
-                "STD-7",
-                event,
-                "the shadow page of another live call",
-                Difference("x1:x2", "a page of its own", f"{ma:#x}"),
-                cause=p.event,
-            )
         else:
             state.ok(rule)
+            own_page(state, p, event, ma)
         p.domain.returned_cookies.discard(offer.cookie)
         if offer.cookie in p.domain.lost_rpcs:
             p.domain.lost_rpcs.discard(offer.cookie)

@@ -292,13 +292,6 @@ class State:
 
     # Shadow pages
 
-    def take_shadow(self, ma: int, domid: int) -> bool:
-        """Note a page of the hypervisor as in use; false when it already was."""
-        if ma in self.shadow_pages:
-            return False
-        self.shadow_pages[ma] = domid
-        return True
-
     def drop_shadow(self, *pages: int | None) -> None:
         """The hypervisor's pages are free again."""
         for ma in pages:

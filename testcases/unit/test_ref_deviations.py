@@ -84,9 +84,7 @@ def d8(board: Board) -> None:
 
 def d9(board: Board) -> None:
     board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, offset=4095, size=abi.U64)))
-    board.message(
-        1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, size=(1 << 44) + 4096, cookie=2))
-    )
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, size=(1 << 44) + 4096, cookie=2)))
 
 
 def d11_hidden(board: Board) -> None:
@@ -181,9 +179,7 @@ def test_defect_is_reported_as_its_deviation(deviation: str, defect: str, stimul
     stimulus(board)
     state, verdicts = judge(board)
     assert verdicts, "the defect left no trace"
-    assert {(v.outcome, v.deviation) for v in verdicts} == {(Outcome.DEVIATION, deviation)}, list(
-        map(str, verdicts)
-    )
+    assert {(v.outcome, v.deviation) for v in verdicts} == {(Outcome.DEVIATION, deviation)}, list(map(str, verdicts))
     assert all(v.rule in DEVIATIONS[deviation].rules for v in verdicts)
     assert deviation not in state.tally.stale_deviations()
 

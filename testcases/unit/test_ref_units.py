@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -259,6 +261,37 @@ def test_a_domain_born_after_the_start_is_fully_checked() -> None:
     state, verdicts = judge([Start(0, mid_stream=True), *board.events[before:]])
     assert not verdicts
     assert state.tally.passes["RPC-5"] == 1
+
+
+def test_a_state_can_be_kept_and_gone_on_from() -> None:
+    """A cloned board goes on from where its template was: so does a copy of the state."""
+    board = booted()
+    regs = board.message(1, INVOKE, plan=[INTR])
+    kept, _ = judge(board.events)
+    copies = [copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))]
+    before = len(board.events)
+    board.resume(1, regs)
+    for state in copies:
+        for event in board.events[before:]:
+            state, verdicts = step(state, event)
+            assert not verdicts
+        assert not state.domains[1].calls
+    assert kept.domains[1].calls
+
+
+def test_pages_of_a_dying_domain_may_be_used_again_at_once() -> None:
+    board = booted()
+    board.message(1, INVOKE, plan=[INTR])
+    board.create(2)
+    board.message(2, INVOKE)
+    calls = [i for i, e in enumerate(board.events) if isinstance(e, El3Call) and e.regs[0] == abi.CALL_WITH_ARG]
+    first, second = board.events[calls[0]], board.events[calls[1]]
+    assert isinstance(first, El3Call)
+    assert isinstance(second, El3Call)
+    shadow = {abi.pair(*first.regs[1:3]): second.shadow[abi.pair(*second.regs[1:3])]}
+    again = replace(second, regs=(second.regs[0], *first.regs[1:3], *second.regs[3:]), shadow=shadow)
+    _, verdicts = judge([*board.events[: calls[1]], again])
+    assert [(v.rule, v.outcome) for v in verdicts] == [("STD-7", Outcome.NOT_CHECKED)]
 
 
 def test_a_gap_forgets_running_calls_and_fails_nothing() -> None:
