@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,31 @@ def trace_speed(folder: Path | None = None, records: int = 1_000_000) -> TraceSp
         count = sum(1 for _ in Reader(path).events())
         read = count / (time.perf_counter() - begin)
         return TraceSpeed(written, read, path.stat().st_size / records)
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a plugin costs: seconds of the same work without and with it, in pairs, and the median of their
+    ratios."""
+
+    plain: tuple[float, ...]
+    traced: tuple[float, ...]
+
+    @property
+    def percent(self) -> float:
+        """By how much the work takes longer."""
+        ratios = (with_it / without for without, with_it in zip(self.plain, self.traced, strict=True))
+        return (statistics.median(ratios) - 1) * 100
+
+
+def overhead(work: Callable[[Sequence[str]], float], arguments: Sequence[str], pairs: int = 3) -> Overhead:
+    """Measure ``work``, which runs a board with the given plugin arguments (none: without the plugin) and
+    gives seconds.
+
+    The two kinds alternate, so that a machine that slows down slows both.
+    """
+    samples = [(work(()), work(arguments)) for _ in range(pairs)]
+    return Overhead(tuple(plain for plain, _ in samples), tuple(traced for _, traced in samples))
 
 
 if __name__ == "__main__":

@@ -143,11 +143,7 @@ def test_plugin_qemu_and_reader_count_the_same(bench: Bench, recorded: Path) -> 
     el3 = sum((low, high, int(ec, 16)) == ("2", "3", 0x17) for low, high, ec in taken)
     assert (counters["guest_smc"], counters["guest_hvc"], counters["el2_smc"]) == (smc, hvc, el3)
     assert smc + hvc == sum(event.kind == Kind.GUEST_CALL for event in read) > 0
-    assert (
-        el3
-        == sum(event.kind == Kind.EL3_CALL for event in read)
-        == sum(e.kind == Kind.EL3_RETURN for e in read)
-    )
+    assert el3 == sum(event.kind == Kind.EL3_CALL for event in read) == sum(e.kind == Kind.EL3_RETURN for e in read)
     assert [event.seq for event in read] == list(range(1, len(read) + 1))
 
 
@@ -209,11 +205,20 @@ def test_memory_is_what_the_guest_and_el3_saw(recorded: Path) -> None:
 
 
 def test_an_unmapped_argument_page_is_recorded_as_that(recorded: Path) -> None:
-    bad = next(
-        e for e in events(recorded, Kind.GUEST_CALL) if e.regs[0] == 0x32000004 and e.regs[2] == 0x9000_0000
-    )
+    bad = next(e for e in events(recorded, Kind.GUEST_CALL) if e.regs[0] == 0x32000004 and e.regs[2] == 0x9000_0000)
     block = bad.block(BlockKind.GUEST_ARG)
     assert block is not None and block.flags == BlockFlag.UNMAPPED and not block.readable and block.ma == 0
+
+
+def test_instruction_counting_gives_the_same_trace_twice(bench: Bench, recorded: Path) -> None:
+    """One thread for all CPUs and a virtual clock that counts instructions: bit for bit, times included."""
+    traces = []
+    for name in ("one", "two"):
+        path = bench.folder / f"icount-{name}.mct"
+        assert bench.run(PluginOptions(out=path), extra=("-icount", "shift=2,sleep=off")).returncode == 0
+        traces.append([event.raw for event in Reader(path).events()])
+    assert traces[0] == traces[1]
+    assert [event.kind for event in map(Event, traces[0])] == [event.kind for event in events(recorded) if event.is_tee]
 
 
 def test_runs_are_appended(bench: Bench) -> None:
@@ -251,9 +256,7 @@ def test_a_full_disk_stops_the_board_or_is_counted(bench: Bench, stop: bool) -> 
     path = bench.folder / f"full{stop}.mct"
     options = PluginOptions(out=path, stop_on_error=stop, codec="none")
     command = bench.command(options, rounds=10_000_000 if stop else 100)
-    done = subprocess.run(
-        command, preexec_fn=limit, capture_output=True, text=True, timeout=IDLE_S, check=False
-    )
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=IDLE_S, check=False)
     assert "cannot write the trace file: File too large" in done.stderr
     assert ("stopping the board" in done.stderr) == stop
     assert re.search(r"medcheck_trace: [1-9]\d* records were lost", done.stderr)
@@ -395,9 +398,7 @@ def test_requests_that_cannot_be_met_say_why_and_hurt_nobody(lockstep: Lockstep)
     ]
 
 
-@pytest.mark.parametrize(
-    ("stop", "text"), [(True, "stopping the board"), (False, "the board goes on without it")]
-)
+@pytest.mark.parametrize(("stop", "text"), [(True, "stopping the board"), (False, "the board goes on without it")])
 def test_a_consumer_that_dies_never_hangs_the_board(lockstep: Lockstep, stop: bool, text: str) -> None:
     path = lockstep.bench.folder / f"died{stop}.mct"
 
@@ -415,9 +416,7 @@ def test_a_consumer_that_dies_never_hangs_the_board(lockstep: Lockstep, stop: bo
         errors.append(board.communicate(timeout=IDLE_S)[1])
     assert "the lock-step consumer is gone: it closed its socket" in errors[0] and text in errors[0]
     reader = Reader(path)
-    assert (
-        sum(1 for _ in reader.events()) > 21 and reader.segments[0].complete
-    )  # recording went on to the end
+    assert sum(1 for _ in reader.events()) > 21 and reader.segments[0].complete  # recording went on to the end
 
 
 def test_a_silent_consumer_is_given_up(lockstep: Lockstep) -> None:

@@ -5,10 +5,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <pthread.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sink.h"
@@ -29,7 +27,7 @@ struct options options = {.memory = true, .doorbell = true, .stop_on_error = tru
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t sequence;
 static bool finished;
-static int64_t (*virtual_clock)(int);
+static __thread bool inside; /* this thread holds the lock */
 
 static struct { /* what EL2 asked of EL3 and has not been answered */
     uint64_t seq, parent;
@@ -37,21 +35,6 @@ static struct { /* what EL2 asked of EL3 and has not been answered */
     uint16_t domain, id, vmid, owner;
     bool pending;
 } asked[MAX_CPUS];
-
-const char *events_clock(void)
-{
-    virtual_clock = (int64_t (*)(int))dlsym(RTLD_DEFAULT, "qemu_clock_get_ns");
-    return virtual_clock ? "virtual" : "host";
-}
-
-static uint64_t now(void)
-{
-    if (virtual_clock)
-        return (uint64_t)virtual_clock(1); /* QEMU_CLOCK_VIRTUAL */
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
-}
 
 static bool is_tee(uint64_t x0)
 {
@@ -76,7 +59,7 @@ static struct record *begin(unsigned cpu, int kind, int el, unsigned nregs)
     memory_begin();
     struct record *r = rec_begin(cpu, kind, el, nregs);
     r->seq = ++sequence;
-    r->time_ns = now();
+    r->time_ns = clock_now();
     return r;
 }
 
@@ -85,6 +68,20 @@ static void identify(struct record *r, const struct who *who)
     r->domain = who->domain;
     r->guest_vcpu = who->id;
     r->vmid = who->vmid;
+}
+
+static bool enter(void)
+{
+    pthread_mutex_lock(&lock);
+    if (finished)
+        pthread_mutex_unlock(&lock);
+    return inside = !finished;
+}
+
+static void leave(void)
+{
+    inside = false;
+    pthread_mutex_unlock(&lock);
 }
 
 /* Stores the record and, in lock-step, waits for the consumer. Releases the lock. */
@@ -99,22 +96,9 @@ static void commit_and_unlock(unsigned cpu)
         sink_append(rec.data, r->length, r->seq);
     if (options.lockstep && lockstep_wants(kind))
         delay = lockstep_event(cpu, rec.data, r->length, kind);
-    pthread_mutex_unlock(&lock);
+    leave();
     if (delay)
         usleep(delay); /* asked for by the consumer; other vCPUs go on */
-}
-
-static bool enter(void)
-{
-    pthread_mutex_lock(&lock);
-    if (finished)
-        pthread_mutex_unlock(&lock);
-    return !finished;
-}
-
-static void leave(void)
-{
-    pthread_mutex_unlock(&lock);
 }
 
 static void count_other(uint64_t x0, bool hvc, unsigned imm)
@@ -325,6 +309,8 @@ void on_doorbell(unsigned cpu, void *udata)
 /* The plugin's own counts as the last record: the reader compares them with what it has read. */
 void events_finish(void)
 {
+    if (inside) /* QEMU gave up below us, in one of our own calls: the record under construction is incomplete */
+        return;
     pthread_mutex_lock(&lock);
     if (!finished) {
         begin(0, REC_COUNTERS, 0, C_COUNT);

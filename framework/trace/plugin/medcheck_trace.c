@@ -140,7 +140,7 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
              "\"lockstep\":%s,\"label\":\"%s\"}",
-             info->version.cur, info->system.max_vcpus, events_clock(), options.memory ? "true" : "false",
+             info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
              lockstep ? "true" : "false", clean);
     const char *wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, json, sink_failed) : NULL;

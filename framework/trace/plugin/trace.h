@@ -159,7 +159,6 @@ struct options {
     unsigned list_pages;
 };
 extern struct options options;
-const char *events_clock(void); /* chooses the clock; its name */
 void events_finish(void);
 void on_guest_entry(unsigned cpu, void *unused);
 void on_el2_smc(unsigned cpu, void *immediate);
@@ -168,6 +167,10 @@ void on_el2_eret(unsigned cpu, void *unused);
 void on_domain(unsigned cpu, void *kind);
 void on_doorbell(unsigned cpu, void *level);
 void board_stop(const char *why);
+
+/* clock.c */
+const char *clock_choose(void); /* its name */
+uint64_t clock_now(void);
 
 /* hooks.c */
 void hooks_init(qemu_plugin_id_t id);
