@@ -102,20 +102,23 @@ class Observer:
         if number != self._last + 1 or not self._begun:
             self._discontinuity(record, events)
         self._last = number
+        try:
+            self._record(record, self._base + number, events)
+        except Malformed as error:
+            events.append(self.gap(f"record {number} is malformed: {error}"))
+        return events
+
+    def _record(self, record: Event, seq: int, events: list[RefEvent]) -> None:
         kind = record.kind
         if kind in _SMC_KINDS:
             if not record.raw_flags & _NOT_TEE:
-                try:
-                    self._smc(record, kind, self._base + number, events)
-                except Malformed as error:
-                    events.append(self.gap(f"record {number} is malformed: {error}"))
+                self._smc(record, kind, seq, events)
         elif kind in _DOMAIN_KINDS:
-            self._domain(kind, record.subject, self._base + number, events)
+            self._domain(kind, record.subject, seq, events)
         elif kind == _COUNTERS:
             self._counters(record)
         elif kind != _DOORBELL:
-            events.append(self.gap(f"record {number} has the unknown kind {kind}"))
-        return events
+            raise ValueError(f"there is no kind {kind}")
 
     def _discontinuity(self, record: Event, events: list[RefEvent]) -> None:
         number, last = record.seq, self._last

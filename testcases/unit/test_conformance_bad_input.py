@@ -123,7 +123,7 @@ def test_an_unknown_kind_of_record_is_a_gap() -> None:
     strange[4] = 77
     result = check_records([*RECORDS[:3], Record(bytes(strange)), *RECORDS[4:]])
     assert failed_rules(result) == set()
-    assert "record 4 has the unknown kind 77" in result.gaps
+    assert "record 4 is malformed: there is no kind 77" in result.gaps
 
 
 def test_a_record_with_too_few_registers_is_a_gap() -> None:
