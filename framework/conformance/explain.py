@@ -68,6 +68,9 @@ def _messages(event: Event) -> list[str]:
         return _page("argument", event.mem.get(abi.pair(event.regs[1], event.regs[2])))
     if isinstance(event, El3Call) and abi.fid_of(event.regs[0]) == abi.CALL_WITH_ARG:
         return _page("shadow argument", event.shadow.get(abi.pair(event.regs[1], event.regs[2])))
+    if isinstance(event, GuestReturn):
+        pages = [view for view in event.mem.values() if view.data is not None]
+        return [line for view in pages[:2] for line in _page("the guest finds", view)]
     return []
 
 
