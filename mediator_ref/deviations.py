@@ -159,7 +159,7 @@ _ALL = (
     ),
     Deviation(
         "D13",
-        ("RPC-2", "RPC-13"),
+        ("RPC-2", "RPC-13", "MEM-10"),
         "OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
         "an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
         "handle_rpc_func_alloc, free_shm_rpc",

@@ -46,10 +46,7 @@ def _vm_created(state: State, event: El3Call, client: int) -> None:
     if known is not None and known.created and not known.destroyed and not known.refused:
         state.fail("LIFE-1", event, f"domain {domid} was created already")
         return
-    if known is None or known.destroyed or known.refused:
-        fresh = state.domains[domid] = Domain(domid)
-        known = fresh
-    known.partial = ""
+    state.domains[domid] = Domain(domid)
     _zeros(state, event, "LIFE-1", 2)
 
 
@@ -155,13 +152,15 @@ def frame_released(state: State, event: FrameReleased) -> None:
     if domain is None or event.mfn not in domain.pinned():
         state.ok("MEM-10")
         return
-    lost = [c for c, b in domain.buffers.items() if event.mfn in b.mfns and domain.blame.get(c) in ("D2", "D14")]
+    lost = {domain.blame.get(c) for c, b in domain.buffers.items() if event.mfn in b.mfns} & {"D2", "D14"}
+    if any(rpc.mfn == event.mfn and rpc.cookie in domain.lost_rpcs for rpc in domain.rpcs.values()):
+        lost.add("D13")
     state.fail(
         "MEM-10",
         event,
         "OP-TEE may still use the frame",
         Difference("frame", "kept", f"{event.mfn:#x} released"),
-        deviation=domain.blame[lost[0]] if lost else None,
+        deviation=next(iter(sorted(filter(None, lost))), None),
     )
 
 
@@ -175,6 +174,8 @@ def gap(state: State, event: Gap) -> None:
         forget(state, domain)
         domain.partial = state.mid_stream
         domain.in_hypervisor = 0
+        domain.created = domain.destroyed = domain.refused = False  # it may have died and come again meanwhile
+        domain.tee = None
 
 
 def end(state: State, event: End) -> None:

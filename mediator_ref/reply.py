@@ -197,7 +197,7 @@ def _should_have_asked(state: State, p: Pending, event: El3Call, call: Call, rep
         state.unchecked(rule, why, event)
         return
     state.fail(rule, event, reason, deviation=deviation, cause=p.event)
-    if rule != "RPC-9":
+    if rule == refusal.rule:
         commit(p, refusal, reply.known, temporary=False)
 
 

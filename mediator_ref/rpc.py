@@ -41,6 +41,7 @@ def resumed(state: State, p: Pending, event: El3Call) -> None:
         p.tainted = FOLLOWS
         return
     p.call = domain.running[p.event.vcpu] = call
+    call.lost = False
     if call.tainted:
         state.unchecked("RPC-6", call.tainted, event)
     elif call.rpc_op == abi.RpcFunc.ALLOC:

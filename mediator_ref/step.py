@@ -169,7 +169,7 @@ def _again(state: State, p: Pending, event: El3Call) -> None:
         state.unchecked("RPC-11", p.tainted or "what OP-TEE asked for is not known", event)
         return
     cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
-    gone = cookie in p.domain.lost_rpcs or cookie in p.domain.doubled_rpcs
+    gone = cookie in p.domain.doubled_rpcs or (answer.kind == "rpc" and cookie in p.domain.lost_rpcs)
     if gone and call.rpc_op == abi.RpcFunc.CMD:
         state.fail("RPC-13", event, f"the RPC page of cookie {cookie:#x} is gone", deviation="D13", cause=p.event)
         call.tainted = FOLLOWS
