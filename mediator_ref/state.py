@@ -210,7 +210,6 @@ class State:
     threads: int | None = None
     mid_stream: str = ""
     domains: dict[int, Domain] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
     pending: dict[tuple[int | None, int], Pending] = field(default_factory=dict)
     hypervisor_calls: dict[tuple[int | None, int], tuple[int, int, int]] = field(default_factory=dict)
     shadow_pages: dict[int, int] = field(default_factory=dict)
