@@ -27,7 +27,8 @@ from mediator_ref.events import PAGE_SIZE
 _MIB = 1 << 20
 _DEVICE_TREE = _MIB
 """The toolstack puts the device tree at the end of RAM; the last MiB is left alone."""
-_IN_DOM0 = "/run/medcheck-probe.img"
+IMAGE_IN_DOM0 = "/run/medcheck-probe.img"
+"""Where :func:`create_probe` leaves the image in dom0."""
 
 
 class ProbeFault(GuestError):  # noqa: N818 - the guest's exception, not the client's
@@ -68,12 +69,14 @@ class Probe:
         return [self.execute(program) for program in programs]
 
     def as_pytest(self, name: str = "test_replay") -> str:
-        """The history as a pytest test that runs the same programs."""
-        lines = ["from framework.guests.probe_ops import *", "", "", f"def {name}(probe):"]
+        """The history as a pytest test that runs the same programs; what it should assert is left to add."""
+        used = {used for program in self.history for used in program.names()} - {"Program"}
+        lines = ["from framework.guests.probe_ops import " + ", ".join(sorted(used))]
+        lines += ["from framework.guests.probe_program import Program", "", "", f"def {name}(probe):"]
         for program in self.history:
-            lines += [f"    # {program.title}" if program.title else "", "    probe.run("]
-            lines += [program.source("        "), "    )"]
-        return "\n".join(line for line in lines if line != "" or len(lines) < 4) + "\n"
+            lines += [f"    # {program.title}"] if program.title else []
+            lines += ["    probe.execute(", f"        {program.source()}", "    )"]
+        return "\n".join(lines) + "\n"
 
     # Calls
 
@@ -203,8 +206,10 @@ def create_probe(
     tee: bool = True,
 ) -> Probe:
     """Create a probe domain; the port ``port_name`` joins its console with the board's ``console``."""
-    dom0.run(f"cat >{_IN_DOM0}.new && mv {_IN_DOM0}.new {_IN_DOM0}", stdin=image_path.read_bytes())
-    config = GuestConfig(name, _IN_DOM0, memory_mib=memory_mib, vcpus=vcpus, tee=tee, network=False)
+    dom0.run(
+        f"cat >{IMAGE_IN_DOM0}.new && mv {IMAGE_IN_DOM0}.new {IMAGE_IN_DOM0}", stdin=image_path.read_bytes()
+    )
+    config = GuestConfig(name, IMAGE_IN_DOM0, memory_mib=memory_mib, vcpus=vcpus, tee=tee, network=False)
     domid = dom0.xl.create_attached(config, port_name)
     transport = ConsoleTransport(console)
     transport.hello()

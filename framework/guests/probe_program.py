@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,9 +43,20 @@ class Program:
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"this is no saved probe program: {error!r}") from error
 
-    def source(self, indent: str = "    ") -> str:
-        """The program as Python."""
-        return "\n".join(f"{indent}{source_of(op)}," for op in self.ops)
+    def source(self) -> str:
+        """The program as a Python expression."""
+        title = f", title={self.title!r}" if self.title else ""
+        return f"Program(({''.join(f'{source_of(op)}, ' for op in self.ops)}){title})"
+
+    def names(self) -> set[str]:
+        """The names that :meth:`source` uses."""
+        return {"Program", *_names(self.ops)}
+
+
+def _names(ops: Iterable[Op]) -> Iterator[str]:
+    for op in ops:
+        yield type(op).__name__
+        yield from _names(getattr(op, "body", ()))
 
 
 def encode_ops(ops: Iterable[Op], base: int) -> tuple[list[int], dict[int, Op]]:

@@ -1,0 +1,78 @@
+"""Creation and sudden death of domains that use OP-TEE."""
+
+from __future__ import annotations
+
+import pytest
+
+from framework.errors import GuestError
+from framework.guests.probe import IMAGE_IN_DOM0
+from framework.guests.probe_msg import (
+    INVOKE_TESTS,
+    NO_TA,
+    TEE_ITEM_NOT_FOUND,
+    OpenSession,
+    RegisterShm,
+    tmem,
+)
+from framework.guests.xl import GuestConfig
+from mediator_ref.abi import RpcCmd, RpcFunc
+
+POINTS = [RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE]
+
+
+def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
+    """Xen's free memory in MiB."""
+    return int(dom0.xl.info()["free_memory"])
+
+
+@pytest.mark.rule("R1", "R21", "LIFE-2", "LIFE-3")
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
+def test_r1_destroyed_while_a_call_waits(make_probe, probe_session, point: object) -> None:  # type: ignore[no-untyped-def]
+    """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
+    dom0 = probe_session.dom0
+    before = free_memory(dom0)
+    probe = make_probe("doomed")
+    probe.begin(OpenSession(NO_TA), park=[point])
+    dom0.xl.destroy(probe.domid)
+    assert dom0.xl.find(probe.domid) is None
+    assert free_memory(dom0) == before
+    successor = make_probe("heir")
+    call = successor.call_with_arg(OpenSession(NO_TA))
+    assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
+
+
+@pytest.mark.rule("R1", "R8", "R18", "R21", "LIFE-3")
+def test_r21_destroyed_with_everything_it_may_have(make_probe, probe_session) -> None:  # type: ignore[no-untyped-def]
+    """Sixteen registered buffers of 129 pages, all threads waiting: all of it comes back."""
+    dom0 = probe_session.dom0
+    before = free_memory(dom0)
+    probe = make_probe("doomed")
+    data = probe.pages(1)
+    for ref in range(16):
+        assert probe.call_with_arg(RegisterShm(tmem(ipas=[data] * 129, ref=ref))).arg.ret == 0
+    while not probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC]).done:
+        pass
+    dom0.xl.destroy(probe.domid)
+    assert dom0.xl.find(probe.domid) is None
+    assert free_memory(dom0) == before
+
+
+@pytest.mark.rule("R20", "R21", "LIFE-1", "LIFE-5")
+def test_r20_more_domains_than_optee_has_room_for(make_probe, probe_session) -> None:  # type: ignore[no-untyped-def]
+    """The domain OP-TEE has no partition for is not created; after another's end the next one is, and works."""
+    dom0 = probe_session.dom0
+    first = make_probe("room")
+    made = []
+    try:
+        with pytest.raises(GuestError):
+            for number in range(8):
+                config = GuestConfig(f"room{number}", IMAGE_IN_DOM0, memory_mib=16, network=False)
+                made.append(dom0.xl.create(config))
+        call = first.call_with_arg(OpenSession(INVOKE_TESTS))
+        assert (call.x0, call.arg.ret) == (0, 0)
+        if made:
+            dom0.xl.destroy(made.pop())
+            made.append(dom0.xl.create(GuestConfig("again", IMAGE_IN_DOM0, memory_mib=16, network=False)))
+    finally:
+        for domid in made:
+            dom0.xl.destroy(domid)
