@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from framework.conformance.checker import check_file
 from framework.conformance.result import PASS
 from framework.conformance.synthesize import record_of
 from framework.errors import InfrastructureError
+from framework.trace.format import PAGE
 from framework.trace.writer import Writer
 from mediator_ref import abi
-from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn, PageView
+from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn
 from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
 from mediator_ref.model.optee import FREE_ARG, INTR, ask
 
@@ -62,7 +63,7 @@ def generate(path: Path, records: int) -> int:
 
 def _repeat(head: Sequence[Event], cycle: Sequence[Event]) -> Iterator[Event]:
     yield from head
-    thin = [_as_recorded(event) for event in cycle]
+    thin = _as_recorded(cycle)
     while True:
         yield from thin
 
@@ -86,30 +87,45 @@ def _one_call(board: Board) -> None:
             regs = board.resume(1, regs)
 
 
-def _as_recorded(event: Event) -> Event:
-    """The event with only the pages the trace plugin would have recorded with it."""
-    if isinstance(event, GuestCall):
-        if abi.fid_of(event.regs[0]) == abi.CALL_WITH_ARG:
-            data = {ipa: replace(event.mem[ipa], data=None) for ipa in range(DATA, DATA + 4 * 4096, 4096)}
-            return replace(event, mem={**_only(event.mem, ARG, LIST), **data})
-        return replace(event, mem=_only(event.mem, RPC) if event.regs[1] or event.regs[2] else {})
-    if isinstance(event, GuestReturn):
-        return replace(event, mem=_for_answer(event.regs, event.mem))
-    if isinstance(event, El3Call):
-        return replace(event, mem={}, shadow=dict(event.shadow))
-    if isinstance(event, El3Return):
-        return replace(event, mem=_for_answer(event.regs, event.mem))
-    return event
-
-
-def _only(mem: Mapping[int, PageView], *pages: int) -> dict[int, PageView]:
-    return {ipa: mem[ipa] for ipa in pages}
-
-
-def _for_answer(regs: Sequence[int], mem: Mapping[int, PageView]) -> dict[int, PageView]:
-    if not abi.is_rpc(regs[0]):
-        return _only(mem, ARG)
-    return _only(mem, RPC) if regs[0] & abi.U32 == abi.RPC_CMD_RETURN else {}
+def _as_recorded(cycle: Sequence[Event]) -> list[Event]:
+    """The events with only the pages the trace plugin records with them."""
+    found: list[Event] = []
+    shadow_arg = shadow_rpc = 0
+    asked = False  # OP-TEE's last answer was a request
+    for event in cycle:
+        if not isinstance(event, GuestCall | El3Call | El3Return | GuestReturn):
+            found.append(event)
+            continue
+        pages: tuple[int, ...] = ()
+        fid = abi.fid_of(event.regs[0])
+        if isinstance(event, El3Return | GuestReturn):
+            asked = event.regs[0] & abi.U32 == abi.RPC_CMD_RETURN
+            pages = (RPC,) if asked else () if abi.is_rpc(event.regs[0]) else (ARG,)
+        elif fid == abi.CALL_WITH_ARG:
+            pages = (ARG,)
+        elif asked:
+            pages = (RPC,)
+        mem = {ipa: event.mem[ipa] for ipa in pages}
+        if isinstance(event, GuestCall | GuestReturn):
+            if fid == abi.CALL_WITH_ARG:
+                mem[LIST] = event.mem[LIST]
+                mem |= {DATA + n * PAGE: replace(event.mem[DATA + n * PAGE], data=None) for n in range(4)}
+            elif isinstance(event, GuestCall) and event.regs[4] | event.regs[5]:
+                mem[RPC] = replace(event.mem[RPC], data=None)
+            found.append(replace(event, mem=mem))
+            continue
+        if isinstance(event, El3Call) and fid == abi.CALL_WITH_ARG:
+            shadow_arg = abi.pair(event.regs[1], event.regs[2])
+        elif isinstance(event, El3Call) and event.regs[4] | event.regs[5]:
+            shadow_rpc = abi.pair(event.regs[1], event.regs[2])
+        shadow = {shadow_arg: event.shadow[shadow_arg]} if ARG in pages else {}
+        if RPC in pages:
+            shadow[shadow_rpc] = event.shadow[shadow_rpc]
+        if isinstance(event, El3Call) and ARG in pages:
+            (buffer, _) = abi.decode_arg(shadow[shadow_arg]).params
+            shadow[buffer.a] = event.shadow[buffer.a]
+        found.append(replace(event, mem=mem, shadow=shadow))
+    return found
 
 
 def check_events_per_s(lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
@@ -126,9 +142,7 @@ def check_events_per_s(lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
             result = check_file(path)
             seconds = time.process_time() - begin
             if result.verdict != PASS or result.gaps:
-                raise InfrastructureError(
-                    f"the generated trace is judged {result.verdict}, gaps {result.gaps}"
-                )
+                raise InfrastructureError(f"the generated trace is judged {result.verdict}, gaps {result.gaps}")
             found[length] = records / seconds
             path.unlink()
     return found
