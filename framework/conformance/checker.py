@@ -104,7 +104,7 @@ class Checker:
             rules=tuple(self._rule(id_) for id_ in RULES),
             nonconformances=tuple(self._found),
             deviations=tuple(self._deviations()),
-            gaps=(*self._observer.gaps, *more_gaps),
+            gaps=(*self._observer.gaps, *(self._observer.unburied() if self._finished else ()), *more_gaps),
             notes=tuple(self._notes),
         )
 

@@ -79,6 +79,7 @@ class Observer:
         self._lost_attribution = False
         self._calls: dict[tuple[int, int], int] = {}
         self._unannounced: set[int] = set()
+        self._killed: dict[int, int] = {}
 
     def place(self, seq: int) -> tuple[int, int]:
         """Run of the plugin (from 1) and record number behind an event's ``seq``."""
@@ -92,8 +93,16 @@ class Observer:
         if len(self.gaps) < 100:
             self.gaps.append(reason)
         self._calls.clear()
+        self._killed.clear()
         self._unannounced.clear()  # what OP-TEE said to their creation may be missing
         return Gap(self._base + self._last, reason)
+
+    def unburied(self) -> list[str]:
+        """Domains that were killed and are not gone: still being torn down, or zombies."""
+        return [
+            f"domain {domid} was killed at record {self.place(seq)[1]} and is not gone at the end of the trace"
+            for domid, seq in self._killed.items()
+        ]
 
     def observe(self, record: Event) -> Sequence[RefEvent]:
         """The events one record stands for: usually one."""
@@ -216,11 +225,14 @@ class Observer:
             # Xen has only begun to create it; OP-TEE may still refuse. It exists once it runs, or is killed.
             self._unannounced.add(domid)
             return
+        if kind == _KILL:
+            self._killed.setdefault(domid, seq)
         if domid in self._unannounced and kind == _KILL:
             self._unannounced.discard(domid)
             events.append(DomainCreated(seq, domid))
         if kind == _DESTROY:
             self._unannounced.discard(domid)
+            self._killed.pop(domid, None)
             for key in [key for key in self._calls if key[0] == domid]:
                 del self._calls[key]
             events.append(DomainDestroyed(seq, domid))

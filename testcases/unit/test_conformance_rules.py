@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from framework.conformance.result import DEVIATION, FAIL, NOT_EXERCISED, NOT_SEEN, PASS, SEEN
+from framework.trace.event import Event as Record
+from framework.trace.format import Kind
+from framework.trace.writer import pack_record
 from mediator_ref import RULES, abi
 from mediator_ref.events import DomainCreated, El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.examples import EXAMPLES, Example
@@ -122,6 +125,19 @@ def test_isolation_findings_are_marked_for_private_report() -> None:
     result = check_events(board.events)
     private = {d.id for d in result.deviations if d.report_privately}
     assert private == {"D1"}
+
+
+def test_a_killed_domain_that_never_goes_is_told() -> None:
+    board = Board()
+    board.create(0)
+    board.create(1)
+    records = records_of(board.events)
+    last = len(records)
+    kill = Record(pack_record(Kind.DOMAIN_KILL, last + 1, (0,), imm=1))
+    gone = Record(pack_record(Kind.DOMAIN_DESTROY, last + 2, (0,), imm=1))
+    told = f"domain 1 was killed at record {last + 1} and is not gone at the end of the trace"
+    assert told in check_records([*records, kill]).gaps
+    assert check_records([*records, kill, gone]).gaps == ()
 
 
 def test_a_rule_nothing_happened_for_is_not_exercised() -> None:
