@@ -176,3 +176,23 @@ class DoorbellTransport:
 
     def close(self) -> None:
         """Nothing: the lock-step socket belongs to the board."""
+
+
+class Doorbells:
+    """All probes of a board that talk through the doorbell, told apart by their domain.
+
+    Give :meth:`serve` every event of kind DOORBELL while its vCPU is held (``LiveConsumer(hold={Kind.DOORBELL})``).
+    """
+
+    def __init__(self) -> None:
+        self._transports: dict[int | None, DoorbellTransport] = {}
+
+    def transport(self, domid: int | None) -> DoorbellTransport:
+        """The way to one domain's probe; None: of a board whose plugin does not know domains, and one probe."""
+        return self._transports.setdefault(domid, DoorbellTransport())
+
+    def serve(self, domid: int | None, held: HeldLike) -> None:
+        """Answer a ring of a domain's probe; one that nobody talks to is left alone."""
+        transport = self._transports.get(domid) or self._transports.get(None)
+        if transport is not None:
+            transport.serve(held)

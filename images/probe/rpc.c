@@ -117,7 +117,7 @@ static u32 notification(struct message *m)
         __atomic_fetch_or(word, bit, __ATOMIC_SEQ_CST);
         return TEE_SUCCESS;
     }
-    for (u64 began = now(), limit = ticks(5000000); !(__atomic_load_n(word, __ATOMIC_SEQ_CST) & bit); yield())
+    for (u64 began = now(), limit = ticks(500000); !(__atomic_load_n(word, __ATOMIC_SEQ_CST) & bit); yield())
         if (now() - began > limit)
             return TEE_BAD_PARAMETERS;
     __atomic_fetch_and(word, ~bit, __ATOMIC_SEQ_CST);

@@ -6,7 +6,7 @@ import pytest
 
 from framework.guests.probe import Probe
 from framework.guests.probe_msg import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
-from mediator_ref.abi import RETURN_FROM_RPC, Param, RpcCmd, RpcFunc, SmcReturn, Tee, pair
+from mediator_ref.abi import RETURN_FROM_RPC, Attr, Param, RpcCmd, RpcFunc, SmcReturn, Tee, pair
 
 
 @pytest.mark.rule("RPC-1", "R12")
@@ -50,8 +50,10 @@ def test_every_request_by_hand(probe: Probe) -> None:
             else:
                 for param in request.params:
                     # OP-TEE names memory by the guest's cookie; addresses are nobody's business.
-                    if param.type in (9, 10, 11):
+                    if param.type in (Attr.RMEM_INPUT, Attr.RMEM_OUTPUT, Attr.RMEM_INOUT):
                         assert param.c in memory
+                    elif param.type in (Attr.TMEM_INPUT, Attr.TMEM_OUTPUT, Attr.TMEM_INOUT):
+                        assert (param.a, param.b, param.c) == (0, 0, 0)
                 call.answer(ret=TEE_ITEM_NOT_FOUND, park=park)
         else:
             call.resume(park=park)
