@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.lock import Lock
@@ -15,14 +16,16 @@ from framework.artifacts.mirror import Mirrors
 from framework.artifacts.stack import Overrides, Stack, prepare
 from framework.artifacts.store import Store
 from framework.board.board import Board
+from framework.board.clone import clone
 from framework.board.spec import BoardSpec, GuestSpec
+from framework.board.template import Template
 from framework.errors import InfrastructureError, MedcheckError, UsageError
+from framework.guests import restored
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, create_linux_guest
 from framework.paths import cache_root
 from framework.progress import Progress, Silent
-from framework.trace.build import PluginOptions, build_plugin
-from framework.trace.xen_symbols import XenLayout
+from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
 MEDIATOR_TRACE = b"Using TEE mediator for"
 """What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
@@ -82,6 +85,8 @@ class Session(AbstractContextManager["Session"]):
         self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
+        self.notes: dict[str, Any] = {}
+        """What a moment's maker wants its clones to know; plain JSON."""
         self.patience = 30.0
         """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
         self._begin = time.monotonic()
@@ -101,9 +106,57 @@ class Session(AbstractContextManager["Session"]):
         self.dom0.close()
         self.board.stop()
 
-    def boot(self, progress: Progress) -> None:
-        """From power-on to every Linux guest of the board ready."""
-        linux = [guest for guest in self.spec.guests if guest.kind == "linux"]
+    @classmethod
+    def from_template(
+        cls, template: Template, spec: BoardSpec, stack: Stack, run_dir: Path, *, trace: bool = False
+    ) -> Session:
+        """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
+
+        SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
+        """
+        path = run_dir / "trace" / "board.trace" if trace else None
+        board = clone(template, spec, stack, run_dir, **_trace_options(spec, stack, path))
+        session = cls(spec, stack, run_dir, board=board)
+        session.trace = path
+        try:
+            session.adopt(template.about)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def about(self) -> dict[str, Any]:
+        """What :meth:`adopt` needs to take over a restored copy of this board; plain JSON."""
+        guests = [
+            {"name": guest.name, "number": guest.number, "domid": guest.domid, "tee": guest.tee}
+            for guest in self.guests.values()
+        ]
+        return {"guests": guests, "notes": self.notes}
+
+    def prepare_to_save(self) -> None:
+        """Give every guest what it needs to wake up as a clone, and end all connections."""
+        asked = " ".join(f"/local/domain/{guest.domid}/console/tty" for guest in self.guests.values())
+        ttys = self.dom0.run(f"xenstore-read {asked}").check().text.split() if asked else []
+        for guest in self.guests.values():
+            restored.prepare(guest.ssh)
+            guest.close()
+        restored.prepare(self.dom0.ssh, ttys)
+        self.dom0.close()
+
+    def adopt(self, about: Mapping[str, Any]) -> None:
+        """Take over a restored board whose saver remembered ``about``, and wake its guests."""
+        self.notes = dict(about["notes"])
+        for item in about["guests"]:
+            console = self.board.consoles[f"guest{item['number'] - 1}"]
+            self.guests[item["name"]] = LinuxGuest(
+                self.dom0, item["name"], item["number"], item["domid"], console, tee=item["tee"]
+            )
+        restored.wake(self.dom0.console, [guest.console for guest in self.guests.values()])
+        self.phases.append(Phase("restored", time.monotonic() - self._begin))
+
+    def boot(self, progress: Progress, *, guests: bool = True) -> None:
+        """From power-on to every Linux guest of the board ready; without ``guests``, to dom0 ready."""
+        linux = [guest for guest in self.spec.guests if guest.kind == "linux" and guests]
         with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
             self._begin = time.monotonic()
             self.board.start()
@@ -160,10 +213,16 @@ class Session(AbstractContextManager["Session"]):
 
 
 def _board(spec: BoardSpec, stack: Stack, run_dir: Path, trace: Path | None) -> Board:
+    return Board(spec, stack, run_dir, **_trace_options(spec, stack, trace))
+
+
+def _trace_options(spec: BoardSpec, stack: Stack, trace: Path | None) -> dict[str, Any]:
+    """What a Board is given to record every SMC into ``trace``."""
     if trace is None:
-        return Board(spec, stack, run_dir)
+        return {}
     trace.parent.mkdir(parents=True, exist_ok=True)
-    layout = None if stack.xen_syms is None else XenLayout.load(stack.xen_syms)
+    cache = BuildCache(cache_root())
+    layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
     options = PluginOptions(out=trace.absolute(), xen=layout, label=spec.name)
-    plugin = build_plugin(BuildCache(cache_root()))
-    return Board(spec, stack, run_dir, plugin=plugin, plugin_args=options.arguments(), outputs=[trace.absolute()])
+    plugin = build_plugin(cache)
+    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": [trace.absolute()]}

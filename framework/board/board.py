@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -33,13 +34,32 @@ _SOCKET_BUFFER = 4 << 20
 _counter = itertools.count()
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a board has behind it that begins from a saved one: ``logs`` is the folder with its consoles' logs,
+    ``uptime`` the seconds since power-on, ``origin`` what it was saved as."""
+
+    logs: Path
+    uptime: float
+    origin: str
+
+    def begin_log(self, console: str, log: Path) -> None:
+        """Write a console's log up to where the board was saved, and a line that says so."""
+        earlier = self.logs / f"{console}.log"
+        text = earlier.read_bytes() if earlier.exists() else b""
+        if text and not text.endswith(b"\n"):
+            text += b"\n"
+        log.write_bytes(text + b"[%10.3f] ---- restored from %s ----\n" % (self.uptime, self.origin.encode()))
+
+
 class Board:
     """One board. ``start()`` returns with the board powered on (or, with ``incoming``, waiting to be filled).
 
     ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb`` and ``consoles/*.log`` and stays;
     throwing it away is the caller's choice. ``incoming`` makes a clone: no files are loaded, QEMU runs with
     ``-incoming defer`` and stays paused until the caller has filled it over :attr:`qmp` and calls
-    :meth:`resume`. ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
+    :meth:`resume`; ``past`` is what its consoles said before, and continue.
+    ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
     else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
@@ -56,6 +76,7 @@ class Board:
         plugin_args: Sequence[str] = (),
         ram: Ram | Path | None = None,
         incoming: bool = False,
+        past: Past | None = None,
         run_as: str | int = "auto",
         extra_args: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
@@ -71,12 +92,13 @@ class Board:
         self._plugin = plugin
         self._plugin_args = tuple(plugin_args)
         self._incoming = incoming
+        self._past = past
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
         self._outputs = tuple(outputs)
         self._problem_callbacks: list[Callable[[Problem], None]] = []
-        self._power_on = time.monotonic()
+        self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
         self._process: QemuProcess | None = None
         self._drain: Drain | None = None
@@ -191,8 +213,11 @@ class Board:
         return f" ({reasons[-1]})" if reasons else ""
 
     def resume(self) -> None:
-        """Let the virtual CPUs run; the first time, this is power-on and the clock of the consoles begins."""
-        self._power_on = time.monotonic()
+        """Let the virtual CPUs run; the first time, this is power-on and the clock of the consoles begins.
+
+        The clock of a clone goes on from where its template was saved.
+        """
+        self._power_on = time.monotonic() - self._earlier
         self.qmp.execute("cont")
 
     # What to do with a board
@@ -216,6 +241,10 @@ class Board:
         """Seconds of wall time since power-on."""
         return time.monotonic() - self._power_on
 
+    @property
+    def _earlier(self) -> float:
+        return 0.0 if self._past is None else self._past.uptime
+
     def on_problem(self, callback: Callable[[Problem], None]) -> None:
         """Call ``callback`` (from the drain thread, so be quick) for each problem from now on."""
         self._problem_callbacks.append(callback)
@@ -234,8 +263,11 @@ class Board:
         theirs = {name: pair[1] for name, pair in pairs.items()}
         self._drain = Drain(self.id)
         for name in names:
+            log = self.run_dir / "consoles" / f"{name}.log"
+            if self._past is not None:
+                self._past.begin_log(name, log)
             console = Console(
-                name, pairs[name][0], self.run_dir / "consoles" / f"{name}.log", lambda: self.uptime
+                name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None
             )
             console.on_sign(self._on_sign)
             self.consoles[name] = console

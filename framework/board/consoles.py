@@ -106,9 +106,14 @@ class _Feed(_Base):
 
 
 class Console:
-    """One console of a board. Made by the board; ``end`` is this side's socket of a connected pair."""
+    """One console of a board. Made by the board; ``end`` is this side's socket of a connected pair.
 
-    def __init__(self, name: str, end: socket.socket, log_path: Path, clock: Callable[[], float]) -> None:
+    A console that continues an earlier one (``append``) writes behind what its log holds already.
+    """
+
+    def __init__(
+        self, name: str, end: socket.socket, log_path: Path, clock: Callable[[], float], *, append: bool = False
+    ) -> None:
         self.name = name
         self.log = log_path
         self.bytes_seen = 0
@@ -123,7 +128,8 @@ class Console:
         self._at_line_start = True
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
+        self._log_fd = os.open(log_path, flags, 0o644)
 
     @property
     def dropped(self) -> int:

@@ -78,6 +78,13 @@ class Qmp:
     def wait_event(self, name: str, seconds: float, **data: Any) -> dict[str, Any]:
         """Wait for an event of this name whose data hold these values, also one that came before the call.
 
+        See :meth:`wait_any_event`.
+        """
+        return self.wait_any_event(name, seconds, **{key: (value,) for key, value in data.items()})
+
+    def wait_any_event(self, name: str, seconds: float, **data: tuple[Any, ...]) -> dict[str, Any]:
+        """Wait for an event of this name whose data hold one of the values given for each key.
+
         ``seconds`` are scaled by the host factor. Raises BoardError when it does not come or the connection
         ends.
         """
@@ -85,7 +92,9 @@ class Qmp:
         def found() -> dict[str, Any] | None:
             for event in self._events:
                 fields = event.get("data", {})
-                if event["event"] == name and all(fields.get(key) == value for key, value in data.items()):
+                if event["event"] == name and all(
+                    fields.get(key) in values for key, values in data.items()
+                ):
                     return event
             return None
 

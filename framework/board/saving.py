@@ -1,0 +1,105 @@
+"""A running board turned into files, and a new board filled from them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+from framework.board.board import Board
+from framework.board.migration import Woken, wake_timers
+from framework.errors import BoardError
+
+_SECONDS = 60.0
+"""For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
+
+
+def save_devices(board: Board) -> tuple[bytes, list[Woken]]:
+    """Stop a board whose RAM lies in a shared file; return its device state, mended
+    (:mod:`framework.board.migration`), and the timers that were.
+
+    Raises BoardError when QEMU cannot save it.
+    """
+    if board.ram is None or not board.ram.share:
+        raise BoardError("only a board with its RAM in a shared file can become a template", where="saving")
+    fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
+    try:
+        _save(board, f"/proc/self/fd/{fd}", shared=True)
+        state = bytearray(os.pread(fd, os.fstat(fd).st_size, 0))
+    finally:
+        os.close(fd)
+    woken = wake_timers(state)
+    return bytes(state), woken
+
+
+def save_whole(board: Board, path: Path) -> list[Woken]:
+    """Stop any board and write devices and RAM into one file, as large as the RAM in use.
+
+    Raises BoardError when QEMU cannot save it, a full disk included; nothing is left then.
+    """
+    try:
+        path.touch(mode=0o644)
+        _save(board, str(path), shared=False)
+        with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as state:
+            return wake_timers(state)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:
+    """Fill a board that was started with ``incoming`` and is paused; it stays paused.
+
+    ``shared``: its RAM lies in the file that the state belongs to, rather than in the state itself.
+    """
+    board.qmp.execute("migrate-set-capabilities", capabilities=_capabilities(shared))
+    if isinstance(state, bytes):
+        fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(fd), "wb") as stream:
+                stream.write(state)
+            target = _lend(board, f"/proc/self/fd/{fd}", os.O_RDONLY)
+        finally:
+            os.close(fd)
+    else:
+        target = _lend(board, str(state), os.O_RDONLY)
+    board.qmp.execute("migrate-incoming", uri=f"file:{target}")
+    _wait(board, "filled")
+
+
+def copy_logs(board: Board, folder: Path) -> None:
+    """Copy the consoles' logs as they are now."""
+    folder.mkdir(exist_ok=True)
+    for name, console in board.consoles.items():
+        shutil.copyfile(console.log, folder / f"{name}.log")
+
+
+def _save(board: Board, path: str, *, shared: bool) -> None:
+    board.qmp.execute("migrate-set-capabilities", capabilities=_capabilities(shared))
+    board.qmp.execute("stop")
+    board.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
+    target = _lend(board, path, os.O_WRONLY)
+    board.qmp.execute("migrate", uri=f"file:{target}")
+    _wait(board, "saved")
+
+
+def _capabilities(shared: bool) -> list[dict[str, object]]:
+    names = ["events", *(["x-ignore-shared"] if shared else [])]
+    return [{"capability": name, "state": True} for name in names]
+
+
+def _lend(board: Board, path: str, mode: int) -> str:
+    # QEMU runs as somebody else, maybe, and could not open the file itself.
+    fd = os.open(path, mode | os.O_CLOEXEC)
+    try:
+        return board.qmp.add_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def _wait(board: Board, what: str) -> None:
+    done = board.qmp.wait_any_event("MIGRATION", _SECONDS, status=("completed", "failed"))
+    if done["data"]["status"] != "completed":
+        why = board.qmp.execute("query-migrate").get("error-desc", "QEMU does not say why")
+        raise BoardError(f"the board cannot be {what}: {why}", where=str(board.run_dir))

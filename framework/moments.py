@@ -1,0 +1,106 @@
+"""Moments of a board's life that are worth a template, and clones of them.
+
+A moment is a name and a plain function that takes a booted session there. Whatever goes into a template goes
+into its key: the files of the stack, the board, QEMU's command line, the moment's own source, and the sources of
+what boots a board. So a template is made at first use, made again when anything in it changes, and never stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts.stack import Stack
+from framework.board import qemu
+from framework.board.board import Board
+from framework.board.qemu import Ram
+from framework.board.spec import BoardSpec
+from framework.board.template import Template, TemplateStore
+from framework.progress import Progress, Silent
+from framework.session import Session
+
+_HERE = Path(__file__).parent
+_SOURCES = ("session.py", "moments.py", "guests/restored.py", "guests/xl.py", "guests/linux.py", "guests/dom0.py",
+            "board/saving.py", "board/migration.py", "board/template.py", "board/devicetree.py")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to save. ``further`` goes on from a board with all its guests ready (``guests``) or with dom0 only;
+    it may leave JSON in :attr:`Session.notes <framework.session.Session>` for the clones. It must be a plain
+    function: its source is part of the template's key."""
+
+    name: str
+    guests: bool = True
+    further: Callable[[Session], None] | None = None
+
+    @property
+    def source(self) -> str:
+        """The text of what it does."""
+        return "" if self.further is None else inspect.getsource(self.further)
+
+
+READY = Moment("ready")
+"""All Linux guests up, each initialised in OP-TEE."""
+
+DOM0 = Moment("dom0", guests=False)
+"""dom0 up, no guest yet."""
+
+MOMENTS = {moment.name: moment for moment in (READY, DOM0)}
+
+
+def label_of(spec: BoardSpec, moment: Moment) -> str:
+    """What people call the template: ``default2-ready`` is board default with two guests, all ready."""
+    return f"{spec.name}{len(spec.guests)}-{moment.name}"
+
+
+def inputs_of(spec: BoardSpec, stack: Stack, moment: Moment) -> dict[str, object]:
+    """Everything that the content of a template depends on."""
+    fds = dict.fromkeys([*qemu.console_names(spec), "qmp"], 0)
+    return {
+        "board": spec,
+        "files": [stack.flash, stack.xen, stack.kernel, stack.dom0_ramdisk, Path(stack.qemu.argv()[-1])],
+        "line": [*qemu.common_argv("id"), *qemu.machine_argv(spec, None), *qemu.device_argv(spec, fds)],
+        "moment": [moment.name, moment.guests, moment.source],
+        "code": [_HERE / name for name in _SOURCES],
+        "key": stack.keys.host_public.read_text(),
+    }
+
+
+@contextmanager
+def template(
+    store: TemplateStore, spec: BoardSpec, stack: Stack, moment: Moment = READY, progress: Progress | None = None
+) -> Iterator[Template]:
+    """The verified template of this moment, made now if need be; its files stay while the context lasts."""
+    told = progress or Silent()
+
+    @contextmanager
+    def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
+        with Session(spec, stack, run_dir, board=Board(spec, stack, run_dir, ram=ram)) as session:
+            session.boot(told, guests=moment.guests)
+            if moment.further is not None:
+                moment.further(session)
+            session.prepare_to_save()
+            yield session.board, session.about()
+
+    with store.get(label_of(spec, moment), inputs_of(spec, stack, moment), make) as found:
+        yield found
+
+
+def clone_session(
+    store: TemplateStore,
+    spec: BoardSpec,
+    stack: Stack,
+    run_dir: Path,
+    moment: Moment = READY,
+    *,
+    trace: bool = False,
+    progress: Progress | None = None,
+) -> Session:
+    """A running session of one's own at this moment; the caller closes it."""
+    with template(store, spec, stack, moment, progress) as found:
+        return Session.from_template(found, spec, stack, run_dir, trace=trace)
