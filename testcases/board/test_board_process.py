@@ -78,9 +78,8 @@ def emulator() -> Bundle:
     if given:
         return GivenQemu(given)
     from framework.artifacts.cache import BuildCache
-    from framework.artifacts.qemu_bundle import qemu_bundle
-
     from framework.artifacts.lock import Lock
+    from framework.artifacts.qemu_bundle import qemu_bundle
     from framework.paths import cache_root
     from framework.session import open_store
 

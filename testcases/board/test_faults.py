@@ -122,7 +122,7 @@ def test_no_qemu_outlives_a_run_that_is_interrupted_hung_up_or_killed(tmp_path, 
     assert any("qemu-system-aarch64" in " ".join(child.cmdline()) for child in children)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    gone, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive, alive
     if number == signal.SIGKILL:
         Janitor().sweep()
