@@ -1,11 +1,14 @@
 """The pytest plugin: booted boards as fixtures. Heavy imports happen inside fixtures, so collecting stays instant.
 
-Fixtures, from wide to narrow: ``stack`` (files), ``live`` (a booted :class:`~framework.session.Session` shared by the
-tests of one pytest process), ``board``, ``dom0``, ``domus`` (all Linux guests), ``domu`` (the first of them).
+The ladder of boards: ``board`` is a fresh clone for each test and the default; ``module_board`` a clone that a module's
+tests share; ``cold_board`` boots from power-on. Each has its :class:`~framework.session.Session` (``live``,
+``module_live``, ``cold_live``); ``dom0``, ``domus`` (all Linux guests) and ``domu`` (the first) belong to ``board``.
+Clones come from a template that is made at first use and cached (``boards``); ``stack``, ``spec``: what is tested.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +20,8 @@ import pytest
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides, Stack
     from framework.board.board import Board
+    from framework.board.spec import BoardSpec
+    from framework.boards import Boards
     from framework.guests.dom0 import Dom0
     from framework.guests.linux import LinuxGuest
     from framework.session import Session
@@ -33,12 +38,15 @@ _MARKERS = {
     "board": "needs a booted board (given automatically to users of the board's fixtures)",
     "artifacts": "needs fetched artifacts, but no booted board",
     "slow": "takes minutes",
+    "moment(which)": "the moment of a board's life that the test's clone begins at: ready (default), dom0 or a Moment",
+    "traced": "every SMC of the test's board is recorded",
     "rule(id, ...)": "the requirements, rules and deviations that the test exercises",
 }
-_BOARD_FIXTURES = {"live", "board", "dom0", "domu", "domus"}
+_BOARD_FIXTURES = {"live", "board", "dom0", "domu", "domus", "module_live", "module_board", "cold_live", "cold_board"}
 _TAIL_LINES = 25
 
 _session_key = pytest.StashKey["Session"]()
+_failed_key = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +58,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, text in _PARTS.items():
         group.addoption(f"--{name}", type=Path, default=None, metavar="PATH", help=text)
     group.addoption("--board-logs", type=Path, default=Path("reports/tests"), help="where boards keep their logs")
+    group.addoption(
+        "--keep-on-failure", action="store_true", help="keep a failed test's board, for `medcheck resume`"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +81,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """A failed board test shows the end of every console and what was recognised there."""
     outcome: Any = yield
     report: pytest.TestReport = outcome.get_result()
-    session = item.session.stash.get(_session_key, None)
+    if report.failed:
+        item.stash[_failed_key] = True
+    session = item.stash.get(_session_key, None)
     if session is None or not report.failed or item.get_closest_marker("board") is None:
         return
     for problem in session.board.problems:
@@ -101,37 +114,82 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 
 
 @pytest.fixture(scope="session")
-def live(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Session]:
-    """A cold-booted board with all its guests ready, shared by the tests of this process."""
+def spec(request: pytest.FixtureRequest) -> BoardSpec:
+    """The board under test, as chosen by ``--board`` and ``--domus``."""
     from framework.board.spec import BoardSpec
-    from framework.progress import Silent
-    from framework.session import Session, with_guests
+    from framework.session import with_guests
 
-    spec = with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    logs = request.config.getoption("board_logs") / f"{worker}-{os.getpid()}"
-    with Session(spec, stack, logs) as session:
-        request.session.stash[_session_key] = session
-        session.boot(Silent())
+    return with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
+
+
+@pytest.fixture(scope="session")
+def boards(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpec) -> Boards:
+    """The maker of boards for this process."""
+    from framework.boards import Boards
+
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    return Boards(stack, spec, (lambda text: reporter.write_line(text)) if reporter else None)
+
+
+@pytest.fixture
+def live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+    """A session of the test's own: a fresh clone with all guests up, gone without trace afterwards.
+
+    Markers: ``moment(...)`` clones another moment (a name or a :class:`~framework.moments.Moment`);
+    ``traced`` records every SMC from the clone's first instruction.
+    """
+    node = request.node
+    wanted = node.get_closest_marker("moment")
+    moment = wanted.args[0] if wanted else "ready"
+    traced = node.get_closest_marker("traced") is not None
+    with boards.clone(_folder(request), moment, trace=traced) as session:
+        yield from _lent(request, session)
+
+
+@pytest.fixture(scope="module")
+def module_live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+    """A clone that the tests of a module share."""
+    with boards.clone(_folder(request), "ready") as session:
         yield session
 
 
 @pytest.fixture
+def cold_live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+    """A board booted from power-on for this test, all guests ready."""
+    with boards.cold(_folder(request)) as session:
+        yield from _lent(request, session)
+
+
+@pytest.fixture
 def board(live: Session) -> Board:
-    """The running board; a test that finds it dead fails at once, with the reason."""
+    """The test's own running board; a test that finds it dead fails at once, with the reason."""
     live.check_alive()
     return live.board
 
 
 @pytest.fixture
+def module_board(request: pytest.FixtureRequest, module_live: Session) -> Board:
+    """The module's running board; dead for all of them once one test has killed it."""
+    request.node.stash[_session_key] = module_live
+    module_live.check_alive()
+    return module_live.board
+
+
+@pytest.fixture
+def cold_board(cold_live: Session) -> Board:
+    """A board that was booted from power-on for this test."""
+    return cold_live.board
+
+
+@pytest.fixture
 def dom0(live: Session, board: Board) -> Dom0:  # noqa: ARG001 - the board is checked first
-    """The control domain."""
+    """The control domain of the test's own board."""
     return live.dom0
 
 
 @pytest.fixture
 def domus(live: Session, board: Board) -> dict[str, LinuxGuest]:  # noqa: ARG001
-    """All Linux guests by name."""
+    """All Linux guests of the test's own board by name."""
     return dict(live.guests)
 
 
@@ -141,9 +199,33 @@ def domu(domus: dict[str, LinuxGuest]) -> LinuxGuest:
     return next(iter(domus.values()))
 
 
+def _lent(request: pytest.FixtureRequest, session: Session) -> Iterator[Session]:
+    """Let a test have a session; keep its state if the test failed and that was asked for."""
+    node = request.node
+    node.stash[_session_key] = session
+    yield session
+    if node.stash.get(_failed_key, False) and request.config.getoption("keep_on_failure"):
+        from framework.kept import keep
+
+        identity = keep(session, node.nodeid)
+        node.add_report_section("teardown", "kept board", f"medcheck resume {identity}")
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.write_line(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
+
+
+def _folder(request: pytest.FixtureRequest) -> Path:
+    """Where a board of this test or module keeps its logs."""
+    logs: Path = request.config.getoption("board_logs")
+    return logs / folder_name(request.node.nodeid)
+
+
 def folder_name(nodeid: str) -> str:
-    """A test's id as the name of a folder: readable, safe, at most 120 characters."""
-    return re.sub(r"[^\w.\[\]-]+", "_", nodeid)[-120:].strip("_")
+    """A test's id as the name of a folder: readable, safe, at most 120 characters, one for each id."""
+    name = re.sub(r"[^\w.\[\]-]+", "_", nodeid).strip("_")
+    if len(name) <= 120:
+        return name
+    return f"{name[-110:]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
 @pytest.fixture

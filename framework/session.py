@@ -143,15 +143,19 @@ class Session(AbstractContextManager["Session"]):
         restored.prepare(self.dom0.ssh, ttys)
         self.dom0.close()
 
-    def adopt(self, about: Mapping[str, Any]) -> None:
-        """Take over a restored board whose saver remembered ``about``, and wake its guests."""
+    def adopt(self, about: Mapping[str, Any], *, wake: bool = True) -> None:
+        """Take over a restored board whose saver remembered ``about``, and wake its guests.
+
+        Without ``wake`` nothing is typed: the guests of a board that was kept after a failure may be dead.
+        """
         self.notes = dict(about["notes"])
         for item in about["guests"]:
             console = self.board.consoles[f"guest{item['number'] - 1}"]
             self.guests[item["name"]] = LinuxGuest(
                 self.dom0, item["name"], item["number"], item["domid"], console, tee=item["tee"]
             )
-        restored.wake(self.dom0.console, [guest.console for guest in self.guests.values()])
+        if wake:
+            restored.wake(self.dom0.console, [guest.console for guest in self.guests.values()])
         self.phases.append(Phase("restored", time.monotonic() - self._begin))
 
     def boot(self, progress: Progress, *, guests: bool = True) -> None:

@@ -159,6 +159,12 @@ class Janitor:
                 found.append(Survivor(board_id, role, process))
         return found
 
+    def processes_of(self, board_id: str) -> list[Survivor]:
+        """Return the processes of one board, whether or not its owner lives: none, once it was stopped."""
+        numbers = [int(item.name) for item in Path("/proc").iterdir() if item.name.isdigit()]
+        seen = [found for found in map(_ours, numbers) if found is not None]
+        return [Survivor(*found) for found in seen if found[0] == board_id]
+
     def leftovers(self) -> list[Leftover]:
         """Return the files of boards whose owner, sitter and QEMU are all gone; each board's entry file
         comes last."""
