@@ -111,18 +111,18 @@ class Observer:
         if number != self._last + 1 or not self._begun:
             self._discontinuity(record, events)
         self._last = number
+        kind = record.kind
         try:
-            self._record(record, self._base + number, events)
+            if kind not in _SMC_KINDS:
+                self._rare(record, kind, self._base + number, events)
+            elif not record.raw_flags & _NOT_TEE:
+                self._smc(record, kind, self._base + number, events)
         except Malformed as error:
             events.append(self.gap(f"record {number} is malformed: {error}"))
         return events
 
-    def _record(self, record: Event, seq: int, events: list[RefEvent]) -> None:
-        kind = record.kind
-        if kind in _SMC_KINDS:
-            if not record.raw_flags & _NOT_TEE:
-                self._smc(record, kind, seq, events)
-        elif kind in _DOMAIN_KINDS:
+    def _rare(self, record: Event, kind: int, seq: int, events: list[RefEvent]) -> None:
+        if kind in _DOMAIN_KINDS:
             self._domain(kind, record.subject, seq, events)
         elif kind == _COUNTERS:
             self._counters(record)
