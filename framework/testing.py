@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 from framework.artifacts.stack import Overrides
 from framework.console_ui import Output
@@ -14,32 +14,38 @@ from framework.errors import ExitCode
 from framework.session import open_store, prepare_stack
 
 _ROOT = Path(__file__).resolve().parent.parent
-_EXIT = {
-    pytest.ExitCode.OK: ExitCode.GOOD,
-    pytest.ExitCode.TESTS_FAILED: ExitCode.FAILED,
-    pytest.ExitCode.NO_TESTS_COLLECTED: ExitCode.USAGE,
-    pytest.ExitCode.USAGE_ERROR: ExitCode.USAGE,
-    pytest.ExitCode.INTERNAL_ERROR: ExitCode.INFRASTRUCTURE,
-}
+_EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
+"""What pytest's exit codes mean here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
+_INTERRUPTED = 2
 
 
 def run_tests(
     arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output
 ) -> int:
-    """Run pytest over the project's tests; ``unit`` keeps to those that need neither network nor board."""
+    """Run pytest over the project's tests; ``unit`` keeps to those that need neither network nor board.
+
+    Raises KeyboardInterrupt when pytest was interrupted.
+    """
     if not unit:
         with output:
             prepare_stack(Overrides(), open_store(offline, mirrors, output.progress), output.progress)
-    os.chdir(_ROOT)
+    given = [argument.split("::")[0] for argument in arguments if not argument.startswith("-")]
+    paths = [] if any((_ROOT / path).exists() for path in given) else ["testcases/unit" if unit else "testcases"]
     # The fixtures find everything in the cache now; a test that would download is a defect.
-    os.environ["MEDCHECK_OFFLINE"] = "1"
-    given = [argument for argument in arguments if not argument.startswith("-")]
-    paths = [] if any(Path(argument.split("::")[0]).exists() for argument in given) else [_folder(unit)]
-    code = pytest.main([*arguments, *paths])
-    if code == pytest.ExitCode.INTERRUPTED:
+    environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", *arguments, *paths]
+    with subprocess.Popen(command, cwd=_ROOT, env=environment) as process:
+        code = _wait(process)
+    if code == _INTERRUPTED:
         raise KeyboardInterrupt
-    return _EXIT.get(pytest.ExitCode(code), ExitCode.INFRASTRUCTURE)
+    return _EXIT.get(code, ExitCode.INFRASTRUCTURE)
 
 
-def _folder(unit: bool) -> str:
-    return "testcases/unit" if unit else "testcases"
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for pytest to its end: after an interrupt it takes its boards down, which must not be cut short."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # Ctrl-C reached pytest by itself; a hang-up or a termination of this process did not.
+            process.terminate()

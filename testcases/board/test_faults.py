@@ -79,6 +79,7 @@ def test_a_xen_that_does_not_boot_is_named_with_its_console(tmp_path, store):
 def test_a_domu_that_panics_is_named_and_the_other_one_goes_on(live, domus):
     first, second = list(domus.values())[:2]
     begun = threading.Event()
+    second.ssh.run("echo 1 >/proc/sys/kernel/sysrq").check()
 
     def panic() -> None:
         begun.wait()

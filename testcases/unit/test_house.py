@@ -60,7 +60,7 @@ def test_pytest_is_known_only_to_the_plugin_and_the_tests():
         for path in (ROOT / "framework").rglob("*.py")
         if re.search(r"^\s*(import|from) pytest", path.read_text(), re.M)
     ]
-    assert sorted(map(str, knowing)) == ["framework/pytest_plugin.py", "framework/testing.py"]
+    assert sorted(map(str, knowing)) == ["framework/pytest_plugin.py"]
 
 
 def _tracked() -> list[Path]:
