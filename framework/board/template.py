@@ -215,6 +215,10 @@ class TemplateStore:
         self._remove_remains()
         self._discard(name)
         self.prune()
+        # The lock is ours: whatever was begun under this name was left by a process that died.
+        for base in (self.root, self._fast):
+            if base is not None and (base / f".{name}.partial").exists():
+                shutil.rmtree(base / f".{name}.partial")
         folder = self.root / f".{name}.partial"
         folder.mkdir(parents=True)
         fast = self._fast_folder(f".{name}.partial") if self._room(_MOST_RAM) else None
@@ -268,7 +272,7 @@ class TemplateStore:
             for folder in [] if base is None or not base.exists() else base.glob(".*.partial"):
                 name = folder.name[1 : -len(".partial")]
                 try:
-                    # Whoever holds the lock is alive and at it, this very process included.
+                    # Whoever holds the lock is alive and at it.
                     with self._locked(name, exclusive=True, wait=False):
                         shutil.rmtree(folder, ignore_errors=True)
                 except BlockingIOError:

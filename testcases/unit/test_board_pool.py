@@ -1,0 +1,73 @@
+"""Places for boards: bounded over processes, free again whatever way a process ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from framework.board.pool import CLONE_BYTES, Pool, places
+
+
+@pytest.mark.parametrize(
+    ("smp", "cores", "memory", "expected"),
+    [(2, 2, 64 << 30, 1), (2, 8, 64 << 30, 6), (1, 2, 64 << 30, 3), (2, 64, 3 * CLONE_BYTES, 3), (4, 1, 0, 1)],
+)
+def test_places_follow_cores_and_memory(smp, cores, memory, expected):
+    assert places(smp, cores=cores, memory=memory) == expected
+
+
+def _work(folder, size, inside, most, rounds):
+    pool = Pool(size, folder)
+    for _ in range(rounds):
+        with pool.place():
+            with inside.get_lock():
+                inside.value += 1
+                most.value = max(most.value, inside.value)
+            with inside.get_lock():
+                inside.value -= 1
+
+
+def test_twenty_processes_never_hold_more_than_the_places(tmp_path):
+    context = multiprocessing.get_context("fork")
+    inside, most = context.Value("i", 0), context.Value("i", 0)
+    crowd = [context.Process(target=_work, args=(tmp_path, 2, inside, most, 3)) for _ in range(20)]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join(60)
+    assert {process.exitcode for process in crowd} == {0}
+    assert 1 <= most.value <= 2
+
+
+def _hold(folder, ready):
+    with Pool(1, folder).place():
+        ready.set()
+        signal.pause()
+
+
+def test_the_place_of_a_killed_process_is_free_again(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready))
+    holder.start()
+    assert ready.wait(30)
+    said = []
+
+    def free(text):
+        said.append(text)
+        os.kill(holder.pid, signal.SIGKILL)
+
+    with Pool(1, tmp_path, free).place():
+        assert said == ["all 1 places for boards are taken; waiting for one"]
+    holder.join(30)
+
+
+def test_a_process_never_waits_for_itself(tmp_path):
+    pool = Pool(1, tmp_path)
+    with pool.place(), pool.place():
+        pass
+    with pool.place():
+        pass
