@@ -73,8 +73,10 @@ class Buffer:
         return self.pages[0] + self.offset
 
     def list_ops(self) -> list[Op]:
-        """Instructions that write the page list."""
+        """Instructions that write the page list; none when it names no page (it may lie where nothing is)."""
         ops: list[Op] = []
+        if not self.pages:
+            return ops
         for number, ipa in enumerate(self.lists):
             entries = self.pages[number * LIST_ENTRIES : (number + 1) * LIST_ENTRIES]
             following = self.lists[number + 1] if number + 1 < len(self.lists) else 0
@@ -82,7 +84,7 @@ class Buffer:
             if all(b - a == step for a, b in pairwise(entries)):
                 ops += [
                     Fill(ipa, PAGE_SIZE // 8),
-                    Fill(ipa, len(entries), entries[0] if entries else 0, step),
+                    Fill(ipa, len(entries), entries[0], step),
                 ]
                 ops.append(Fill(ipa + PAGE_SIZE - 8, 1, following))
             else:
