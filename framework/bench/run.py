@@ -14,6 +14,7 @@ from pathlib import Path
 
 from framework.artifacts.stack import Overrides
 from framework.bench.consoles import console_throughput
+from framework.bench.templates import clone_answer, clone_private, clone_running, clone_smc
 from framework.board.spec import BoardSpec
 from framework.console_ui import Output
 from framework.errors import ExitCode, UsageError
@@ -85,6 +86,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         "MB/s", "bytes through a console, with log and watch", lambda _: [console_throughput() for _ in range(5)]
     ),
     "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
+    "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clone_running),
+    "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clone_answer),
+    "clone_smc_s": Benchmark("s", "… to xtest 1004 done in a domU", clone_smc),
+    "clone_private_mb": Benchmark("MB", "memory of a clone's own, two seconds idle", clone_private),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }
 

@@ -107,6 +107,13 @@ class Qmp:
             )
         return event
 
+    def forget_events(self, name: str) -> None:
+        """Forget the events of this name, so that a later wait means one to come."""
+        with self._arrived:
+            kept = [event for event in self._events if event["event"] != name]
+            self._events.clear()
+            self._events.extend(kept)
+
     def close(self) -> None:
         """Let go of the connection; may be called twice. QEMU itself goes on."""
         if self._closed:

@@ -80,13 +80,14 @@ def _save(board: Board, path: str, *, shared: bool) -> None:
     board.qmp.execute("stop")
     board.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
     target = _lend(board, path, os.O_WRONLY)
+    # A clone has been through a migration already: its own filling.
+    board.qmp.forget_events("MIGRATION")
     board.qmp.execute("migrate", uri=f"file:{target}")
     _wait(board, "saved")
 
 
 def _capabilities(shared: bool) -> list[dict[str, object]]:
-    names = ["events", *(["x-ignore-shared"] if shared else [])]
-    return [{"capability": name, "state": True} for name in names]
+    return [{"capability": "events", "state": True}, {"capability": "x-ignore-shared", "state": shared}]
 
 
 def _lend(board: Board, path: str, mode: int) -> str:
