@@ -50,11 +50,11 @@ def walk_list(buf_ptr: int, pages: int, mem: Mapping[int, PageView]) -> Walk:
         view = mem.get(list_ipa)
         fit = usable(view)
         if fit is None or view is None:
-            return Walk(tuple(mfns), unknown=f"list page {list_ipa:#x} was not observed")
+            return Walk(tuple(mfns), unknown="a page of the list was not observed")
         if not fit:
             return Walk(tuple(mfns), bad=True)
         if view.data is None or len(view.data) != PAGE_SIZE:
-            return Walk(tuple(mfns), unknown=f"content of list page {list_ipa:#x} was not observed")
+            return Walk(tuple(mfns), unknown="the content of a page of the list was not observed")
         words = abi.LIST_PAGE.unpack(view.data)
         for entry in words[: min(abi.LIST_ENTRIES, pages - len(mfns))]:
             ipa = entry & ~abi.OFFSET_MASK
@@ -63,7 +63,7 @@ def walk_list(buf_ptr: int, pages: int, mem: Mapping[int, PageView]) -> Walk:
             if fit is False:
                 return Walk(tuple(mfns), bad=True)
             if fit is None or data is None or data.mfn is None:
-                return Walk(tuple(mfns), unknown=f"page {ipa:#x} was not observed")
+                return Walk(tuple(mfns), unknown="a page the list names was not observed")
             mfns.append(data.mfn)
         list_ipa = words[abi.LIST_ENTRIES] & ~abi.OFFSET_MASK
     return Walk(tuple(mfns))
@@ -177,7 +177,7 @@ def check_list(
         data = shadow.get(page)
         pages.append(page)
         if data is None or len(data) != PAGE_SIZE:
-            return differences, pages, f"shadow list page {page:#x} was not observed"
+            return differences, pages, "a page of the shadow list was not observed"
         count = min(abi.LIST_ENTRIES, len(buffer.mfns) - done)
         due = [mfn << 12 for mfn in buffer.mfns[done : done + count]]
         words = abi.LIST_PAGE.unpack(data)

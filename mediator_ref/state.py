@@ -237,7 +237,10 @@ class State:
         self.tally.passes[rule] += 1
 
     def unchecked(self, rule: str, reason: str, event: Event) -> None:
-        """Count one check that could not be made; the first per rule and reason is handed out as a verdict."""
+        """Count one check that could not be made; the first per rule and reason is handed out as a verdict.
+
+        ``reason`` holds no address and no number: a tally has one entry for each, and must not grow with the trace.
+        """
         key = (rule, reason)
         self.tally.not_checked[key] += 1
         if self.tally.not_checked[key] == 1:

@@ -57,7 +57,7 @@ def _other(state: State, event: Event) -> None:
     elif isinstance(event, FrameReleased):
         lifecycle.frame_released(state, event)
     elif isinstance(event, Gap):
-        lifecycle.gap(state, event)
+        lifecycle.gap(state)
     elif isinstance(event, End):
         lifecycle.end(state, event)
     elif isinstance(event, Start) and event.mid_stream:

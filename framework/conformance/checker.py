@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +37,6 @@ KEPT = 20
 _REASONS = 10
 _WHOLE_TRACE = frozenset((Start, Gap, End))
 _STEP = 256
-_NUMBERS = re.compile(r"(#|0x)[0-9a-f]+|\b\d+\b")
 
 
 class Checker:
@@ -179,7 +177,7 @@ class Checker:
         reasons: Counter[str] = Counter()
         for (name, reason), count in tally.not_checked.items():
             if name == id_:
-                reasons[_NUMBERS.sub("N", reason)] += count
+                reasons[reason] += count
         unchecked = sum(reasons.values())
         words = [f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(_REASONS)]
         if rule.unobservable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from framework.errors import TraceError
 from framework.trace.event import Event
 from framework.trace.format import BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
@@ -48,7 +49,7 @@ _UNMAPPED_PAGE = PageView(PageKind.UNMAPPED)
 _P2M_RAM_RW, _P2M_RAM_RO, _P2M_LAST = 1, 2, 11
 _INSTRUCTION = 4
 
-Malformed = (struct.error, IndexError, ValueError)
+Malformed = (struct.error, IndexError, ValueError, TraceError)
 """What decoding a record of gibberish may raise."""
 
 

@@ -25,6 +25,7 @@ from framework.trace.format import (
 _REGS = [struct.Struct(f"<{n}Q") for n in range(64)]
 _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
+_BLOCK_KINDS = frozenset(BlockKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Block:
 
     def translations(self) -> Iterator[Translation]:
         """The entries of a TRANSLATIONS block: every data page that a page list names, in order."""
+        if len(self.data) % TRANSLATION.size:
+            raise TraceError(f"{len(self.data)} bytes are no whole number of translations")
         for ipa, ma, pte in TRANSLATION.iter_unpack(self.data):
             level = ma & _PAGE_MASK
             yield Translation(ipa, None if level == _NO_TRANSLATION else ma & ~_PAGE_MASK, pte, level & 3)
@@ -97,6 +100,8 @@ class Event:
     ``domain`` and ``vcpu`` are Xen's ids of what ran, None when unknown. ``parent`` is the ``seq`` of the
     guest call that an EL3 call or guest return belongs to, and of the EL3 call that an EL3 return answers; 0:
     none.
+
+    Whatever bytes a record holds, decoding them raises nothing but :class:`TraceError`.
     """
 
     __slots__ = (
@@ -130,6 +135,8 @@ class Event:
     imm: int
 
     def __init__(self, raw: bytes) -> None:
+        if len(raw) < RECORD.size:
+            raise TraceError(f"a record of {len(raw)} bytes is shorter than its header")
         self.raw = raw
         (
             _,
@@ -178,7 +185,10 @@ class Event:
     @property
     def regs(self) -> tuple[int, ...]:
         """x0, x1, ...: 18 of a guest's, 8 at EL3; a domain event's struct domain; the counters."""
-        found: tuple[int, ...] = _REGS[self.nregs].unpack_from(self.raw, RECORD.size)
+        try:
+            found: tuple[int, ...] = _REGS[self.nregs].unpack_from(self.raw, RECORD.size)
+        except (IndexError, struct.error) as error:
+            raise self._malformed(f"{self.nregs} registers do not fit a record of {len(self.raw)} bytes") from error
         return found
 
     @property
@@ -191,17 +201,19 @@ class Event:
         return dict(zip(COUNTERS, self.regs, strict=False))
 
     def blocks(self) -> list[Block]:
-        """The memory of this event. Raises :class:`TraceError` when a block does not fit its record."""
+        """The memory of this event."""
         at = RECORD.size + self.nregs * 8
         found = []
         for _ in range(self.nblocks):
             if at + BLOCK.size > len(self.raw):
-                raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
+                raise self._malformed("a block lies outside it")
             kind, flags, level, index, size, length, count, ipa, ma, pte, cookie = BLOCK.unpack_from(self.raw, at)
             start = at + BLOCK.size
             at = start + (length + 7 & ~7)
             if at > len(self.raw):
-                raise TraceError(f"a block of record {self.seq} lies outside it", where=f"record {self.seq}")
+                raise self._malformed("a block lies outside it")
+            if kind not in _BLOCK_KINDS:
+                raise self._malformed(f"there is no block of kind {kind}")
             found.append(
                 Block(
                     BlockKind(kind),
@@ -223,6 +235,9 @@ class Event:
         """The first block of this kind."""
         return next((b for b in self.blocks() if b.kind == kind), None)
 
+    def _malformed(self, what: str) -> TraceError:
+        return TraceError(f"record {self.seq} is malformed: {what}", where=f"record {self.seq}")
+
     def __repr__(self) -> str:
         name = Kind(self.kind).name if self.kind in Kind.__members__.values() else str(self.kind)
-        return f"<Event {self.seq} {name} domain={self.domain} x0={self.regs[0] if self.nregs else 0:#x}>"
+        return f"<Event {self.seq} {name} domain={self.domain} {self.nregs} registers>"

@@ -17,6 +17,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -94,6 +95,7 @@ class LiveConsumer:
         self._hold, self._send = _mask(hold), _mask(send)
         self._buffer = bytearray()
         self._connection: socket.socket | None = None
+        self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen(1)
@@ -107,9 +109,13 @@ class LiveConsumer:
         self.close()
 
     def accept(self, timeout_s: float | None = None) -> None:
-        """Wait for the plugin and greet it. Raises :class:`TraceError` when none comes in time."""
-        self._listener.settimeout(timeout_s)
+        """Wait for the plugin and greet it.
+
+        Raises :class:`TraceError` when none comes in time, when it hangs up before its greeting, and when
+        another thread calls :meth:`close` meanwhile.
+        """
         try:
+            self._listener.settimeout(timeout_s)
             self._connection, _ = self._listener.accept()
         except TimeoutError as error:
             raise TraceError(
@@ -117,8 +123,16 @@ class LiveConsumer:
                 where=str(self.path),
                 hint="look at QEMU's standard error: did the plugin load?",
             ) from error
+        except OSError as error:
+            raise self._hung_up() from error
+        if self._closed:  # between the two lines above
+            self._connection.close()
+            raise self._hung_up()
         self._connection.settimeout(timeout_s)
-        kind, _, payload = self._receive()
+        try:
+            kind, _, payload = self._receive()
+        except EOFError as error:
+            raise TraceError("the board hung up before its greeting", where=str(self.path)) from error
         if kind != Message.HELLO:
             raise TraceError(f"the plugin began with message {kind}, not a greeting", where=str(self.path))
         self.meta = json.loads(payload)
@@ -152,11 +166,20 @@ class LiveConsumer:
             raise
 
     def close(self) -> None:
-        """Hang up. A board that waits learns of it at once."""
-        if self._connection is not None:
-            self._connection.close()
-        self._listener.close()
+        """Hang up, from any thread. A board that waits learns of it at once, and so does a thread in
+        :meth:`accept` (which raises) or :meth:`events` (which ends)."""
+        self._closed = True
+        for end in (self._connection, self._listener):
+            if end is None:
+                continue
+            # Closing alone would leave a thread that is blocked in the socket blocked for good.
+            with suppress(OSError):  # not connected, or closed already
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
         self.path.unlink(missing_ok=True)
+
+    def _hung_up(self) -> TraceError:
+        return TraceError("the consumer was closed before a board connected", where=str(self.path))
 
     def _receive(self) -> tuple[int, int, bytes]:
         if not self._buffer and self._connection is not None:

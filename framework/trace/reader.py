@@ -17,6 +17,7 @@ from framework.trace.event import Event
 from framework.trace.format import (
     CHUNK,
     CHUNK_MAGIC,
+    COUNTERS,
     MAJOR,
     RECORD,
     RECORD_LIMIT,
@@ -249,8 +250,20 @@ class Reader:
             segment.records += 1
             by_kind[kind] = by_kind.get(kind, 0) + 1
             if kind == Kind.COUNTERS:
-                segment.counters = Event(record).counters()
+                self._closing(segment, Event(record))
             yield record
+
+    def _closing(self, segment: Segment, event: Event) -> None:
+        """Take the plugin's counters; a record of gibberish that only claims to hold them is damage."""
+        try:
+            counters = event.counters()
+        except TraceError as error:
+            self._damage(error.what)
+            return
+        if missing := [name for name in COUNTERS if name not in counters]:
+            self._damage(f"record {event.seq} is malformed: it lacks {len(missing)} counters")
+            return
+        segment.counters = counters
 
     def _resync(self, stream: IO[bytes], start: int) -> None:
         """Move to the next byte that may begin a chunk or a segment, or to the end."""

@@ -204,6 +204,12 @@ def test_probe_with_registers_left_is_d10() -> None:
     assert [(v.rule, v.deviation) for v in verdicts] == [("LIFE-6", "D10")]
 
 
+def test_probe_without_registers_left_makes_d10_stale() -> None:
+    state, verdicts = judge(Board())
+    assert not verdicts
+    assert state.tally.stale_deviations() == ("D10",)
+
+
 def test_page_released_after_d2_is_d2() -> None:
     board = booted(frozenset({"D2"}))
     d2_balloon(board)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from framework.errors import TraceError
 from framework.trace.event import Event
 from framework.trace.export import event_to_json, export, json_to_record
-from framework.trace.format import CHUNK, SEGMENT, BlockKind, Codec, Kind, P2mType
+from framework.trace.format import CHUNK, COUNTERS, RECORD, SEGMENT, BlockKind, Codec, Kind, P2mType
 from framework.trace.reader import Reader
 from framework.trace.writer import Writer, pack_block, pack_record
 from testcases.unit.trace_samples import ARG_IPA, Conversation, sample, write
@@ -237,3 +237,44 @@ def test_a_block_that_does_not_fit_its_record_is_an_error() -> None:
     record[64 + 8 + 8 : 64 + 8 + 12] = (4096).to_bytes(4, "little")
     with pytest.raises(TraceError, match="outside"):
         Event(bytes(record)).blocks()
+
+
+@given(st.binary(min_size=RECORD.size, max_size=400), st.integers(0, 9))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_gibberish_in_a_record_is_a_trace_error_and_nothing_else(raw: bytes, blocks: int) -> None:
+    garbled = bytearray(raw)
+    garbled[56:60] = blocks.to_bytes(4, "little")  # else nearly no record would get as far as its blocks
+    event = Event(bytes(garbled))
+    for look in (
+        lambda: event.regs,
+        event.counters,
+        lambda: [list(block.translations()) for block in event.blocks() if block.kind == BlockKind.TRANSLATIONS],
+    ):
+        try:
+            look()
+        except TraceError as error:
+            assert "translations" in error.what or f"record {event.seq} is malformed" in error.what
+    assert repr(event)
+
+
+def test_too_few_bytes_for_a_record_are_an_error() -> None:
+    with pytest.raises(TraceError, match="shorter than its header"):
+        Event(bytes(RECORD.size - 1))
+
+
+@pytest.mark.parametrize("nregs", [0, 3, len(COUNTERS) - 1, 63, 64, 0xFFFF])
+def test_a_record_that_only_claims_to_be_the_counters_is_a_problem(tmp_path: Path, nregs: int) -> None:
+    talk = sample()
+    closing = bytearray(pack_record(Kind.COUNTERS, len(talk.records) + 1, [1] * min(nregs, len(COUNTERS) - 1)))
+    at = 30  # nregs
+    closing[at : at + 2] = nregs.to_bytes(2, "little")
+    assert Event(bytes(closing)).nregs == nregs
+    with Writer(tmp_path / "t", counters=False) as writer:
+        for record in [*talk.records, bytes(closing)]:
+            writer.append(record)
+    with pytest.raises(TraceError, match="is malformed"):
+        list(Reader(tmp_path / "t").events())
+    reader = Reader(tmp_path / "t", recover=True)
+    assert len(list(reader.events())) == len(talk.records) + 1
+    assert ["is malformed" in problem.text for problem in reader.problems] == [True]
+    assert not reader.segments[0].complete

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,3 +204,62 @@ def test_no_board_and_long_paths(consumer: LiveConsumer, tmp_path: Path) -> None
         consumer.accept(0.05)
     with pytest.raises(UsageError, match="longer than 107"):
         LiveConsumer(tmp_path / ("x" * 108))
+
+
+def waiting_in(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    """A thread that does ``work``, and what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except TraceError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, raised
+
+
+def asleep(thread: threading.Thread) -> bool:
+    """Whether the kernel has put the thread to sleep, here: in its socket."""
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    return stat.rsplit(")", 1)[1].split()[0] == "S"
+
+
+def close_when_blocked(consumer: LiveConsumer, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + 10
+    while not asleep(thread) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    consumer.close()
+    thread.join(10)
+    assert not thread.is_alive(), "still blocked in the socket"
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_closing_wakes_a_thread_that_waits_for_a_board(consumer: LiveConsumer, timeout: float | None) -> None:
+    thread, raised = waiting_in(lambda: consumer.accept(timeout))
+    close_when_blocked(consumer, thread)
+    assert [str(error) for error in raised] and "was closed" in str(raised[0])
+
+
+def test_closing_wakes_a_thread_that_waits_for_an_event(consumer: LiveConsumer) -> None:
+    over = threading.Event()
+
+    def script(_: FakePlugin) -> None:
+        over.wait(20)
+
+    plugin = play(consumer, script)
+    seen: list[int] = []
+    thread, raised = waiting_in(lambda: seen.extend(held.event.seq for held in consumer.events()))
+    close_when_blocked(consumer, thread)
+    over.set()
+    plugin.join()
+    assert (seen, raised) == ([], [])
+    consumer.close()  # once more does no harm
+
+
+def test_a_board_that_hangs_up_before_it_greets_is_an_error(consumer: LiveConsumer) -> None:
+    FakePlugin(consumer.path).socket.close()
+    with pytest.raises(TraceError, match="before its greeting"):
+        consumer.accept(10)
