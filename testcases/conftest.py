@@ -1,8 +1,12 @@
-"""Fixtures of the project's own board tests: probe guests, and what a test says about listed deviations."""
+"""Fixtures of the project's own board tests: probe guests on a fresh board, judged by what they see and by the checker.
+
+A test that uses a probe gets a clone of the moment at which dom0 is ready, with every SMC recorded. When it is over and
+the board is gone, the trace is held against the reference: a nonconformance that is not a listed deviation fails the
+test, whatever the guest itself saw.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,59 +14,47 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from framework.artifacts.stack import Stack
+    from framework.conformance.result import ConformanceResult
     from framework.guests.probe import Probe
     from framework.session import Session
 
 MakeProbe = Callable[..., "Probe"]
 
-
-class ProbeBoard:
-    """A board with dom0 alone, booted at first use and again after a test that left it dead."""
-
-    def __init__(self, stack: Stack, logs: Path) -> None:
-        self._stack = stack
-        self._logs = logs
-        self._boots = 0
-        self._session: Session | None = None
-
-    def session(self) -> Session:
-        """A board that is alive."""
-        from framework.board.spec import BoardSpec
-        from framework.progress import Silent
-        from framework.session import Session
-
-        if self._session is not None and not (self._session.board.alive and self._healthy(self._session)):
-            self.discard()
-        if self._session is None:
-            self._boots += 1
-            session = Session(BoardSpec.load("probe"), self._stack, self._logs / f"probe-{self._boots}")
-            try:
-                session.boot(Silent())
-            except BaseException:
-                session.close()
-                raise
-            self._session = session
-        return self._session
-
-    def discard(self) -> None:
-        """End the board; the next test boots a fresh one."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-    @staticmethod
-    def _healthy(session: Session) -> bool:
-        return not any(problem.fatal for problem in session.board.problems)
+_trace_key = pytest.StashKey[Path]()
 
 
-@pytest.fixture(scope="session")
-def probe_board(request: pytest.FixtureRequest, stack: Stack) -> Iterator[ProbeBoard]:
-    """The board that all probe guests of this process share."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    board = ProbeBoard(stack, request.config.getoption("board_logs") / f"{worker}-{os.getpid()}")
-    yield board
-    board.discard()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever makes probes begins where dom0 is ready, and is traced."""
+    for item in items:
+        if "make_probe" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.moment("dom0"))
+            item.add_marker(pytest.mark.traced)
+
+
+@pytest.fixture(autouse=True)
+def verdict_of_the_checker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set up first and so torn down last, when the board is gone and its trace is complete."""
+    yield
+    trace = request.node.stash.get(_trace_key, None)
+    if trace is None:
+        return
+    from framework.conformance.checker import check_file
+
+    result = check_file(trace)
+    request.node.user_properties.append(("events_checked", str(result.events_checked)))
+    for rule in result.rules:
+        if rule.verdict in ("pass", "deviation", "fail"):
+            request.node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
+    for deviation in result.deviations:
+        if deviation.status == "seen":
+            _note(request.node, f"{deviation.id} seen by the checker: {deviation.evidence}")
+    if result.failed:
+        pytest.fail(_story(result), pytrace=False)
+
+
+def _story(result: ConformanceResult) -> str:
+    stories = [item.explanation for item in result.nonconformances[:3]]
+    return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(stories)
 
 
 @pytest.fixture(scope="session")
@@ -76,37 +68,26 @@ def probe_image() -> Path:
 
 
 @pytest.fixture
-def probe_session(probe_board: ProbeBoard) -> Session:
-    """The board under this test's probes."""
-    return probe_board.session()
-
-
-@pytest.fixture
-def make_probe(probe_session: Session, probe_image: Path) -> Iterator[MakeProbe]:
-    """Make a fresh probe domain: ``make_probe(name, vcpus, memory_mib, tee)``; all are destroyed afterwards."""
+def make_probe(request: pytest.FixtureRequest, live: Session, probe_image: Path) -> MakeProbe:
+    """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee)``; it ends with the test's board."""
     from framework.guests.probe import create_probe
 
+    if live.trace is not None:
+        request.node.stash[_trace_key] = live.trace
     made: list[Probe] = []
 
     def make(name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True) -> Probe:
         port = f"guest{len(made)}"
-        probe = create_probe(
-            probe_session.dom0, name, port, probe_session.board.consoles[port], probe_image, vcpus, memory_mib, tee
-        )
-        made.append(probe)
-        return probe
+        console = live.board.consoles[port]
+        made.append(create_probe(live.dom0, name, port, console, probe_image, vcpus, memory_mib, tee))
+        return made[-1]
 
-    yield make
-    if not probe_session.board.alive or any(problem.fatal for problem in probe_session.board.problems):
-        return
-    for probe in made:
-        if probe_session.dom0.xl.find(probe.domid) is not None:
-            probe_session.dom0.xl.destroy(probe.domid)
+    return make
 
 
 @pytest.fixture
 def probe(make_probe: MakeProbe) -> Probe:
-    """A probe guest of its own for the test, with one virtual CPU."""
+    """A probe guest with one virtual CPU."""
     return make_probe()
 
 
@@ -117,10 +98,9 @@ def probe_pair(make_probe: MakeProbe) -> tuple[Probe, Probe]:
 
 
 @pytest.fixture
-def expendable_probe(make_probe: MakeProbe, probe_board: ProbeBoard) -> Iterator[Probe]:
-    """A probe guest whose test may leave the mediator, Xen or OP-TEE in ruins: the board is thrown away."""
-    yield make_probe()
-    probe_board.discard()
+def expendable_probe(make_probe: MakeProbe) -> Probe:
+    """A probe guest whose test may leave the mediator, Xen or OP-TEE in ruins; no other test meets that board."""
+    return make_probe()
 
 
 class Deviations:
@@ -133,8 +113,11 @@ class Deviations:
         """The deviation's observable appeared. Raises KeyError for one that is not on the list."""
         from mediator_ref.deviations import DEVIATIONS
 
-        title = DEVIATIONS[name].title
-        self._node.user_properties.append(("deviation", f"{name}: {title}: {evidence}"))
+        _note(self._node, f"{name} seen by the guest: {DEVIATIONS[name].title}: {evidence}")
+
+
+def _note(node: pytest.Item, text: str) -> None:
+    node.user_properties.append(("deviation", text))
 
 
 @pytest.fixture
@@ -146,7 +129,7 @@ def deviations(request: pytest.FixtureRequest) -> Deviations:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the deviations that were seen: a passing test must not hide them."""
     seen = {
-        value
+        str(value)
         for reports in terminalreporter.stats.values()
         for report in reports
         for key, value in getattr(report, "user_properties", ())
@@ -154,5 +137,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     if seen:
         terminalreporter.section("known deviations seen")
-        for line in sorted(map(str, seen)):
+        for line in sorted(seen):
             terminalreporter.line(line)
