@@ -64,7 +64,7 @@ def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:
             os.close(fd)
     else:
         target = _lend(board, str(state), os.O_RDONLY)
-    board.qmp.execute("migrate-incoming", uri=f"file:{target}")
+    board.qmp.execute("migrate-incoming", uri=f"file:{target}", exit_on_error=False)
     _wait(board, "filled")
 
 
