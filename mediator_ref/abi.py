@@ -157,8 +157,7 @@ RPC_CMD_RETURN = RPC_PREFIX | RpcFunc.CMD
 
 def is_rpc(x0: int) -> bool:
     """True when ``x0`` says that the call is suspended for an RPC (and not that the function is unknown)."""
-    low = x0 & U32
-    return low & 0xFFFF0000 == RPC_PREFIX and low != U32
+    return RPC_PREFIX <= x0 & U32 < U32
 
 
 # Capabilities
@@ -305,9 +304,12 @@ def arg_size(num_params: int) -> int:
     return HEADER_SIZE + PARAM_SIZE * num_params
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Param:
-    """``struct optee_msg_param``: attributes and three words whose names depend on the type."""
+    """``struct optee_msg_param``: attributes and three words whose names depend on the type.
+
+    Not changed once made; not frozen for the reason given in :mod:`mediator_ref.events`.
+    """
 
     attr: int
     a: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import starmap
 
 from mediator_ref import abi
 from mediator_ref.check import (
@@ -18,6 +19,8 @@ from mediator_ref.ledger import attributed, blamed, commit, commit_refused
 from mediator_ref.memory import Translation, check_list, translate
 from mediator_ref.state import Buffer, Call, Pending, State, uncertain
 from mediator_ref.verdict import Difference
+
+_NUM_PARAMS = abi.ARG_FIELDS["num_params"]
 
 STATEFUL = frozenset({"STD-1", "MEM-6", "MEM-7", "MEM-8"})
 """Rules whose outcome depends on what else the domain is doing."""
@@ -45,11 +48,8 @@ class Decision:
 
 def params_of(page: bytes) -> list[abi.Param]:
     """The parameters of a message that fits its page."""
-    count = abi.U32_AT.unpack_from(page, abi.ARG_FIELDS["num_params"])[0]
-    return [
-        abi.Param(*abi.PARAM.unpack_from(page, abi.HEADER_SIZE + abi.PARAM_SIZE * i))
-        for i in range(min(count, abi.MAX_NUM_PARAMS))
-    ]
+    count = min(abi.U32_AT.unpack_from(page, _NUM_PARAMS)[0], abi.MAX_NUM_PARAMS)
+    return list(starmap(abi.Param, abi.PARAM.iter_unpack(page[abi.HEADER_SIZE : abi.arg_size(count)])))
 
 
 def decide(state: State, p: Pending) -> Decision:

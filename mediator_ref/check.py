@@ -74,9 +74,10 @@ def check_guest_regs(
     count = min(len(due), len(event.regs))
     seen = event.regs[:count]
     if seen == tuple(due[:count]):
-        state.ok(rule)
-        state.ok("REGS-1")
-        state.ok("ISO-1")
+        passes = state.tally.passes
+        passes[rule] += 1
+        passes["REGS-1"] += 1
+        passes["ISO-1"] += 1
         return True
     if p.event.aarch32:
         due = [value & abi.U32 for value in due]

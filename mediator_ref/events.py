@@ -16,6 +16,8 @@ Ground rules for an observer:
 - Addresses: IPA is what the guest calls physical, MA what the machine does, MFN is MA >> 12. Keys of page mappings are
   byte addresses of pages (multiples of 4096), keys of ``mem`` are IPAs, keys of ``shadow`` are MAs.
 - Registers are tuples starting at x0, at least x0..x7 at EL3 and on guest calls; x8..x17 may follow where observed.
+- Nobody changes an event or a page once it is made. Those that come with every record are not frozen dataclasses for
+  one reason: these take five times as long to make, and a check makes millions.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class PageKind(Enum):
     UNMAPPED = "unmapped"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PageView:
     """One guest page as it was at the moment of the event that carries it.
 
@@ -53,7 +55,7 @@ class PageView:
     data: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GuestCall:
     """A guest executed SMC or HVC with an SMCCC immediate and trapped.
 
@@ -73,7 +75,7 @@ class GuestCall:
     aarch32: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class El3Call:
     """The hypervisor executed SMC. ``domid`` is Xen's current domain, ``None`` when that is not known or is idle.
 
@@ -91,7 +93,7 @@ class El3Call:
     mem: Mapping[int, PageView] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class El3Return:
     """EL3 returned to the hypervisor. ``shadow`` as OP-TEE left it: the shadow argument, and the RPC shadow on a CMD.
 
@@ -107,7 +109,7 @@ class El3Return:
     mem: Mapping[int, PageView] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GuestReturn:
     """The guest continues after its call. ``mem``: argument page and RPC page as the guest finds them.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from mediator_ref import abi
 from mediator_ref.check import client_id
 from mediator_ref.describe import describe_call
-from mediator_ref.events import DomainCreated, DomainDestroyed, El3Call, El3Return, End, FrameReleased, Gap
+from mediator_ref.events import DomainCreated, DomainDestroyed, El3Call, El3Return, End, FrameReleased
 from mediator_ref.state import Domain, State
 from mediator_ref.verdict import Difference
 

@@ -10,6 +10,7 @@ from mediator_ref.ledger import release, released_by_defects
 from mediator_ref.state import Answer, Call, Pending, ShmRpc, State
 from mediator_ref.verdict import Difference
 
+_CMD, _FREE = int(abi.RpcFunc.CMD), int(abi.RpcFunc.FREE)
 _RET, _ORIGIN, _SESSION = (abi.ARG_FIELDS[name] for name in ("ret", "ret_origin", "session"))
 
 
@@ -94,7 +95,7 @@ def _results(after: bytes, params: list[abi.Param]) -> list[tuple[int, bytes]]:
 
 
 def _fade(state: State, p: Pending, *pages: int) -> None:
-    p.fading.update(pages)
+    p.fading = p.fading.union(pages)
     state.drop_shadow(*pages)
 
 
@@ -107,12 +108,12 @@ def _suspended(state: State, p: Pending, event: El3Return, call: Call) -> None:
     call.rpc_op = x0 & 0xFFFF
     call.rpc_args = (x1, x2)
     call.rpc_cmd = None
-    p.answer = answer = Answer("rpc", "RPC-1", dict(enumerate((x0, x1, x2, x3))))
+    p.answer = answer = Answer("rpc", "RPC-1", {0: x0, 1: x1, 2: x2, 3: x3})
     if call.tainted:
         answer.kind, answer.why_unknown = "unknown", call.tainted
-    if call.rpc_op == abi.RpcFunc.CMD:
+    if call.rpc_op == _CMD:
         _request(state, p, event, call, answer)
-    elif call.rpc_op == abi.RpcFunc.FREE:
+    elif call.rpc_op == _FREE:
         _page_freed(state, p, abi.pair(x1, x2), call)
 
 
@@ -185,7 +186,7 @@ def _no_host_address(state: State, p: Pending, event: El3Return, rpc: ShmRpc, pa
 def answered(state: State, p: Pending, event: GuestReturn) -> None:
     """The guest got its answer to a call that was in OP-TEE."""
     answer, call = p.answer, p.call
-    if call is not None and p.ret_regs and (call.lost or abi.is_rpc(p.ret_regs[0])):
+    if call is not None and p.ret_regs and (abi.is_rpc(p.ret_regs[0]) or call.lost):
         p.domain.running.pop(p.event.vcpu, None)
         if call.thread is not None:
             p.domain.calls[call.thread] = call
@@ -204,14 +205,16 @@ def answered(state: State, p: Pending, event: GuestReturn) -> None:
     else:
         check_guest_regs(state, p, event, "RPC-1", answer.written)
         _page_kept(state, p)
-        if call is not None and call.rpc_op == abi.RpcFunc.CMD:
+        if call is not None and call.rpc_op == _CMD:
             _check_page(state, p, event, answer, "RPC-3")
 
 
 def _page_kept(state: State, p: Pending) -> None:
     """RPC-13: a request arrives on a page whose cookie another call was turned down with."""
+    if not p.domain.lost_rpcs:
+        return
     cookie = abi.pair(p.ret_regs[1], p.ret_regs[2])
-    if p.call is not None and p.call.rpc_op == abi.RpcFunc.CMD and cookie in p.domain.lost_rpcs:
+    if p.call is not None and p.call.rpc_op == _CMD and cookie in p.domain.lost_rpcs:
         p.domain.lost_rpcs.discard(cookie)
         state.ok("RPC-13")
         state.absent("D13")

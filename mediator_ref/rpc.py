@@ -13,6 +13,8 @@ from mediator_ref.reply import Reply, check_reply, read_reply, refused_reply
 from mediator_ref.state import FOLLOWS, Call, Pending, ShmRpc, State, uncertain
 from mediator_ref.verdict import Difference
 
+_CMD, _ALLOC = int(abi.RpcFunc.CMD), int(abi.RpcFunc.ALLOC)
+
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
@@ -44,10 +46,10 @@ def resumed(state: State, p: Pending, event: El3Call) -> None:
     call.lost = False
     if call.tainted:
         state.unchecked("RPC-6", call.tainted, event)
-    elif call.rpc_op == abi.RpcFunc.ALLOC:
-        _offered(state, p, event, call)
-    elif call.rpc_op == abi.RpcFunc.CMD:
+    elif call.rpc_op == _CMD:
         _replied(state, p, event, call)
+    elif call.rpc_op == _ALLOC:
+        _offered(state, p, event, call)
     else:
         check_el3_regs(state, p, event, "RPC-6", _due(p, event, *call.rpc_args))
 

@@ -185,9 +185,10 @@ class Pending:
     event: GuestCall
     domain: Domain
     function: abi.SmcFunction | None
+    base: Mapping[int, PageView]
+    """Guest pages as they were when OP-TEE returned."""
     phase: str = "hypervisor"  # "hypervisor" | "optee" | "answer"
     call: Call | None = None
-    base: Mapping[int, PageView] = field(default_factory=dict)
     answer: Answer | None = None
     ret_regs: tuple[int, ...] = ()
     undelivered: tuple[int, ...] = ()
@@ -196,7 +197,7 @@ class Pending:
     overlapped: bool = False
     tainted: str = ""
     ignored: bool = False
-    fading: set[int] = field(default_factory=set)
+    fading: frozenset[int] = frozenset()
     """Shadow pages given up since OP-TEE returned: they may be reused elsewhere, and must not show here."""
 
 

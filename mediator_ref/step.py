@@ -23,6 +23,7 @@ from mediator_ref.state import FOLLOWS, Domain, Pending, State
 from mediator_ref.verdict import Difference, Verdict
 
 _H = abi.Handling
+_RESUME, _STANDARD, _NOT_OFFERED = _H.RESUME, _H.STANDARD, (_H.UNKNOWN, _H.HYPERVISOR)
 
 
 def step(state: State, event: Event) -> tuple[State, Sequence[Verdict]]:
@@ -74,8 +75,9 @@ def _guest_call(state: State, event: GuestCall) -> None:
     if lost is not None:
         _lost(state, lost, event)
     fid = abi.fid_of(event.regs[0])
-    p = Pending(event, domain, abi.FUNCTIONS.get(fid))
-    p.ignored = abi.owner_of(fid) not in abi.TRUSTED_OWNERS and not event.imm
+    p = Pending(event, domain, abi.FUNCTIONS.get(fid), event.mem)
+    if p.function is None:
+        p.ignored = abi.owner_of(fid) not in abi.TRUSTED_OWNERS and not event.imm
     if domain.tee is None and not domain.partial:
         domain.tee = False  # seen from its beginning, and OP-TEE was never told of it
     domain.activity += 1
@@ -100,14 +102,13 @@ def _lost(state: State, p: Pending, event: GuestCall) -> None:
 def _offered(domain: Domain, p: Pending) -> str:
     """The rule that keeps a call from reaching the mediator's functions, or nothing (vsmc.c, then tee.c)."""
     event = p.event
-    fid = abi.fid_of(event.regs[0])
     if event.imm:
         return "DISP-1"
-    if event.aarch32 and abi.is_smc64(fid):
+    if event.aarch32 and abi.is_smc64(abi.fid_of(event.regs[0])):
         return "DISP-3"
     if domain.tee is False:
         return "DISP-4"
-    if p.function is None or p.function.handling in (_H.UNKNOWN, _H.HYPERVISOR):
+    if p.function is None or p.function.handling in _NOT_OFFERED:
         return "DISP-2"
     return ""
 
@@ -116,7 +117,8 @@ def _offered(domain: Domain, p: Pending) -> str:
 
 
 def _el3_call(state: State, event: El3Call) -> None:
-    if abi.owner_of(abi.fid_of(event.regs[0])) not in abi.TRUSTED_OWNERS and abi.fid_of(event.regs[0]) >> 16 != 0xFFFF:
+    fid = event.regs[0] & abi.U32
+    if fid not in abi.FUNCTIONS and abi.owner_of(fid) not in abi.TRUSTED_OWNERS and fid >> 16 != 0xFFFF:
         return
     p = state.pending.get((event.domid, event.vcpu))
     if p is None:
@@ -151,10 +153,10 @@ def _el3_call(state: State, event: El3Call) -> None:
         p.domain.tee = True
     assert p.function is not None
     handling = p.function.handling
-    if handling is _H.STANDARD:
-        calls.forwarded(state, p, event)
-    elif handling is _H.RESUME:
+    if handling is _RESUME:
         rpc.resumed(state, p, event)
+    elif handling is _STANDARD:
+        calls.forwarded(state, p, event)
     elif handling is _H.LOCAL:
         state.fail("FAST-3", event, "the call reached EL3", cause=p.event)
         p.tainted = FOLLOWS
@@ -227,7 +229,7 @@ def _el3_return(state: State, event: El3Return) -> None:
     if p.ignored or (p.tainted and p.call is None):
         return
     assert p.function is not None
-    if p.function.handling in (_H.STANDARD, _H.RESUME):
+    if p.function.handling is _RESUME or p.function.handling is _STANDARD:
         optee.returned(state, p, event)
     else:
         fast.returned(state, p, event)

@@ -213,7 +213,7 @@ class Checker:
                     known.id,
                     ", ".join(known.rules),
                     NOT_SEEN,
-                    f"listed, but not there any more: its condition ({known.condition}) was met "
+                    f"listed, but not there any more: it had its occasion ({known.stimulus}) "
                     f"{tally.absent[known.id]} times and the mediator did the right thing",
                     tally.absent[known.id],
                     known.disclosure,

@@ -104,8 +104,7 @@ class Reader:
 
     def events(self) -> Iterator[Event]:
         """All records, in order. May be called again; each call reads the file anew."""
-        for raw in self.records():
-            yield Event(raw)
+        return map(Event, self.records())
 
     def records(self) -> Iterator[bytes]:
         """All records as bytes, in order, checked for completeness and sequence."""
@@ -119,7 +118,8 @@ class Reader:
                     break
                 stream.seek(self._offset)
                 if magic == CHUNK_MAGIC:
-                    yield from self._chunk(stream)
+                    chunk, whole = self._chunk(stream)
+                    yield from self._split(chunk, whole)
                 elif magic == SEGMENT_MAGIC[:4]:
                     self._segment_header(stream)
                 elif CHUNK_MAGIC.startswith(magic):
@@ -177,16 +177,17 @@ class Reader:
             raise TraceError("the segment header is damaged: its CRC does not match", where=self._where())
         self.segments.append(Segment(json.loads(text[:text_length]), started, minor, self._offset))
 
-    def _chunk(self, stream: IO[bytes]) -> Iterator[bytes]:
+    def _chunk(self, stream: IO[bytes]) -> tuple[bytes, bool]:
+        """The next chunk's records in one piece, and whether they are all it held."""
         header = stream.read(CHUNK.size)
         if len(header) < CHUNK.size:
             self._cut("in the middle of a chunk's header")
-            return
+            return b"", False
         _, codec, stored, raw_size, count, crc, first, _, header_crc = CHUNK.unpack(header)
         if zlib.crc32(header[:-4]) != header_crc or raw_size > RECORD_LIMIT:
             self._damage("a chunk's header is damaged: its CRC does not match")
             self._resync(stream, self._offset + 1)
-            return
+            return b"", False
         payload = stream.read(stored)
         whole = len(payload) == stored
         torn = -1 if whole else payload.find(SEGMENT_MAGIC)
@@ -199,8 +200,8 @@ class Reader:
         elif zlib.crc32(payload) != crc:
             self._damage(f"a chunk of {count} records, from {first}, is damaged: its CRC does not match")
             self._resync(stream, self._offset + CHUNK.size)  # its length may be what is damaged
-            return
-        yield from self._split(self._unpack(codec, payload, raw_size, whole), whole)
+            return b"", False
+        return self._unpack(codec, payload, raw_size, whole), whole
 
     def _unpack(self, codec: int, payload: bytes, raw_size: int, whole: bool) -> bytes:
         """The chunk's records; of a chunk that was cut, all that its remaining bytes give."""
@@ -231,8 +232,9 @@ class Reader:
     def _split(self, raw: bytes, whole: bool) -> Iterator[bytes]:
         segment = self.segments[-1]
         by_kind = segment.by_kind
-        at, end, head, unpack = 0, len(raw), RECORD.size, _ESSENTIALS.unpack_from
-        while at + head <= end:
+        at, end, head, unpack, counters = 0, len(raw), RECORD.size, _ESSENTIALS.unpack_from, int(Kind.COUNTERS)
+        last = end - head
+        while at <= last:
             length, kind, seq = unpack(raw, at)
             if length < head or length & 7 or at + length > end:
                 if whole:
@@ -249,7 +251,7 @@ class Reader:
             segment.last_seq = seq
             segment.records += 1
             by_kind[kind] = by_kind.get(kind, 0) + 1
-            if kind == Kind.COUNTERS:
+            if kind == counters:
                 self._closing(segment, Event(record))
             yield record
 

@@ -1,7 +1,8 @@
-"""The tally's memory does not depend on the length of a trace: what it counts by has no numbers in it."""
+"""What the reference keeps and what it leaves alone: a bounded tally, and events as they were."""
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from collections.abc import Iterator
@@ -61,3 +62,13 @@ def test_reasons_have_no_numbers_so_the_tally_is_bounded(seed: int) -> None:
     assert len(reasons) > 5, "too little was left out for the test to say anything"
     assert not [reason for reason in reasons if NUMBER.search(reason.replace("x0", ""))]
     assert sum(state.tally.not_checked.values()) > 2 * len(state.tally.not_checked)
+
+
+def test_the_reference_changes_no_event() -> None:
+    """Events are not frozen, for speed; whoever keeps them (a history, a replay) relies on this."""
+    events = list(doings(20, random.Random(0)))
+    before = copy.deepcopy(events)
+    state = State()
+    for event in events:
+        state, _ = step(state, event)
+    assert events == before
