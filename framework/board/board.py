@@ -223,6 +223,10 @@ class Board:
         self._power_on = time.monotonic() - self._earlier
         self.qmp.execute("cont")
 
+    def wait_end(self, seconds: float) -> bool:
+        """Wait until the board has ended by itself, for ``seconds`` (scaled) at most; return whether it has."""
+        return self._running().ended.wait(seconds * host_factor())
+
     # What to do with a board
 
     @property
