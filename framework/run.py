@@ -179,7 +179,10 @@ def _conformance(result: ConformanceResult | None) -> model.ConformanceReport | 
     if result is None:
         return None
     rules = tuple(
-        model.RuleReport(r.id, r.title, r.severity, cast(model.RuleVerdict, r.verdict), r.passed + r.failed, r.failed)
+        model.RuleReport(
+            r.id, r.title, r.severity, cast(model.RuleVerdict, r.verdict),
+            r.passed + r.failed + r.deviations, r.failed, r.not_checked, r.not_checked_reasons,
+        )
         for r in result.rules
     )
     found = tuple(

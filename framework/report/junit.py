@@ -91,7 +91,7 @@ def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
             # JUnit has no word for it; neither a pass nor a failure that stops a merge would be true.
             ET.SubElement(case, "skipped", message=one_line_xml(f"known deviation {known}".rstrip()))
         elif verdict != "pass":
-            ET.SubElement(case, "skipped", message=verdict)
+            ET.SubElement(case, "skipped", message=one_line_xml(": ".join([verdict, *rule["reasons"][:1]])))
     _count(suite)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,13 @@ from framework.report.model import outcome
 from framework.report.text import count, duration, one_line, plural
 
 _LISTED = 10
+_RULES = {
+    "fail": "broken",
+    "deviation": "with a known deviation",
+    "pass": "held",
+    "not checked": "could not be checked",
+    "not exercised": "not exercised",
+}
 _VERDICTS = {"pass": "PASS", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
 
 
@@ -104,12 +112,21 @@ def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
         return
     conformance = content["conformance"]
     seen = sum(deviation["status"] == "seen" for deviation in conformance["deviations"])
+    rules = Counter(rule["verdict"] for rule in conformance["rules"])
+    counted = ", ".join(f"{rules[verdict]} {word}" for verdict, word in _RULES.items() if rules[verdict])
     yield ""
     yield (
         f"Conformance: {plural(conformance['events_checked'], 'event')} checked, "
         f"{plural(len(conformance['nonconformances']), 'nonconformance')}, "
-        f"{plural(seen, 'known deviation')} seen."
+        f"{plural(seen, 'known deviation')} seen. Of {plural(len(conformance['rules']), 'rule')}: {counted or '–'}."
     )
+    broken = [rule["id"] for rule in conformance["rules"] if rule["verdict"] == "fail"]
+    if broken:
+        yield f"- broken: {', '.join(broken)}"
+    for deviation in conformance["deviations"]:
+        if deviation["status"] == "seen":
+            private = ": report to the Xen security team before publishing" if deviation["report_privately"] else ""
+            yield f"- known deviation {deviation['id']} ({deviation['rule']}){private}"
 
 
 def _escaped(text: str) -> str:

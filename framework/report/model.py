@@ -140,7 +140,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class RuleReport:
-    """One rule of the reference: how often it was checked and how often it did not hold."""
+    """One rule of the reference: how often it was checked and how often it did not hold.
+
+    ``not_checked`` counts the occasions at which it could not be checked; ``reasons`` are sentences that say why.
+    """
 
     id: str
     title: str
@@ -148,6 +151,8 @@ class RuleReport:
     verdict: RuleVerdict
     checked: int = 0
     failed: int = 0
+    not_checked: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

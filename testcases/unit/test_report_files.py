@@ -203,6 +203,20 @@ def test_summary_is_plain_on_a_terminal_and_escaped_in_markdown(tmp_path: Path) 
     assert "&lt;img" in page
 
 
+def test_json_gives_title_severity_and_reasons_of_each_rule(written: Path) -> None:
+    rules = {rule["id"]: rule for rule in json.loads((written / "report.json").read_text())["conformance"]["rules"]}
+    assert all(rule["title"] and rule["severity"] for rule in rules.values())
+    assert rules["STD-9"]["not_checked"] == 7
+    assert rules["STD-9"]["reasons"][0] == "the page was not observed (6x)"
+
+
+def test_summary_counts_rules_and_names_the_broken_and_the_private(tmp_path: Path) -> None:
+    text = markdown.summary(json_report.document(sample(tmp_path), tmp_path))
+    assert "Of 35 rules: 1 broken, 1 with a known deviation, 20 held, 5 could not be checked" in text
+    assert "- broken: RPC-12" in text
+    assert "- known deviation D3 (MEM-11): report to the Xen security team before publishing" in text
+
+
 def test_headline_of_a_pass_counts_what_passed(tmp_path: Path) -> None:
     content = json_report.document(sample(tmp_path, failing=False), tmp_path)
     assert markdown.headline(content) == (

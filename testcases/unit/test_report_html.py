@@ -132,6 +132,11 @@ def test_everything_reads_without_javascript(source: str) -> None:
     assert all("needs-js" in (attributes.get("class") or "") for attributes in hidden)
 
 
+def test_a_rule_that_was_not_checked_says_why(source: str) -> None:
+    text = Page(source).text
+    assert "A completed call writes back the outputs not checked: the page was not observed (6x)" in text
+
+
 def test_tables_have_headers_and_controls_have_labels(source: str) -> None:
     page = Page(source)
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
