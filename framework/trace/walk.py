@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 _ADDRESS = 0x0000_FFFF_FFFF_F000
 _VALID, _TABLE = 1, 2
+_TYPE = 0xF << 55  # Xen's p2m type; 0 is p2m_invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ def stage2(read: Callable[[int], int], vttbr: int, vtcr: int, ipa: int) -> Walke
         shift = _shift(level)
         pte = read(table + 8 * (ipa >> shift & (1 << index_bits) - 1))
         leaf = level == 3 or not pte & _TABLE
-        if not pte & _VALID or (level == 3 and not pte & _TABLE):
+        # Xen clears the valid bit of entries that it will resolve at the next fault (p2m_invalidate_root).
+        if not pte & (_VALID | _TYPE) or (level == 3 and not pte & _TABLE):
             return Walked(None, pte, level)
         if leaf:
             offset = (1 << shift) - 1

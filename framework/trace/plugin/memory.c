@@ -43,8 +43,18 @@ bool ma_write(uint64_t ma, const void *data, size_t length)
     return qemu_plugin_write_memory_hwaddr(ma, io) == 0;
 }
 
+/*
+ * Whether an entry maps something. Xen clears the valid bit of stage-2 entries (p2m_invalidate_root, when a guest turns
+ * its caches on or cleans them by set/way) and resolves the fault later; it goes by its own type field, which is not 0
+ * (p2m_invalid) for an entry that it would resolve.
+ */
+static bool maps(uint64_t pte, bool guest)
+{
+    return (pte & 1) || (guest && (pte >> 55 & 0xf) != 0);
+}
+
 /* One LPAE walk, 4 KiB granule, from a table at `level`; first_bits: index bits of the first table (concatenation). */
-static bool walk(uint64_t table, int level, uint64_t address, int size_bits, struct leaf *leaf, bool keep)
+static bool walk(uint64_t table, int level, uint64_t address, int size_bits, struct leaf *leaf, bool guest)
 {
     memset(leaf, 0, sizeof *leaf);
     for (bool first = true;; level++, first = false) {
@@ -52,7 +62,7 @@ static bool walk(uint64_t table, int level, uint64_t address, int size_bits, str
         uint64_t index = address >> shift;
         index &= first ? (1ULL << (size_bits > shift ? size_bits - shift : 0)) - 1 : 511;
         uint64_t pte;
-        if (level == 3 && keep) {
+        if (level == 3 && guest) {
             if (!ma_read(table, last.entries, sizeof last.entries))
                 return false;
             last.valid = true;
@@ -63,7 +73,7 @@ static bool walk(uint64_t table, int level, uint64_t address, int size_bits, str
         }
         leaf->pte = pte;
         leaf->level = (uint8_t)level;
-        if (!(pte & 1) || (level == 3 && !(pte & 2)))
+        if (!maps(pte, guest) || (level == 3 && !(pte & 2)))
             return false;
         if (level == 3 || !(pte & 2)) {
             uint64_t mask = (1ULL << shift) - 1;
@@ -80,7 +90,7 @@ bool stage2(unsigned cpu, uint64_t ipa, struct leaf *leaf)
     if (last.valid && last.key == ipa >> 21) {
         uint64_t pte = last.entries[(ipa >> 12) & 511];
         *leaf = (struct leaf){.ma = (pte & ADDRESS) | (ipa & PAGE_MASK), .pte = pte, .level = 3,
-                              .valid = (pte & 3) == 3};
+                              .valid = (pte & 2) && maps(pte, true)};
         if (!leaf->valid)
             leaf->ma = 0;
         return leaf->valid;
