@@ -63,8 +63,7 @@ class Board:
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
     else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`. ``deterministic``: the same stimulus gives the same run, at less
-    than half the speed.
+    :func:`framework.board.qemu.choose_uid`.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class Board:
         ram: Ram | Path | None = None,
         incoming: bool = False,
         past: Past | None = None,
-        deterministic: bool = False,
         run_as: str | int = "auto",
         extra_args: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
@@ -95,7 +93,6 @@ class Board:
         self._plugin_args = tuple(plugin_args)
         self._incoming = incoming
         self._past = past
-        self._deterministic = deterministic
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
@@ -223,10 +220,6 @@ class Board:
         self._power_on = time.monotonic() - self._earlier
         self.qmp.execute("cont")
 
-    def wait_end(self, seconds: float) -> bool:
-        """Wait until the board has ended by itself, for ``seconds`` (scaled) at most; return whether it has."""
-        return self._running().ended.wait(seconds * host_factor())
-
     # What to do with a board
 
     @property
@@ -302,8 +295,7 @@ class Board:
 
     def _job(self, fds: dict[str, int]) -> Job:
         spec, files = self.spec, self.stack
-        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, deterministic=self._deterministic)]
-        argv += qemu.machine_argv(spec, self.ram)
+        argv = [*files.qemu.argv(), *qemu.common_argv(self.id), *qemu.machine_argv(spec, self.ram)]
         argv += qemu.flash_argv(files)
         if self._incoming:
             argv += ["-incoming", "defer"]

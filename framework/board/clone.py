@@ -6,44 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from framework.board.board import Board
-from framework.board.migration import count_instructions
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.saving import fill
 from framework.board.spec import BoardSpec
 from framework.board.template import Template
 
 
-def clone(
-    template: Template,
-    spec: BoardSpec,
-    stack: BoardFiles,
-    run_dir: Path,
-    *,
-    deterministic: bool = False,
-    paused: bool = False,
-    **options: Any,
-) -> Board:
-    """Start a private copy of a saved board; it runs when this returns, unless ``paused``.
-
-    ``deterministic`` clones that get the same input before they run do the same, instruction by instruction.
+def clone(template: Template, spec: BoardSpec, stack: BoardFiles, run_dir: Path, **options: Any) -> Board:
+    """Start a private copy of a saved board; it runs when this returns.
 
     ``options`` are Board's own (plugin, outputs, …). ``spec`` and ``stack`` must be those of the template.
     Raises BoardError, with nothing left running, when it cannot be filled.
     """
     board = Board(
-        spec, stack, run_dir, ram=Ram(template.ram, share=False), incoming=True, past=template.past,
-        deterministic=deterministic, **options,
-    )  # fmt: skip
+        spec, stack, run_dir, ram=Ram(template.ram, share=False), incoming=True, past=template.past, **options
+    )
     board.start()
     try:
-        if deterministic:
-            state = bytearray(template.state.read_bytes())
-            count_instructions(state)
-            fill(board, bytes(state))
-        else:
-            fill(board, template.state)
-        if not paused:
-            board.resume()
+        fill(board, template.state)
+        board.resume()
     except BaseException:
         board.kill()
         raise

@@ -8,13 +8,10 @@ does not depend on what came before.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import re
 import select
 import socket
-import termios
 import threading
 import time
 from collections import deque
@@ -206,14 +203,6 @@ class Console:
     def sendline(self, text: str | bytes = "") -> None:
         """Type a line and the return key."""
         self.send((text.encode() if isinstance(text, str) else text) + b"\r")
-
-    @property
-    def unread(self) -> int:
-        """Bytes that were typed and that QEMU has not taken yet (SIOCOUTQ, unix(7): the kernel's own overhead
-        counts, so only zero is exact)."""
-        left = array.array("i", [0])
-        fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, left)
-        return left[0]
 
     def tail(self, lines: int = 20) -> list[str]:
         """Return the last lines of the log, with their time stamps, without terminal control sequences."""

@@ -28,12 +28,6 @@ _DESCRIPTION = 6
 _LONGEST_DESCRIPTION = 1 << 20
 _DEVICES = 4 << 20
 
-_PMCEID0 = (3, 3, 9, 12, 6)
-_PMCEID0_AARCH32 = 0x0F_4E06
-"""coproc 15, c9, c12, 6 as target/arm/cpregs.h encodes it."""
-
-_INST_RETIRED = 8
-
 _ENABLE, _MASKED, _ISTATUS = 1, 2, 4
 
 
@@ -101,19 +95,6 @@ def wake_timers(state: State) -> list[Woken]:
     return woken
 
 
-def count_instructions(state: State) -> None:
-    """Make a state fit a deterministic board: with ``-icount`` QEMU's PMU offers the event INST_RETIRED, PMCEID0
-    says so, and QEMU refuses a state whose constant registers differ from its own.
-
-    Raises BoardError like :func:`wake_timers`.
-    """
-    for cpu in (device for device in _describe(state) if device["name"] == "cpu"):
-        registers = _registers(state, cpu)
-        for number in (_register_number(_PMCEID0), _PMCEID0_AARCH32):
-            if (at := registers.get(number)) is not None:
-                struct.pack_into(">Q", state, at, _read(state, ">Q", at) | 1 << _INST_RETIRED)
-
-
 def _describe(state: State) -> list[dict[str, Any]]:
     """The devices in the stream, from the JSON with which QEMU ends it."""
     if state[: len(_MAGIC)] != _MAGIC:
@@ -165,7 +146,7 @@ def _registers(state: State, cpu: Mapping[str, Any]) -> dict[int, int]:
     count = _read(state, ">i", length)
     if not len(indexes) == len(values) == count:
         raise _odd(f"a CPU has {count} registers, {len(indexes)} numbers and {len(values)} values")
-    # The low bits of KVM's register id are the encoding; bit 20 is set for AArch64's only.
+    # The low half of KVM's register id is the encoding; bit 20 of the number is set for AArch64's only.
     return {
         _read(state, ">Q", index) & 0x1F_FFFF: value for index, value in zip(indexes, values, strict=True)
     }

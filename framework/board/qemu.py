@@ -126,21 +126,11 @@ def flash_argv(files: BoardFiles) -> list[str]:
     return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
 
 
-def common_argv(board_id: str, *, deterministic: bool = False) -> list[str]:
-    """Return what every board has: its name, the accelerator, the sandbox, paused at power-on.
-
-    ``deterministic``: time is the count of instructions, all virtual CPUs take turns in one thread, and what
-    QEMU draws at random comes from a fixed seed.
-    """
-    thread = ["-accel", "tcg,thread=multi"]
-    if deterministic:
-        thread = [
-            "-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off", "-seed", "1",
-            "-rtc", "base=2026-01-01T00:00:00,clock=vm",
-        ]  # fmt: skip
+def common_argv(board_id: str) -> list[str]:
+    """Return what every board has: its name, the accelerator, the sandbox, paused at power-on."""
     return [
         "-name", f"{NAME_PREFIX}{board_id},debug-threads=on",
-        *thread,
+        "-accel", "tcg,thread=multi",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         # A reset of the board would boot it again behind the test's back: QEMU ends instead, and the owner
         # sees it.

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from framework.board.migration import count_instructions, wake_timers
+from framework.board.migration import wake_timers
 from framework.errors import BoardError
 
 CNTHP_CTL = 0x6030_0000_0013_E711
@@ -107,10 +107,3 @@ def test_a_section_that_stands_there_twice_is_refused():
     state = stream([{CNTHP_CTL: 1}], ram=section(9, "cpu", 0, 22, bytes(40)))
     with pytest.raises(BoardError, match="twice"):
         wake_timers(state)
-
-
-def test_a_deterministic_board_is_told_of_the_event_it_counts():
-    state = stream([{0x6030_0000_0013_DCE6: 0x20003, 0x4020_0000_200F_4E06: 0x20003, OTHER: 0x20003}])
-    count_instructions(state)
-    assert bytes(state).count(struct.pack(">Q", 0x20103)) == 2
-    assert bytes(state).count(struct.pack(">Q", 0x20003)) == 1
