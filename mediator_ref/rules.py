@@ -1,7 +1,6 @@
 """The rules: what a mediator has to do, one line each, with where it is written and what its violation means.
 
-A rule's id never changes its meaning. ``python -c "from mediator_ref.rules import rules_table; print(rules_table())"``
-prints ``docs/rules.md``.
+A rule's id never changes its meaning.
 """
 
 from __future__ import annotations
@@ -205,57 +204,3 @@ _ROWS = (
 
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _ROWS}
 """All rules by id, in the order of the dispatch."""
-
-TEST_FILE = "testcases/unit/test_ref_rules.py"
-
-
-def rules_table() -> str:
-    """``docs/rules.md``: every rule with source, tests and whether it can be checked. Generated, not edited."""
-    from mediator_ref.deviations import DEVIATIONS
-
-    lines = [
-        "# Rules of the reference mediator",
-        "",
-        "Generated from `mediator_ref/rules.py`; do not edit. Section = section of the behaviour table,",
-        "R = requirement from the original review. Each checked rule has one good and one bad trace",
-        f"(`mediator_ref/examples`), run by `{TEST_FILE}`.",
-        "",
-        "| id | rule | severity | source | section | R | tests | checked | known deviations |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for rule in RULES.values():
-        known = ", ".join(d.id for d in DEVIATIONS.values() if rule.id in d.rules)
-        if rule.unobservable:
-            tests, checked = "–", f"no: {rule.unobservable}"
-        else:
-            tests = f"`test_good[{rule.id}]`, `test_bad[{rule.id}]`"
-            checked = f"yes, given {rule.needs}" if rule.needs else "yes"
-        cells = (
-            rule.id,
-            rule.title,
-            rule.severity.value,
-            rule.source,
-            ", ".join(rule.sections),
-            ", ".join(rule.requirements),
-            tests,
-            checked,
-            known,
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += [
-        "",
-        "## Known deviations",
-        "",
-        "A deviation that is seen is reported as such with its evidence, never as a pass; one whose stimulus was",
-        "there and whose defect was not is reported as stale. *Disclosure*: report to the Xen security team before",
-        "publishing details.",
-        "",
-        "| id | rules | class | what | condition | where | status |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for d in DEVIATIONS.values():
-        status = d.status + (" **(disclosure)**" if d.disclosure else "")
-        lines.append(
-            f"| {d.id} | {', '.join(d.rules)} | {d.severity.value} | {d.title} | {d.condition} | {d.where} | {status} |"
-        )
-    return "\n".join(lines) + "\n"

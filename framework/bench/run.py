@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.artifacts.stack import Overrides
+from framework.bench.boots import cold_boot, first_run
+from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
+from framework.bench.context import Context
 from framework.bench.templates import clone_answer, clone_private, clone_running, clone_smc
-from framework.board.spec import BoardSpec
+from framework.bench.trace import trace_read, trace_written
+from framework.bench.workloads import checked, cost_of, lockstep, traced
 from framework.console_ui import Output
 from framework.errors import ExitCode, UsageError
 from framework.paths import atomic_write_text
-from framework.progress import Progress
-from framework.run import RunOptions, run
-from framework.session import Session, open_store, prepare_stack
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a benchmark may use."""
-
-    options: argparse.Namespace
-    overrides: Overrides
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -42,49 +31,16 @@ class Benchmark:
     measure: Callable[[Context], list[float]]
 
 
-def cold_boot(context: Context) -> list[float]:
-    """Seconds from power-on to the last of three domUs ready; where the time goes is printed."""
-    store = open_store(context.options.offline, context.options.mirror, context.progress)
-    stack = prepare_stack(context.overrides, store, context.progress)
-    samples = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
-            with Session(BoardSpec.load("three"), stack, Path(folder)) as session:
-                session.boot(context.progress)
-            samples.append(session.phases[-1].end)
-            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in session.phases)
-            context.progress.say(f"cold boot: {steps}")
-    return samples
-
-
-def first_run(context: Context) -> list[float]:
-    """Seconds of `run --profile smoke` with an empty cache: everything is fetched and built."""
-    before = os.environ.get("MEDCHECK_CACHE")
-    with tempfile.TemporaryDirectory(prefix="medcheck-first-") as folder:
-        os.environ["MEDCHECK_CACHE"] = f"{folder}/cache"
-        try:
-            begin = time.monotonic()
-            run(
-                RunOptions(
-                    profile="smoke",
-                    report=Path(folder) / "report",
-                    mirrors=context.options.mirror,
-                    overrides=context.overrides,
-                ),
-                context.progress,
-            )
-            return [time.monotonic() - begin]
-        finally:
-            if before is None:
-                del os.environ["MEDCHECK_CACHE"]
-            else:
-                os.environ["MEDCHECK_CACHE"] = before
-
-
 BENCHMARKS: dict[str, Benchmark] = {
     "console_mb_per_s": Benchmark(
         "MB/s", "bytes through a console, with log and watch", lambda _: [console_throughput() for _ in range(5)]
     ),
+    "trace_records_per_s": Benchmark("1/s", "records the plugin's sink compresses and writes", trace_written),
+    "trace_read_per_s": Benchmark("1/s", "records read from a trace file", trace_read),
+    "check_events_per_s": Benchmark("1/s", "events checked offline: traces of 10^4, 10^5, 10^6", check_speed),
+    "trace_overhead_ratio": Benchmark("x", "xtest with every SMC traced to without", cost_of(traced)),
+    "lockstep_overhead_ratio": Benchmark("x", "xtest with every call in lock-step to without", cost_of(lockstep)),
+    "live_check_ratio": Benchmark("x", "xtest traced and checked live to only traced", cost_of(checked, traced)),
     "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
     "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clone_running),
     "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clone_answer),
@@ -98,7 +54,10 @@ def summarise(unit: str, samples: Sequence[float]) -> dict[str, object]:
     """What the JSON file holds for one benchmark."""
     ordered = sorted(samples)
     p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return {"unit": unit, "n": len(ordered), "median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
+    return {
+        "unit": unit, "n": len(ordered), "median": statistics.median(ordered), "p95": p95, "max": ordered[-1],
+        "samples": list(samples),
+    }  # fmt: skip
 
 
 def bench(

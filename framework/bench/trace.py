@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.bench.context import Context
 from framework.errors import InfrastructureError
 from framework.trace.build import SOURCES, run_compiler
 from framework.trace.reader import Reader
 
+_ROUNDS = 3
 _RECORD_BYTES = 256
 """About a guest call with its registers and a short message."""
 
@@ -59,29 +59,23 @@ def trace_speed(folder: Path | None = None, records: int = 1_000_000) -> TraceSp
         return TraceSpeed(written, read, path.stat().st_size / records)
 
 
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """What a plugin costs: seconds of the same work without and with it, in pairs, and the median of their
-    ratios."""
-
-    plain: tuple[float, ...]
-    traced: tuple[float, ...]
-
-    @property
-    def percent(self) -> float:
-        """By how much the work takes longer."""
-        ratios = (with_it / without for without, with_it in zip(self.plain, self.traced, strict=True))
-        return (statistics.median(ratios) - 1) * 100
+def trace_written(context: Context) -> list[float]:
+    """Records per second through the plugin's sink into a closed file."""
+    return [speed.written for speed in _speeds(context)]
 
 
-def overhead(work: Callable[[Sequence[str]], float], arguments: Sequence[str], pairs: int = 3) -> Overhead:
-    """Measure ``work``, which runs a board with the given plugin arguments (none: without the plugin) and
-    gives seconds.
+def trace_read(context: Context) -> list[float]:
+    """Records per second from a file to events."""
+    return [speed.read for speed in _speeds(context)]
 
-    The two kinds alternate, so that a machine that slows down slows both.
-    """
-    samples = [(work(()), work(arguments)) for _ in range(pairs)]
-    return Overhead(tuple(plain for plain, _ in samples), tuple(traced for _, traced in samples))
+
+def _speeds(context: Context) -> list[TraceSpeed]:
+    found = []
+    for _ in range(_ROUNDS):
+        speed = trace_speed()
+        context.progress.say(f"{speed.written:.0f} records/s written, {speed.read:.0f} records/s read")
+        found.append(speed)
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from framework.conformance.checker import check_file, replay
 from framework.conformance.explain import explain_rule, list_rules
 from framework.conformance.result import FAIL, NOT_CHECKED, NOT_EXERCISED, PASS, ConformanceResult
-from framework.errors import ExitCode
+from framework.conformance.rules_doc import board_tests, rules_table
+from framework.errors import ExitCode, UsageError
 from framework.progress import Progress
 from mediator_ref import Deviation, Outcome
 
@@ -45,10 +46,19 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
         "explain", help=text, description=f"{text}. Without a name: list them.", parents=list(parents)
     )
     explain.add_argument("rule", nargs="?", metavar="RULE", help="e.g. STD-6 or D8")
+    explain.add_argument(
+        "--table", action="store_true", help="all rules with sources and tests in Markdown, as in docs/rules.md"
+    )
     explain.set_defaults(handler=_explain)
 
 
 def _explain(options: argparse.Namespace, output: Output) -> int:
+    if options.table and options.rule:
+        raise UsageError("--table shows all rules", hint="leave the name or --table out")
+    if options.table:
+        tests = board_tests()
+        output.finish({"board_tests": tests, "text": rules_table(tests)}, rules_table(tests).rstrip("\n"))
+        return ExitCode.GOOD
     text = explain_rule(options.rule) if options.rule else list_rules()
     output.finish({"rule": options.rule, "text": text}, text)
     return ExitCode.GOOD

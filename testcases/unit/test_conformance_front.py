@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.bench.conformance import check_events_per_s, generate, live_check_ratio
+from framework.bench.conformance import check_events_per_s, generate
+from framework.bench.workloads import ratios
 from framework.conformance.checker import check_file, replay
 from framework.conformance.cli import add_parser
 from framework.conformance.explain import describe_event, explain_rule, list_rules
@@ -271,16 +272,16 @@ def test_generated_traces_conform_and_are_measured(tmp_path: Path) -> None:
     assert all(speed > 0 for speed in check_events_per_s((200, 400)).values())
 
 
-def test_live_ratio_compares_the_same_work() -> None:
-    took = iter((1.2, 1.0, 2.6, 2.0))
-    asked: list[bool] = []
+def test_ratios_compare_the_same_work_in_pairs() -> None:
+    took = {"bare": iter((1.0, 2.0)), "watched": iter((1.2, 2.6))}
+    order: list[str] = []
 
-    def work(checked: bool) -> float:
-        asked.append(checked)
-        return next(took)
+    def work(kind: str) -> float:
+        order.append(kind)
+        return next(took[kind])
 
-    assert live_check_ratio(work, rounds=2) == pytest.approx([1.2, 1.3])
-    assert asked == [True, False, True, False]
+    assert ratios(lambda: work("watched"), lambda: work("bare"), pairs=2) == pytest.approx([1.2, 1.3])
+    assert order == ["bare", "watched", "watched", "bare"]
 
 
 def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:

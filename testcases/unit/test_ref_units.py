@@ -29,7 +29,6 @@ from mediator_ref.events import (
 from mediator_ref.memory import page_count, walk_list, wrapped_page_count
 from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
 from mediator_ref.model.optee import INTR, alloc, ask
-from mediator_ref.rules import rules_table
 
 ROOT = Path(__file__).parents[2]
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
@@ -51,10 +50,6 @@ def booted(limits: Limits | None = None) -> Board:
 
 
 # Documents
-
-
-def test_rules_document_is_the_generated_table() -> None:
-    assert (ROOT / "docs" / "rules.md").read_text() == rules_table()
 
 
 def test_rules_cover_the_behaviour_table_and_the_review() -> None:

@@ -1,0 +1,53 @@
+"""How long it takes until guests are up, on a board and on a new machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from framework.bench.context import Context
+from framework.board.spec import BoardSpec
+from framework.run import RunOptions, run
+from framework.session import Session
+
+_ROUNDS = 3
+
+
+def cold_boot(context: Context) -> list[float]:
+    """Seconds from power-on to the last of three domUs ready; where the time goes is printed."""
+    stack = context.stack()
+    samples = []
+    for _ in range(_ROUNDS):
+        with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
+            with Session(BoardSpec.load("three"), stack, Path(folder)) as session:
+                session.boot(context.progress)
+            samples.append(session.phases[-1].end)
+            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in session.phases)
+            context.progress.say(f"cold boot: {steps}")
+    return samples
+
+
+def first_run(context: Context) -> list[float]:
+    """Seconds of `run --profile smoke` with an empty cache: everything is fetched and built."""
+    before = os.environ.get("MEDCHECK_CACHE")
+    with tempfile.TemporaryDirectory(prefix="medcheck-first-") as folder:
+        os.environ["MEDCHECK_CACHE"] = f"{folder}/cache"
+        try:
+            begin = time.monotonic()
+            run(
+                RunOptions(
+                    profile="smoke",
+                    report=Path(folder) / "report",
+                    mirrors=context.options.mirror,
+                    overrides=context.overrides,
+                ),
+                context.progress,
+            )
+            return [time.monotonic() - begin]
+        finally:
+            if before is None:
+                del os.environ["MEDCHECK_CACHE"]
+            else:
+                os.environ["MEDCHECK_CACHE"] = before

@@ -1,0 +1,24 @@
+"""What every benchmark is given."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from framework.artifacts.stack import Overrides, Stack
+from framework.progress import Progress
+from framework.session import open_store, prepare_stack
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a benchmark may use: the command line, the user's own parts, and who is told of progress."""
+
+    options: argparse.Namespace
+    overrides: Overrides
+    progress: Progress
+
+    def stack(self) -> Stack:
+        """The stack to measure, fetched and built when that has not been done."""
+        store = open_store(self.options.offline, self.options.mirror, self.progress)
+        return prepare_stack(self.overrides, store, self.progress)
