@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     command.add_argument("--xtest", metavar="CASES", help="xtest regression cases, comma separated, e.g. 1004,6001")
     command.add_argument("--report", type=Path, metavar="DIR", help="default: reports/<time>")
+    command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources)
@@ -116,15 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
     command.add_argument("--list", action="store_true", help="list the benchmarks")
     command.add_argument("--json", type=Path, dest="file", metavar="FILE", help="write the numbers to FILE as JSON")
-    _add_parts(commands, as_json)
+    _add_parts(commands, as_json, stack)
     return parser
 
 
-def _add_parts(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
     """The commands that parts of the framework bring themselves."""
+    from framework import template_cli
     from framework.conformance import cli as conformance
     from framework.trace import cli as trace
 
+    template_cli.add_parser(commands, common, stack=stack)
     trace.add_parser(commands)
     conformance.add_parser(commands, [common])
 
@@ -147,6 +150,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             offline=options.offline,
             mirrors=options.mirror,
             trace=not options.no_trace,
+            tests=not options.no_tests,
             command=options.arguments,
         ),
         output.progress,

@@ -27,14 +27,17 @@ from framework.progress import Progress
 from framework.report import model
 from framework.report.write import point_latest, write_report
 from framework.session import Session, open_store, prepare_stack, with_guests
+from framework.stimuli import run_stimuli
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one run exercises; ``images/profiles.yaml``. ``cases`` None means the whole suite."""
+    """What one run exercises; ``images/profiles.yaml``. ``cases`` None means the whole suite; ``tests`` are
+    pytest's arguments that choose from ``testcases/``, none for no tests."""
 
     name: str
     cases: tuple[str, ...] | None
+    tests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class RunOptions:
     offline: bool = False
     mirrors: str | None = None
     trace: bool = True
+    tests: bool = True
     command: Sequence[str] = ()
 
 
@@ -62,7 +66,8 @@ def profiles() -> dict[str, Profile]:
         cases = raw.get("cases") if isinstance(raw, dict) else None
         if cases != "all" and not isinstance(cases, list):
             raise ConfigError(f"profile {name}: cases must be a list or `all`", where=str(path))
-        result[name] = Profile(name, None if cases == "all" else tuple(str(case) for case in cases))
+        chosen = None if cases == "all" else tuple(str(case) for case in cases)
+        result[name] = Profile(name, chosen, tuple(str(word) for word in raw.get("tests", ())))
     return result
 
 
@@ -84,6 +89,7 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     session = Session(spec, stack, folder, trace=options.trace)
     results: Mapping[str, XtestResult] = {}
     conformance: ConformanceResult | None = None
+    tests: tuple[model.BoardTestReport, ...] = ()
     failure: BaseException | None = None
     try:
         with session:
@@ -92,9 +98,13 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
             alive = session.board.alive
         if session.trace is not None:
             conformance = check_file(session.trace, progress, board_alive=alive)
+        if options.tests and options.xtest is None and known[options.profile].tests:
+            chosen = known[options.profile].tests
+            tests = run_stimuli(chosen, options.overrides, options.board, folder, progress)
     except (MedcheckError, KeyboardInterrupt) as error:
         failure = error
-    report = _report(options, spec, stack, session, results, conformance, failure, started, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    report = _report(options, spec, stack, session, results, conformance, tests, failure, started, seconds)
     write_report(report, folder)
     if options.report is None:
         point_latest(folder.parent, folder)
@@ -116,11 +126,12 @@ def _exercise(session: Session, cases: Sequence[str] | None, progress: Progress)
 
 def _report(
     options: RunOptions, spec: BoardSpec, stack: Stack, session: Session, results: Mapping[str, XtestResult],
-    conformance: ConformanceResult | None, failure: BaseException | None, started: datetime, seconds: float,
+    conformance: ConformanceResult | None, tests: tuple[model.BoardTestReport, ...],
+    failure: BaseException | None, started: datetime, seconds: float,
 ) -> model.RunReport:  # fmt: skip
     guests = tuple(_guest(name, session, results.get(name)) for name in (g.name for g in spec.guests))
     problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in session.board.problems]
-    verdict, reason = _verdict(results, conformance, failure)
+    verdict, reason = _verdict(results, conformance, tests, failure)
     return model.RunReport(
         verdict=verdict,
         reason=reason,
@@ -137,12 +148,16 @@ def _report(
         ),
         artifacts=(session.trace,) if session.trace is not None and session.trace.exists() else (),
         conformance=_conformance(conformance),
+        tests=tests,
         reproduce=shlex.join(["./medcheck", *options.command]),
     )
 
 
 def _verdict(
-    results: Mapping[str, XtestResult], conformance: ConformanceResult | None, failure: BaseException | None
+    results: Mapping[str, XtestResult],
+    conformance: ConformanceResult | None,
+    tests: Sequence[model.BoardTestReport],
+    failure: BaseException | None,
 ) -> tuple[model.Verdict, str | None]:
     if failure is not None:
         reason = "interrupted" if isinstance(failure, KeyboardInterrupt) else str(failure)
@@ -151,6 +166,9 @@ def _verdict(
     if conformance is not None and conformance.verdict != "pass":
         broken = [rule.id for rule in conformance.rules if rule.failed]
         reasons.append(f"the mediator does not conform: {', '.join(broken) or 'nothing could be checked'}")
+    bad = [test.id for test in tests if test.status not in ("passed", "skipped")]
+    if bad:
+        reasons.append(f"{len(bad)} of {len(tests)} tests failed, first {bad[0]}")
     return ("fail", "; ".join(reasons)) if reasons else ("pass", None)
 
 

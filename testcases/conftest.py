@@ -47,7 +47,8 @@ def verdict_of_the_checker(request: pytest.FixtureRequest) -> Iterator[None]:
             request.node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
     for deviation in result.deviations:
         if deviation.status == "seen":
-            _note(request.node, f"{deviation.id} seen by the checker: {deviation.evidence}")
+            private = " (report to the Xen security team before publishing)" if deviation.report_privately else ""
+            _note(request.node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
     if result.failed:
         pytest.fail(_story(result), pytrace=False)
 

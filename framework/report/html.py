@@ -54,6 +54,8 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         slowest=_slowest(content),
         timings=_waterfall(content["timings"]),
         conformance=_conformance(content.get("conformance")),
+        tests=[{**test, "kind": outcome(test["status"])} for test in content["tests"]],
+        tests_private=any(_private(line) for test in content["tests"] for line in test["deviations"]),
         chunks=[lines[start : start + _CHUNK] for start in range(0, len(lines), _CHUNK)],
         marked={line.problem for line in lines if line.problem is not None},
         # The page's own scripts and styles, from this folder and from nowhere else.
@@ -61,6 +63,10 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def _private(deviation: str) -> bool:
+    return "security team" in deviation
 
 
 def _environment() -> jinja2.Environment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from framework.report.model import outcome
@@ -20,6 +20,8 @@ def render(content: Mapping[str, Any]) -> bytes:
         _guest(root, guest, content)
     if "conformance" in content:
         _conformance(root, content["conformance"])
+    if content["tests"]:
+        _tests(root, content["tests"])
     _board(root, content)
     for count in ("tests", "failures", "errors", "skipped"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
@@ -92,6 +94,21 @@ def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
             ET.SubElement(case, "skipped", message=one_line_xml(f"known deviation {known}".rstrip()))
         elif verdict != "pass":
             ET.SubElement(case, "skipped", message=one_line_xml(": ".join([verdict, *rule["reasons"][:1]])))
+    _count(suite)
+
+
+def _tests(root: ET.Element, tests: Sequence[Mapping[str, Any]]) -> None:
+    suite = ET.SubElement(root, "testsuite", name="testcases")
+    for test in tests:
+        case = _case(suite, "testcases", test["id"], test["seconds"])
+        kind = outcome(test["status"])
+        if kind == "skip":
+            ET.SubElement(case, "skipped", message=one_line_xml(test["error"] or "skipped"))
+        elif kind != "pass":
+            tag = "failure" if kind == "fail" else "error"
+            _text(ET.SubElement(case, tag, message=one_line_xml(test["error"] or test["status"])), test["error"] or "")
+        if test["deviations"]:
+            _text(ET.SubElement(case, "system-out"), "\n".join(test["deviations"]))
     _count(suite)
 
 

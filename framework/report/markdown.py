@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from framework.report.model import outcome
+from framework.report.model import Outcome, outcome
 from framework.report.text import count, duration, one_line, plural
 
 _LISTED = 10
@@ -85,6 +85,7 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
         )
     yield from _failure_lines(content, text)
     yield from _conformance_lines(content)
+    yield from _test_lines(content, text)
     yield ""
     again = _code(content["reproduce"])
     yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{again}`"
@@ -105,6 +106,23 @@ def _failure_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> It
         yield f"- {text(problem['kind'])} on console {text(problem['console'])}: {text(problem['text'])}"
     if len(content["problems"]) > _LISTED:
         yield f"- {plural(len(content['problems']) - _LISTED, 'more problem')} on consoles in the report"
+
+
+def _test_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
+    tests = content["tests"]
+    if not tests:
+        return
+    kinds = Counter(outcome(test["status"]) for test in tests)
+    words: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "lost": "broken off", "skip": "skipped"}
+    sums = ", ".join(f"{kinds[kind]:,} {word}" for kind, word in words.items() if kinds[kind])
+    known = sorted({line.split()[0] for test in tests for line in test["deviations"]})
+    yield ""
+    yield f"Exact and hostile stimuli: {sums}." + (f" Known deviations seen: {', '.join(known)}." if known else "")
+    bad = [test for test in tests if outcome(test["status"]) in ("fail", "lost")]
+    for test in bad[:_LISTED]:
+        yield f"- {text(test['id'])}: {text(test['error'] or test['status'])}"
+    if len(bad) > _LISTED:
+        yield f"- {plural(len(bad) - _LISTED, 'more failed test')} in the report"
 
 
 def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:

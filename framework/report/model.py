@@ -188,6 +188,20 @@ class ConformanceReport:
 
 
 @dataclass(frozen=True)
+class BoardTestReport:
+    """One test of ``testcases/`` on a board of its own. ``status`` is passed, failed, error or skipped; ``error`` its
+    first line; ``rules`` the rules that its trace exercised, with their verdicts (``STD-3=pass``); ``deviations``
+    what it or the checker saw of the list."""
+
+    id: str
+    status: str
+    seconds: float
+    error: str | None = None
+    rules: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunReport:
     """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``.
 
@@ -209,3 +223,4 @@ class RunReport:
     consoles: tuple[ConsoleReport, ...] = ()
     artifacts: tuple[Path, ...] = ()
     conformance: ConformanceReport | None = None
+    tests: tuple[BoardTestReport, ...] = ()
