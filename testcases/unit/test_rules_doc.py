@@ -15,7 +15,7 @@ from mediator_ref import DEVIATIONS, RULES
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = {f"R{number}" for number in range(1, 23)}
 
-MODULE = '''
+MODULE = """
 import pytest
 
 pytestmark = [pytest.mark.board, pytest.mark.rule("R1")]
@@ -34,7 +34,7 @@ class TestGroup:
     def helper(self): ...
 
 def helper(): ...
-'''
+"""
 
 
 def test_the_document_is_what_is_generated() -> None:
