@@ -22,7 +22,7 @@ from testcases.unit.test_trace_live import FakePlugin
 
 @pytest.fixture
 def rig() -> Rig:
-    return Rig(None, None, None, Path("plugin.so"), None)  # type: ignore[arg-type] - no board is started
+    return Rig(None, None, None, Path("plugin.so"), None)  # type: ignore[arg-type]  # no board is started
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, file: Path, *names: str) -> dict[str, dict[str, object]]:
