@@ -370,6 +370,8 @@ def _should_have(state: State, p: Pending, d: Decision, known: Translation | Non
         if d.defect is not None and d.defect[0] == x0:
             deviation = d.defect[1]
     why = uncertain(p)
+    if x0 == abi.SmcReturn.ETHREAD_LIMIT and state.threads is None:
+        why = why or "how many threads OP-TEE has was never seen"
     if why and deviation is None and x0 in (abi.SmcReturn.OK, abi.SmcReturn.ETHREAD_LIMIT):
         state.unchecked(rule, why, event)
         return

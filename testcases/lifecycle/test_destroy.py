@@ -27,9 +27,9 @@ def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
 
 @pytest.mark.rule("R1", "R21", "LIFE-2", "LIFE-3")
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
-def test_r1_destroyed_while_a_call_waits(make_probe, probe_session, point: object) -> None:  # type: ignore[no-untyped-def]
+def test_r1_destroyed_while_a_call_waits(make_probe, live, point: object) -> None:  # type: ignore[no-untyped-def]
     """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
-    dom0 = probe_session.dom0
+    dom0 = live.dom0
     before = free_memory(dom0)
     probe = make_probe("doomed")
     probe.begin(OpenSession(NO_TA), park=[point])
@@ -42,9 +42,9 @@ def test_r1_destroyed_while_a_call_waits(make_probe, probe_session, point: objec
 
 
 @pytest.mark.rule("R1", "R8", "R18", "R21", "LIFE-3")
-def test_r21_destroyed_with_everything_it_may_have(make_probe, probe_session) -> None:  # type: ignore[no-untyped-def]
+def test_r21_destroyed_with_everything_it_may_have(make_probe, live) -> None:  # type: ignore[no-untyped-def]
     """Sixteen registered buffers of 129 pages, all threads waiting: all of it comes back."""
-    dom0 = probe_session.dom0
+    dom0 = live.dom0
     before = free_memory(dom0)
     probe = make_probe("doomed")
     data = probe.pages(1)
@@ -58,16 +58,16 @@ def test_r21_destroyed_with_everything_it_may_have(make_probe, probe_session) ->
 
 
 @pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D3")
-def test_d3_destroyed_after_a_failed_registration(expendable_probe, probe_session, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d3_destroyed_after_a_failed_registration(expendable_probe, live, deviations) -> None:  # type: ignore[no-untyped-def]
     """One refused page list, then the domain's end: its bookkeeping is back at zero, and Xen lives."""
-    probe, dom0 = expendable_probe, probe_session.dom0
+    probe, dom0 = expendable_probe, live.dom0
     call = probe.call_with_arg(RegisterShm(tmem(ipas=[0x7000_0000], ref=1)))
     assert (call.x0, call.arg.ret) == (0, Tee.BAD_PARAMETERS)
     try:
         dom0.xl.destroy(probe.domid)
         gone = dom0.xl.find(probe.domid) is None
     except MedcheckError:
-        said = "\n".join(probe_session.board.consoles["xen"].tail(200))
+        said = "\n".join(live.board.consoles["xen"].tail(200))
         if "optee_shm_buf_pages" not in said:
             raise
         deviations.seen(
@@ -78,9 +78,9 @@ def test_d3_destroyed_after_a_failed_registration(expendable_probe, probe_sessio
 
 
 @pytest.mark.rule("R20", "R21", "LIFE-1", "LIFE-5")
-def test_r20_more_domains_than_optee_has_room_for(make_probe, probe_session) -> None:  # type: ignore[no-untyped-def]
+def test_r20_more_domains_than_optee_has_room_for(make_probe, live) -> None:  # type: ignore[no-untyped-def]
     """The domain OP-TEE has no partition for is not created; after another's end the next one is, and works."""
-    dom0 = probe_session.dom0
+    dom0 = live.dom0
     first = make_probe("room")
     made = []
     try:

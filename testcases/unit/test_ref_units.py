@@ -423,3 +423,24 @@ def test_gibberish_never_raises() -> None:
                 assert verdict.rule in RULES
                 assert verdict.deviation is None or verdict.rule in DEVIATIONS[verdict.deviation].rules, verdict
                 str(verdict)
+
+
+def test_a_thread_limit_nobody_saw_is_not_held_against_a_refusal() -> None:
+    """A trace that begins after GET_THREAD_COUNT: the third call is refused, and nobody can say whether rightly."""
+    board = booted(Limits(threads=2))
+    start = len(board.events)
+    board.create(2)
+    for number in range(2):
+        board.message(2, INVOKE, ipa=ARG + 4096 * number, plan=[INTR])
+    board.world.write(2, ARG + 8192, INVOKE)
+    regs = (abi.CALL_WITH_ARG, 0, ARG + 8192, 0, 0, 0, 0, 0)
+    refused = [
+        GuestCall(901, 0, 2, regs, board.world.view(2)),
+        GuestReturn(902, 0, 2, (abi.SmcReturn.ETHREAD_LIMIT, *regs[1:])),
+    ]
+    events = [Start(0, mid_stream=True), *board.events[start:], *refused]
+    _state, verdicts = judge(events)
+    assert [(v.rule, v.outcome) for v in verdicts if v.rule == "STD-1"] == [("STD-1", Outcome.NOT_CHECKED)]
+    # The same trace from a reader who knows the limit: then the refusal is right.
+    _state, verdicts = judge(events, Limits(threads=2))
+    assert not [v for v in verdicts if v.rule == "STD-1"]
