@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from framework.console_ui import Output
-from framework.errors import ExitCode, MedcheckError
+from framework.console_ui import Output, mib
+from framework.errors import ExitCode, InfrastructureError, MedcheckError
 
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides
@@ -43,11 +44,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         output.say("interrupted; what was written so far is kept")
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `| head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.GOOD
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            # As `| head` does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ExitCode.GOOD
+        else:
+            code = _refused(error, output)
     sys.exit(code)
+
+
+def _reader_gone() -> bool:
+    """Whether it is our own output that nobody reads any more, and not some socket of the board's."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _fd, event in look.poll(0))
+
+
+def _refused(error: OSError, output: Output) -> ExitCode:
+    """What the system refused and nobody nearer to it could put into better words: a full disk, say."""
+    output.error(
+        InfrastructureError(
+            f"the system refused: {error.strerror or error}",
+            where=None if error.filename is None else str(error.filename),
+            hint="is that place there, yours, and not full? `./medcheck doctor` looks at the usual ones",
+        )
+    )
+    return ExitCode.INFRASTRUCTURE
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -112,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
-    command.add_argument("--keep", type=int, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
+    command.add_argument("--keep", type=mib, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
     command = add("bench", _bench, "measure; ratios in one run where possible", stack, base=common)
     command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
     command.add_argument("--list", action="store_true", help="list the benchmarks")
@@ -144,7 +167,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             profile=options.profile,
             board=options.board,
             domus=options.domus,
-            xtest=tuple(filter(None, options.xtest.split(","))) if options.xtest else None,
+            xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
             report=options.report,
             overrides=_overrides(options),
             offline=options.offline,
@@ -167,18 +190,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 def _overrides(options: argparse.Namespace) -> Overrides:
     from framework.artifacts.stack import Overrides
 
-    def absolute(path: Path | None) -> Path | None:
-        return path.absolute() if path else None
-
-    return Overrides(
-        xen=absolute(options.xen),
-        xen_syms=absolute(options.xen_syms),
-        optee=absolute(options.optee),
-        kernel=absolute(options.kernel),
-        kernel_modules=absolute(options.kernel_modules),
-        xtest_root=absolute(options.xtest_root),
-        xen_variant=options.xen_variant,
-    )
+    return Overrides.given(vars(options))
 
 
 def _test(options: argparse.Namespace, output: Output) -> int:

@@ -6,6 +6,7 @@ On a terminal the story has bars; elsewhere it is plain lines, at each tenth of 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
@@ -96,6 +97,13 @@ class Output:
                 "exit_code": int(error.exit_code),
             }
             self.document({"error": parts})
+
+
+def mib(text: str) -> int:
+    """argparse's type of a size in MiB."""
+    if not (text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"expected a number of MiB, found {text!r}")
+    return int(text)
 
 
 def print_error(error: MedcheckError, console: Console | None = None) -> None:

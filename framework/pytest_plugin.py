@@ -96,11 +96,7 @@ def overrides_of(config: pytest.Config) -> Overrides:
     """The user's own parts, as given to pytest."""
     from framework.artifacts.stack import Overrides
 
-    given = {name.replace("-", "_"): config.getoption(name.replace("-", "_")) for name in _PARTS}
-    return Overrides(
-        xen_variant=config.getoption("xen_variant"),
-        **{key: path.absolute() if path else None for key, path in given.items()},
-    )
+    return Overrides.given(vars(config.option))
 
 
 @pytest.fixture(scope="session")

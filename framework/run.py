@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ import psutil
 import yaml
 
 from framework.artifacts.stack import Overrides, Stack
+from framework.artifacts.yaml_nodes import Source
 from framework.board.spec import BoardSpec
 from framework.conformance.checker import check_file
 from framework.conformance.result import ConformanceResult
-from framework.errors import ConfigError, ExitCode, GuestCrash, MedcheckError, UsageError
-from framework.guests.xtest import XtestResult, run_xtest_in_all
+from framework.errors import ExitCode, GuestCrash, MedcheckError, UsageError
+from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
 from framework.paths import IMAGES
 from framework.progress import Progress
 from framework.report import model
@@ -57,34 +59,41 @@ class RunOptions:
     command: Sequence[str] = ()
 
 
-def profiles() -> dict[str, Profile]:
-    """All profiles of ``images/profiles.yaml``."""
-    path = IMAGES / "profiles.yaml"
-    loaded = yaml.safe_load(path.read_text())
+def profiles(path: Path | None = None) -> dict[str, Profile]:
+    """All profiles of ``images/profiles.yaml``, or of ``path``. Raises ConfigError, whatever is wrong with it."""
+    source = Source(path or IMAGES / "profiles.yaml")
     result = {}
-    for name, raw in loaded.items():
-        cases = raw.get("cases") if isinstance(raw, dict) else None
-        if cases != "all" and not isinstance(cases, list):
-            raise ConfigError(f"profile {name}: cases must be a list or `all`", where=str(path))
-        chosen = None if cases == "all" else tuple(str(case) for case in cases)
-        result[name] = Profile(name, chosen, tuple(str(word) for word in raw.get("tests", ())))
+    for name, node in source.mapping(source.root(), "the profiles").items():
+        entry = source.record(node, f"profile {name}", ("cases",), ("tests",))
+        everything = isinstance(entry["cases"], yaml.ScalarNode) and entry["cases"].value == "all"
+        cases = None if everything else _words(source, entry["cases"], f"profile {name}: cases")
+        tests = _words(source, entry["tests"], f"profile {name}: tests") if "tests" in entry else ()
+        result[name] = Profile(name, cases, tests)
     return result
+
+
+def _words(source: Source, node: yaml.Node, what: str) -> tuple[str, ...]:
+    return tuple(source.text(item, what) for item in source.items(node, what))
 
 
 def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     """Do the main job; returns the exit code and the report's folder.
 
-    A usage error is raised before anything is made; whatever goes wrong afterwards ends up in a report.
+    A usage error is raised before anything is fetched or boots; whatever goes wrong afterwards ends up in a report.
     """
     known = profiles()
     if options.profile not in known:
         raise UsageError(f"no profile {options.profile}", hint=f"one of {', '.join(known)}")
+    if options.xtest is not None and not case_ids(options.xtest):
+        raise UsageError("--xtest names no case", hint="such as --xtest 1004,6001")
     cases = options.xtest or known[options.profile].cases
     spec = with_guests(BoardSpec.load(options.board), options.domus)
+    if options.report is not None:
+        _make_folder(options.report)
     stack = prepare_stack(options.overrides, open_store(options.offline, options.mirrors, progress), progress)
     started = datetime.now(UTC)
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     begin = time.monotonic()
     session = Session(spec, stack, folder, trace=options.trace)
     results: Mapping[str, XtestResult] = {}
@@ -113,6 +122,19 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     if failure is not None:
         raise failure
     return (ExitCode.GOOD if report.verdict == "pass" else ExitCode.FAILED), folder
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"no report can be written there: {error.strerror}",
+            where=str(folder),
+            hint="name another folder: --report DIR",
+        ) from error
 
 
 def _exercise(session: Session, cases: Sequence[str] | None, progress: Progress) -> Mapping[str, XtestResult]:

@@ -30,9 +30,16 @@ def run_stimuli(
     log = folder / "testcases.log"
     command = [sys.executable, "-m", "pytest", *selection, "-q", "-rN", "-p", "no:cacheprovider"]
     command += [f"--junitxml={results.absolute()}", f"--board-logs={(folder / 'testcases').absolute()}"]
+    # pytest runs in the project's folder, wherever the user is.
+    if "/" in board or board.endswith(".yaml"):
+        board = str(Path(board).absolute())
     command += ["--board", board, *_parts(overrides)]
+    # The run has fetched and built everything: a test that would download is a defect.
+    environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
             assert process.stdout is not None
             try:
                 while piece := os.read(process.stdout.fileno(), 4096):

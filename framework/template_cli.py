@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from framework.console_ui import Output
+from framework.console_ui import Output, mib
 from framework.errors import ExitCode
 
 _MIB = 1 << 20
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     built.add_argument("--moment", default="ready", help="ready (default): all guests up; dom0: no guest yet")
     built.set_defaults(handler=_build)
     pruned = commands.add_parser("prune", help="remove the least recently used", parents=[*parents])
-    pruned.add_argument("--keep", type=int, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")
+    pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")
     pruned.set_defaults(handler=_prune)
     resumed = subparsers.add_parser(
         "resume", help="bring a kept board back (pytest --keep-on-failure)", parents=[*parents]
@@ -64,10 +64,8 @@ def _build(options: argparse.Namespace, output: Output) -> int:
     if options.moment not in MOMENTS:
         raise UsageError(f"no moment is called '{options.moment}'", hint=f"one of {', '.join(MOMENTS)}")
     spec = with_guests(BoardSpec.load(options.board), options.domus)
-    given: dict[str, Any] = {key: getattr(options, key) for key in Overrides.__dataclass_fields__}
-    paths = {key: value.absolute() for key, value in given.items() if isinstance(value, Path)}
-    overrides = Overrides(**{**given, **paths})
-    stack = prepare_stack(overrides, open_store(options.offline, options.mirror, output.progress), output.progress)
+    downloads = open_store(options.offline, options.mirror, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
     store = TemplateStore(progress=output.progress)
     begin = time.monotonic()
     with template(store, spec, stack, MOMENTS[options.moment], output.progress) as found:

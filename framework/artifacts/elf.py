@@ -30,6 +30,16 @@ def needed(data: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
+def build_id(data: bytes) -> bytes | None:
+    """What the linker named this build; None if it did not."""
+    try:
+        section: Any = ELFFile(io.BytesIO(data)).get_section_by_name(".note.gnu.build-id")
+        notes = () if section is None else tuple(section.iter_notes())
+    except (ELFError, ValueError) as error:
+        raise ValueError(f"not a readable ELF file: {error}") from error
+    return next((bytes.fromhex(note["n_desc"]) for note in notes if note["n_type"] == "NT_GNU_BUILD_ID"), None)
+
+
 def modinfo(data: bytes) -> dict[str, str]:
     """The ``key=value`` strings of a kernel module's ``.modinfo`` section (the first of each key)."""
     section = ELFFile(io.BytesIO(data)).get_section_by_name(".modinfo")

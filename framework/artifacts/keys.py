@@ -29,9 +29,15 @@ def guest_keys(folder: Path) -> GuestKeys:
     keys = GuestKeys(
         folder / "id_ed25519", folder / "id_ed25519.pub", folder / "host_dropbear", folder / "host_ed25519.pub"
     )
+
+    def complete() -> bool:
+        return all(path.exists() for path in (keys.client, keys.client_public, keys.host, keys.host_public))
+
+    if complete():
+        return keys  # no lock needed: a cache that cannot be written is good to read from
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(folder / ".lock"):
-        if not all(path.exists() for path in (keys.client, keys.client_public, keys.host, keys.host_public)):
+        if not complete():
             _make_pair(keys.client, keys.client_public, _openssh)
             _make_pair(keys.host, keys.host_public, _dropbear)
     return keys

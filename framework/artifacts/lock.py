@@ -18,6 +18,7 @@ FORMAT = "1"
 
 _HINT = "correct the line, or write the file anew with `medcheck lock --update`"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SIZE = re.compile(r"[1-9][0-9]{0,11}")
 _HEADER = """\
 # Every file medcheck downloads. Made by `medcheck lock --update` from packages.yaml and an archive's indexes.
 # `path` counts from an archive's base URL, which the machine's apt configuration or the user supplies. A pin
@@ -138,8 +139,8 @@ def _pin(source: Source, name: str, node: yaml.Node, resolve_sources: bool) -> P
             entry["path"], f"{name}: path must count from an archive's base URL, like pool/main/…"
         )
     size = source.text(entry["size"], f"{name}: size")
-    if not size.isdecimal() or int(size) == 0:
-        raise source.error(entry["size"], f"{name}: size must be a number of bytes, not {size}")
+    if not _SIZE.fullmatch(size):
+        raise source.error(entry["size"], f"{name}: size must be a number of bytes, not {size[:40]}")
     sha256 = source.text(entry["sha256"], f"{name}: sha256")
     if not _SHA256.fullmatch(sha256):
         raise source.error(entry["sha256"], f"{name}: sha256 must be 64 lower-case hexadecimal digits")

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from framework.artifacts import cpio
+from framework.artifacts import cpio, elf
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware import XEN_VARIANTS, Builder, pins_of_builds
 from framework.artifacts.keys import GuestKeys, guest_keys
@@ -26,6 +28,8 @@ from framework.progress import Progress, Silent
 
 _GUESTS = ("dom0", "domu")
 _IMAGE_MAGIC = (0x38, b"ARMd")
+_FOLDERS = ("optee", "kernel_modules", "xtest_root")
+_XTEST = "usr/bin/xtest"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Overrides:
     kernel_modules: Path | None = None
     xtest_root: Path | None = None
     xen_variant: str = "debug"
+
+    @classmethod
+    def given(cls, options: Mapping[str, Any]) -> Overrides:
+        """Those among a command line's parsed options; paths become absolute."""
+        chosen: dict[str, Any] = {name: options[name] for name in cls.__dataclass_fields__}
+        chosen.update({name: value.absolute() for name, value in chosen.items() if isinstance(value, Path)})
+        return cls(**chosen)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def _images(
             kernel = overrides.kernel or next(unpacked["kernel"].glob("boot/vmlinuz-*"))
             shutil.copyfile(kernel, out / "Image")
             domu = _rootfs(recipes["domu"], unpacked, overrides, keys)
-            (out / "xtest").write_bytes(domu.entries["usr/bin/xtest"].data)
+            (out / "xtest").write_bytes(domu.entries[_XTEST].data)
             with (out / "domu.cpio").open("wb") as stream:
                 cpio.write(domu.entries, stream)
             task.advance()
@@ -184,9 +195,9 @@ def _unpack(store: Store, pins: Sequence[Pin], folder: Path) -> Path:
 def _check(overrides: Overrides) -> None:
     if overrides.xen_variant not in XEN_VARIANTS:
         raise UsageError(f"no Xen variant {overrides.xen_variant}", hint=f"one of {', '.join(XEN_VARIANTS)}")
-    for option, path in overrides.__dict__.items():
-        if isinstance(path, Path) and not path.exists():
-            raise UsageError(f"--{option.replace('_', '-')}: {path} does not exist")
+    for name, path in overrides.__dict__.items():
+        if isinstance(path, Path):
+            _check_kind(f"--{name.replace('_', '-')}", path, folder=name in _FOLDERS)
     for option, image in (("--xen", overrides.xen), ("--kernel", overrides.kernel)):
         if image is not None:
             offset, magic = _IMAGE_MAGIC
@@ -197,8 +208,37 @@ def _check(overrides: Overrides) -> None:
                     f"{option}: {image} is not an arm64 Image (no magic at offset 0x38)",
                     hint="give the uncompressed image: xen/xen of a Xen build, arch/arm64/boot/Image of Linux",
                 )
-    if overrides.xen_syms is not None and overrides.xen is None:
-        raise UsageError("--xen-syms goes with --xen", hint="the pinned Xen brings its own symbols")
+    root = overrides.xtest_root
+    if root is not None and not any((root / name).is_file() for name in (_XTEST, _XTEST.removeprefix("usr/"))):
+        # Otherwise the pinned one would be tested under the user's name.
+        raise UsageError(f"--xtest-root: {root} has no {_XTEST}", hint="give the folder that xtest is installed into")
+    if overrides.xen_syms is not None:
+        if overrides.xen is None:
+            raise UsageError("--xen-syms goes with --xen", hint="the pinned Xen brings its own symbols")
+        _check_symbols(overrides.xen, overrides.xen_syms)
+
+
+def _check_kind(option: str, path: Path, *, folder: bool) -> None:
+    if not path.exists():
+        raise UsageError(f"{option}: {path} does not exist")
+    if path.is_dir() != folder:
+        kinds = ("a folder", "a file") if folder else ("a file", "a folder")
+        raise UsageError(f"{option}: expected {kinds[0]}, {path} is {kinds[1]}")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{option}: {path} cannot be read", hint="make it readable for this user")
+
+
+def _check_symbols(xen: Path, symbols: Path) -> None:
+    """Symbols of another Xen would put the trace's hooks where other code stands."""
+    try:
+        identity = elf.build_id(symbols.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"--xen-syms: {symbols} is {error}", hint="give the xen-syms of the build") from error
+    if identity is not None and identity not in xen.read_bytes():
+        raise UsageError(
+            f"--xen-syms: {symbols} has the build id {identity.hex()}, which {xen} has not",
+            hint="give the xen-syms that was linked together with --xen",
+        )
 
 
 def _component(name: str, version: str, path: Path, user: object | None, pinned: str = "built") -> Component:

@@ -17,6 +17,9 @@ import yaml
 
 from framework.errors import ConfigError
 
+_SHOWN = 60
+"""Characters of a wrong value that an error repeats."""
+
 KeyPath = tuple[str | int, ...]
 """The way from the document's root to a value: ``("guests", 0, "vcpus")``."""
 
@@ -70,7 +73,8 @@ def describe(node: yaml.Node) -> str:
         return f"a list of {len(node.value)}"
     if node.tag == "tag:yaml.org,2002:null":
         return "nothing"
-    return repr(node.value)
+    # Whatever file was named by mistake: its first words are enough to know it by.
+    return repr(node.value if len(node.value) <= _SHOWN else node.value[: _SHOWN - 1] + "…")
 
 
 class _Scalar(Schema):
@@ -233,6 +237,8 @@ def load(path: Path, schema: Table) -> Document:
         raise ConfigError(f"not YAML: {error.problem or error.context}", where=f"{path}:{line}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}", where=f"{path}:1") from error
+    except RecursionError as error:
+        raise ConfigError("nested too deeply", where=f"{path}:1") from error
     if node is None:
         raise ConfigError("the file is empty, expected a mapping", where=f"{path}:1")
     document.lines[()] = node.start_mark.line + 1
