@@ -115,8 +115,9 @@ def _rule_cells(rule: Rule, tests: Sequence[str]) -> tuple[str, ...]:
     known = [d for d in DEVIATIONS.values() if rule.id in d.rules]
     private = ", ".join(d.id for d in known if d.disclosure)
     label = f"<br>**{private}: {PRIVATE}**" if private else ""
+    unit: tuple[str, ...] = ()
     if rule.unobservable:
-        unit, checked = (), f"no: {rule.unobservable}"
+        checked = f"no: {rule.unobservable}"
     else:
         unit = (f"test_good[{rule.id}]", f"test_bad[{rule.id}]")
         checked = f"yes, given {rule.needs}" if rule.needs else "yes"
