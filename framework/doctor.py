@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.lock import Lock
+from framework.artifacts.lock import Lock, Pin
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.qemu_bundle import qemu_bundle
 from framework.artifacts.stack import all_pins
@@ -112,13 +112,7 @@ def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
 
 
 def _downloads() -> Iterator[Finding]:
-    store = Store(cache_root(), offline=True)
-    missing = []
-    for pin in all_pins(Lock.load()):
-        try:
-            store.path(pin)
-        except MedcheckError:
-            missing.append(pin)
+    missing = _missing(all_pins(Lock.load()))
     if missing:
         size = sum(pin.size for pin in missing) / 1e6
         text = f"{len(missing)} files ({size:.0f} MB) are not in the cache"
@@ -127,9 +121,23 @@ def _downloads() -> Iterator[Finding]:
         yield Finding("downloads", "good", "all in the cache and verified")
 
 
+def _missing(pins: Sequence[Pin]) -> list[Pin]:
+    store = Store(cache_root(), offline=True)
+    missing = []
+    for pin in pins:
+        try:
+            store.path(pin)
+        except MedcheckError:
+            missing.append(pin)
+    return missing
+
+
 def _qemu() -> Iterator[Finding]:
-    root = cache_root()
-    bundle = qemu_bundle(Store(root, offline=True), Lock.load(), BuildCache(root))
+    root, lock = cache_root(), Lock.load()
+    if _missing(lock.group("qemu")):
+        yield Finding("QEMU", "note", "not downloaded yet, so it could not be tried", "./medcheck fetch")
+        return
+    bundle = qemu_bundle(Store(root, offline=True), lock, BuildCache(root))
     yield Finding("QEMU", "good", f"{bundle.version} runs from its own bundle")
 
 

@@ -6,20 +6,28 @@ import shutil
 
 from framework.artifacts.cache import BuildCache
 from framework.board.janitor import Janitor
+from framework.board.template import TemplateStore
 from framework.console_ui import Output
-from framework.errors import ExitCode
+from framework.errors import ExitCode, UsageError
 from framework.paths import cache_root
 
 
 def clean(everything: bool, keep_bytes: int, output: Output) -> int:
-    """End orphaned boards, remove their files, prune builds to ``keep_bytes``; with ``everything`` the whole cache."""
+    """End orphaned boards, remove their files, prune templates to their bound and builds to
+    ``keep_bytes``; with ``everything`` the whole cache. Raises UsageError if boards still run from it."""
     root = cache_root()
-    swept = Janitor().sweep()
+    janitor = Janitor()
+    swept = janitor.sweep()
+    if everything and (running := janitor.boards()):
+        raise UsageError(f"{len(running)} boards of this cache are running", hint="end their owners first")
+    # What templates have on tmpfs lies outside the cache folder and goes with them.
+    removed = TemplateStore(root).prune(0 if everything else None)
     if everything:
-        shutil.rmtree(root, ignore_errors=False) if root.exists() else None
+        if root.exists():
+            shutil.rmtree(root)
         removed = ["the whole cache"]
     else:
-        removed = [str(entry) for entry in BuildCache(root).prune(keep_bytes)]
+        removed += [str(entry) for entry in BuildCache(root).prune(keep_bytes)]
     output.finish(
         {"orphans": [str(item) for item in swept], "removed": removed},
         f"{len(swept)} orphans ended or removed; removed from the cache: {', '.join(removed) or 'nothing'}",

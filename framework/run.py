@@ -110,15 +110,13 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
         if options.tests and options.xtest is None and known[options.profile].tests:
             chosen = known[options.profile].tests
             tests = run_stimuli(chosen, options.overrides, options.board, folder, progress)
-    except (MedcheckError, KeyboardInterrupt) as error:
+    except (MedcheckError, OSError, KeyboardInterrupt) as error:
         failure = error
     seconds = time.monotonic() - begin
     report = _report(options, spec, stack, session, results, conformance, tests, failure, started, seconds)
     write_report(report, folder)
     if options.report is None:
         point_latest(folder.parent, folder)
-    if isinstance(failure, KeyboardInterrupt):
-        raise failure
     if failure is not None:
         raise failure
     return (ExitCode.GOOD if report.verdict == "pass" else ExitCode.FAILED), folder

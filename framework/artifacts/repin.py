@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import re
 import shutil
@@ -193,9 +194,11 @@ def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress) -> dict[W
 def _release(suite: str, mirrors: Mirrors, progress: Progress) -> str:
     """The text of a suite's release file."""
     downloader = Downloader(mirrors)
-    try:
+    text = None
+    with contextlib.suppress(ArtifactError):
         text = downloader.text(f"dists/{suite}/InRelease")
-    except ArtifactError:
+    if text is None:
+        # Outside the other's handling: what is said of this one must not repeat that one.
         text = downloader.text(f"dists/{suite}/Release")
     if not text.startswith(_SIGNED):
         progress.say(f"{suite}: the release file is not signed; check the difference with care")

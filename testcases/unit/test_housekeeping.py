@@ -1,0 +1,58 @@
+"""``medcheck clean`` and ``doctor``: what goes, what stays, and what a fresh machine is told."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from framework.board.janitor import Janitor, new_board_id, write_entry
+from framework.board.template import TemplateStore
+from framework.console_ui import Output
+from framework.doctor import examine
+from framework.errors import UsageError
+from framework.housekeeping import clean
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "cache"
+    (root / "blobs").mkdir(parents=True)
+    monkeypatch.setenv("MEDCHECK_CACHE", str(root))
+    # Other processes of this machine are none of this test's business.
+    monkeypatch.setattr(Janitor, "survivors", lambda _self: [])
+    return root
+
+
+def output() -> Output:
+    return Output(json=True, stdout=io.StringIO(), stderr=io.StringIO())
+
+
+def test_a_cache_whose_boards_run_is_not_removed(cache: Path) -> None:
+    entry = write_entry(new_board_id(1), [], cache)
+    with pytest.raises(UsageError, match="1 boards of this cache are running"):
+        clean(True, 0, output())
+    assert (cache / "blobs").is_dir()
+    entry.unlink()
+    clean(True, 0, output())
+    assert not cache.exists()
+
+
+def test_the_whole_cache_takes_its_templates_off_tmpfs_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(TemplateStore, "prune", lambda _self, bound: asked.append(bound) or [])
+    clean(True, 0, output())
+    (cache / "builds").mkdir(parents=True)
+    clean(False, 0, output())
+    assert asked == [0, None]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_fresh_machine_is_told_to_fetch_and_not_that_something_is_broken() -> None:
+    told = io.StringIO()
+    examine(True, None, Output(json=True, stdout=told, stderr=io.StringIO()))
+    found = {finding["subject"]: finding for finding in json.loads(told.getvalue())}
+    assert found["QEMU"]["state"] == found["downloads"]["state"] == "note"
+    assert found["QEMU"]["cure"] == "./medcheck fetch"
