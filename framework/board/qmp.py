@@ -75,15 +75,9 @@ class Qmp:
         with self._arrived:
             return list(self._events)
 
-    def wait_event(self, name: str, seconds: float, **data: Any) -> dict[str, Any]:
-        """Wait for an event of this name whose data hold these values, also one that came before the call.
-
-        See :meth:`wait_any_event`.
-        """
-        return self.wait_any_event(name, seconds, **{key: (value,) for key, value in data.items()})
-
     def wait_any_event(self, name: str, seconds: float, **data: tuple[Any, ...]) -> dict[str, Any]:
-        """Wait for an event of this name whose data hold one of the values given for each key.
+        """Wait for an event of this name whose data hold one of the values given for each key, also one that
+        came before the call.
 
         ``seconds`` are scaled by the host factor. Raises BoardError when it does not come or the connection
         ends.

@@ -17,6 +17,7 @@ import yaml
 
 from framework.errors import ConfigError
 
+_MOST = 1 << 20
 _SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 
@@ -225,9 +226,12 @@ def load(path: Path, schema: Table) -> Document:
     the schema.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+    if len(text) > _MOST:
+        raise ConfigError(f"longer than {_MOST} characters, which no such file is", where=str(path))
     document = Document(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -26,6 +26,9 @@ from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
 # Whatever goes wrong is raised from here; paramiko would also print it on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
+MOST_OUTPUT = 256 << 20
+"""Bytes of a command's output that are collected: a guest must not fill this machine's memory."""
+
 _GREETING_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
@@ -246,8 +249,9 @@ class SshClient:
     ) -> Completed:
         """Run a command in the guest's shell and wait for its end.
 
-        Raises GuestError when no byte moved in either direction for ``idle_timeout`` seconds (scaled), or
-        when the connection broke; a command that fails is no error here, see :meth:`Completed.check`.
+        Raises GuestError when no byte moved in either direction for ``idle_timeout`` seconds (scaled), when
+        it printed more than :data:`MOST_OUTPUT` bytes, or when the connection broke; a command that fails is
+        no error here, see :meth:`Completed.check`.
         """
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
@@ -256,6 +260,8 @@ class SshClient:
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
+                if len(out) + len(err) > MOST_OUTPUT:
+                    raise GuestError(f"`{short(command)}` prints more than {MOST_OUTPUT} bytes", where=self.name)
             return Completed(command, self.name, talk.exit_code(), bytes(out), bytes(err))
 
     def stream(

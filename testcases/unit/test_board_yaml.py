@@ -51,6 +51,21 @@ def test_board_file_that_does_not_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("# " * (1 << 20), "longer than"),
+        ("word " * 1000, "found 'word word"),
+    ],
+    ids=["deep", "long", "prose"],
+)
+def test_a_file_that_is_something_else_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert len(caught.value.what) < 200
+
+
+@pytest.mark.parametrize(
     ("old", "new", "at", "expected"),
     [
         (

@@ -53,6 +53,12 @@ def test_both_streams_larger_than_every_window_do_not_block_each_other(client):
     assert (len(done.stdout), len(done.stderr), done.rc) == (2 * size, size, 0)
 
 
+def test_output_without_end_is_cut_off(client, monkeypatch):
+    monkeypatch.setattr(ssh, "MOST_OUTPUT", 100_000)
+    with pytest.raises(GuestError, match="prints more than 100000 bytes"):
+        client.run("yes")
+
+
 def test_input_larger_than_every_window_comes_back_whole(client):
     data = bytes(range(256)) * 20_000
     assert client.run("cat", stdin=data).stdout == data
