@@ -201,10 +201,9 @@ def _test(options: argparse.Namespace, output: Output) -> int:
 
 def _fetch(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.lock import Lock
-    from framework.artifacts.stack import all_pins
     from framework.session import open_store
 
-    pins = all_pins(Lock.load())
+    pins = list(Lock.load().pins.values())
     open_store(options.offline, options.mirror, output.progress).fetch(pins)
     total = sum(pin.size for pin in pins)
     output.finish({"files": len(pins), "bytes": total}, f"{len(pins)} files, {total / 1e6:.0f} MB, all verified")

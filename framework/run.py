@@ -21,7 +21,7 @@ from framework.artifacts.stack import Overrides, Stack
 from framework.artifacts.yaml_nodes import Source
 from framework.board.spec import BoardSpec
 from framework.conformance.checker import check_file
-from framework.conformance.result import ConformanceResult
+from framework.conformance.result import INCOMPLETE, ConformanceResult
 from framework.errors import ExitCode, GuestCrash, MedcheckError, UsageError
 from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
 from framework.paths import IMAGES
@@ -79,7 +79,8 @@ def _words(source: Source, node: yaml.Node, what: str) -> tuple[str, ...]:
 def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     """Do the main job; returns the exit code and the report's folder.
 
-    A usage error is raised before anything is fetched or boots; whatever goes wrong afterwards ends up in a report.
+    A usage error is raised before anything is fetched or boots, a download or build that fails before there is a
+    board; whatever goes wrong afterwards ends up in a report.
     """
     known = profiles()
     if options.profile not in known:
@@ -109,7 +110,7 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
             conformance = check_file(session.trace, progress, board_alive=alive)
         if options.tests and options.xtest is None and known[options.profile].tests:
             chosen = known[options.profile].tests
-            tests = run_stimuli(chosen, options.overrides, options.board, folder, progress)
+            tests = run_stimuli(chosen, options.overrides, options.board, options.domus, folder, progress)
     except (MedcheckError, OSError, KeyboardInterrupt) as error:
         failure = error
     seconds = time.monotonic() - begin
@@ -183,7 +184,9 @@ def _verdict(
         reason = "interrupted" if isinstance(failure, KeyboardInterrupt) else str(failure)
         return ("fail" if isinstance(failure, GuestCrash) else "infrastructure"), reason
     reasons = [f"xtest in {name}: {result.reason}" for name, result in results.items() if not result.good]
-    if conformance is not None and conformance.verdict != "pass":
+    if conformance is not None and conformance.verdict == INCOMPLETE:
+        reasons.append(f"the trace is incomplete: {conformance.gaps[-1]}")
+    elif conformance is not None and conformance.verdict != "pass":
         broken = [rule.id for rule in conformance.rules if rule.failed]
         reasons.append(f"the mediator does not conform: {', '.join(broken) or 'nothing could be checked'}")
     bad = [test.id for test in tests if test.status not in ("passed", "skipped")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from framework.board.board import Board
 from framework.board.clone import clone
 from framework.board.spec import BoardSpec, GuestSpec
 from framework.board.template import Template
-from framework.errors import InfrastructureError, MedcheckError, UsageError
+from framework.errors import GuestCrash, InfrastructureError, MedcheckError, UsageError
 from framework.guests import restored
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, create_linux_guest
@@ -29,6 +30,11 @@ from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
 MEDIATOR_TRACE = b"Using TEE mediator for"
 """What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
+
+
+_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]*"
+_BOOT_LINES = 400
+"""More lines than Xen prints before dom0."""
 
 
 @dataclass(frozen=True)
@@ -182,15 +188,25 @@ class Session(AbstractContextManager["Session"]):
 
     def _wait_for_xen(self) -> None:
         console = self.board.consoles["xen"]
-        match = console.expect(
-            [rb"Using TEE mediator for ([^\r\n]+)", rb"\*\*\* LOADING DOMAIN 0 \*\*\*", rb"Panic on CPU"],
-            idle_timeout=self.patience,
-        )
-        if not match[0].startswith(b"Using TEE"):
+        try:
+            match = console.expect([_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.patience)
+            refused = match.re.pattern == _CLIENT_REFUSED
+        except GuestCrash:
+            # Xen panics over it a moment later.
+            refused = any(re.search(_CLIENT_REFUSED, line.encode()) for line in console.tail(_BOOT_LINES))
+            if not refused:
+                raise
+        if refused:
             raise InfrastructureError(
-                "Xen found no OP-TEE that it can mediate: no \"Using TEE mediator\" line before dom0",
+                "OP-TEE has no room for dom0 as a guest, or knows no guests at all",
                 where="console xen",
-                hint="OP-TEE must be built with CFG_NS_VIRTUALIZATION=y; its console says whether it started",
+                hint="build OP-TEE with CFG_NS_VIRTUALIZATION=y and CFG_VIRT_GUEST_COUNT for dom0 and every domU",
+            )
+        if not any(MEDIATOR_TRACE.decode() in line for line in console.tail(_BOOT_LINES)):
+            raise InfrastructureError(
+                'Xen found no OP-TEE that it can mediate: no "Using TEE mediator" line before dom0',
+                where="console xen",
+                hint="build OP-TEE with CFG_NS_VIRTUALIZATION=y; its console says whether it started at all",
             )
 
     def _create(self, number: int, guest: GuestSpec) -> None:

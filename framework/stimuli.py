@@ -20,7 +20,7 @@ _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 def run_stimuli(
-    selection: Sequence[str], overrides: Overrides, board: str, folder: Path, progress: Progress
+    selection: Sequence[str], overrides: Overrides, board: str, domus: int | None, folder: Path, progress: Progress
 ) -> tuple[BoardTestReport, ...]:
     """Run pytest on ``selection`` (its own arguments: paths, ``-k``, ``-m``) with the parts under test.
 
@@ -33,7 +33,7 @@ def run_stimuli(
     # pytest runs in the project's folder, wherever the user is.
     if "/" in board or board.endswith(".yaml"):
         board = str(Path(board).absolute())
-    command += ["--board", board, *_parts(overrides)]
+    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"]), *_parts(overrides)]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:

@@ -40,9 +40,10 @@ class Builder:
     cache: BuildCache
     progress: Progress
 
-    def optee(self) -> Path:
-        """OP-TEE OS: the three ``tee-*_v2.bin`` files that TF-A packs."""
-        config = _configuration()["optee"]
+    def optee(self, **changes: object) -> Path:
+        """OP-TEE OS: the three ``tee-*_v2.bin`` files that TF-A packs. ``changes`` are make variables that differ."""
+        pinned = _configuration()["optee"]
+        config = {**pinned, "make": {**pinned["make"], **changes}}
 
         def build(out: Path) -> None:
             source = self._source(config["group"], out)

@@ -94,16 +94,18 @@ class Checker:
             self._finished = True
             self._step(End(self._latest.seq, board_alive))
 
-    def result(self, more_gaps: Iterable[str] = ()) -> ConformanceResult:
-        """What was found up to here."""
+    def result(self, damage: Iterable[str] = ()) -> ConformanceResult:
+        """What was found up to here. ``damage``: what is known to be missing or broken in the trace itself."""
+        broken = tuple(damage)
         tally = self._state.tally
         return ConformanceResult(
             events_checked=tally.events,
             rules=tuple(self._rule(id_) for id_ in RULES),
             nonconformances=tuple(self._found),
             deviations=tuple(self._deviations()),
-            gaps=(*self._observer.gaps, *(self._observer.unburied() if self._finished else ()), *more_gaps),
+            gaps=(*self._observer.gaps, *(self._observer.unburied() if self._finished else ()), *broken),
             notes=tuple(self._notes),
+            incomplete=bool(broken),
         )
 
     def _step(self, event: Event) -> Sequence[Verdict]:

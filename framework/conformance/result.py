@@ -9,6 +9,7 @@ PASS = "pass"
 FAIL = "fail"
 DEVIATION = "deviation"
 NOT_CHECKED = "not checked"
+INCOMPLETE = "incomplete"
 NOT_EXERCISED = "not exercised"
 SEEN = "seen"
 NOT_SEEN = "not seen"
@@ -74,7 +75,8 @@ class DeviationSeen:
 class ConformanceResult:
     """Everything a check found.
 
-    ``gaps`` names what is missing from the trace and what was assumed instead. ``nonconformances`` holds the
+    ``gaps`` names what is missing from the trace and what was assumed instead; ``incomplete``: records are or may be
+    missing that were once written, so that nobody can vouch for the whole. ``nonconformances`` holds the
     first of each rule up to a limit; :attr:`failed` counts all. ``notes`` are defects of medcheck itself.
     """
 
@@ -84,6 +86,7 @@ class ConformanceResult:
     deviations: tuple[DeviationSeen, ...] = ()
     gaps: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    incomplete: bool = False
 
     @property
     def failed(self) -> int:
@@ -92,9 +95,12 @@ class ConformanceResult:
 
     @property
     def verdict(self) -> str:
-        """``fail``, ``pass``, or ``not checked`` when no rule could be checked at all."""
+        """``fail``, ``pass``, ``incomplete`` (nothing failed, but the trace is damaged), or ``not checked`` when no
+        rule could be checked at all."""
         if self.failed:
             return FAIL
+        if self.incomplete:
+            return INCOMPLETE
         return PASS if any(rule.verdict in (PASS, DEVIATION) for rule in self.rules) else NOT_CHECKED
 
     def rule(self, id_: str) -> RuleResult:

@@ -14,11 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware import Builder
+from framework.artifacts.lock import Lock
 from framework.artifacts.stack import Overrides
 from framework.board.janitor import Janitor
 from framework.board.spec import BoardSpec
 from framework.errors import BoardError, GuestCrash, InfrastructureError, UsageError
 from framework.guests.xtest import run_xtest_in_all
+from framework.paths import cache_root
 from framework.progress import Silent
 from framework.session import MEDIATOR_TRACE, Session, open_store, prepare_stack
 
@@ -73,6 +77,29 @@ def test_a_xen_that_does_not_boot_is_named_with_its_console(tmp_path, store):
     assert "xen" in f"{caught.value.where} {caught.value.what}"
     assert b"Booting Trusted Firmware" in (tmp_path / "run/consoles/xen.log").read_bytes()
     assert not session.board.alive
+
+
+@pytest.mark.artifacts
+@pytest.mark.slow
+def test_an_op_tee_without_virtualization_is_named(tmp_path, store):
+    builder = Builder(store, Lock.load(), BuildCache(cache_root()), Silent())
+    folder = builder.optee(CFG_NS_VIRTUALIZATION="n", CFG_VIRT_GUEST_COUNT=1)
+    stack = prepare_stack(Overrides(optee=folder), store, Silent())
+    session = Session(BoardSpec.load("default"), stack, tmp_path / "run")
+    with session, pytest.raises(InfrastructureError, match="no OP-TEE that it can mediate") as caught:
+        session.boot(Silent())
+    assert "CFG_NS_VIRTUALIZATION=y" in (caught.value.hint or "")
+
+
+def test_trusted_applications_of_another_release_are_named(live, domu):
+    """A TA whose signature does not fit is refused by OP-TEE as one of another release is."""
+    crypt = "/usr/lib/optee_armtz/cb3e5ba0-adf1-11e0-998b-0002a5d5c51b.ta"
+    domu.ssh.run(f"printf '\\377\\377\\377\\377' | dd of={crypt} bs=1 seek=64 conv=notrunc").check()
+    result = run_xtest_in_all([domu], ["1004"], alive=live.check_alive)[domu.name]
+    assert not result.good
+    assert result.reason is not None
+    assert "refuses xtest's trusted applications" in result.reason
+    assert "0xffff000" in result.reason
 
 
 @pytest.mark.slow

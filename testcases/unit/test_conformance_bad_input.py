@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.conformance.checker import KEPT, Checker, check_file
-from framework.conformance.result import NOT_CHECKED, PASS
+from framework.conformance.cli import exit_code
+from framework.conformance.result import INCOMPLETE, NOT_CHECKED, PASS
 from framework.conformance.synthesize import record_of, write_trace
-from framework.errors import TraceError
+from framework.errors import ExitCode, TraceError
 from framework.trace.event import Event as Record
 from framework.trace.format import RECORD, Kind
 from framework.trace.writer import Writer, pack_record
@@ -182,6 +183,8 @@ def test_a_file_cut_at_any_byte_is_checked_as_far_as_it_goes(tmp_path: Path) -> 
     for length in range(header, len(data), 7):
         cut.write_bytes(data[:length])
         result = check_file(cut)
+        assert result.verdict == INCOMPLETE
+        assert exit_code(result) == ExitCode.INFRASTRUCTURE
         assert failed_rules(result) == set()
         assert result.gaps
 
