@@ -40,7 +40,7 @@ _ALL = (
         "the reply has ret = 0, one parameter with attr 0x0A and an address",
         "handle_rpc_cmd_alloc",
         _ISO,
-        "suspected",
+        "seen",
         "answer SHM_ALLOC with attr 0x0A and an address of the guest's choice",
         disclosure=True,
     ),
@@ -52,7 +52,7 @@ _ALL = (
         "or left one that it had",
         "do_call_with_arg, free_shm_buffers",
         _ISO,
-        "suspected",
+        "seen",
         "register C; invoke with a NULL TMEM and shm_ref = C; register C again",
         disclosure=True,
     ),
@@ -63,7 +63,7 @@ _ALL = (
         "the leaked count reaches the limit on shared pages",
         "translate_noncontig, free_optee_shm_buf",
         _AVAIL,
-        "suspected",
+        "seen",
         "register 129 pages of which the first is bad, 127 times",
     ),
     Deviation(
@@ -73,7 +73,7 @@ _ALL = (
         "x1:x2 differ from those of the request (RPC-7, RPC-4), or lost calls reach the thread limit (STD-1)",
         "handle_rpc_cmd",
         _AVAIL,
-        "suspected",
+        "seen",
         "zero x1 and x2 when returning from RPC_CMD",
     ),
     Deviation(
@@ -83,7 +83,7 @@ _ALL = (
         "buffers left by failed calls fill the slots or hold the cookie",
         "handle_std_call",
         _AVAIL,
-        "suspected",
+        "seen",
         "invoke with a good and then a contiguous buffer, 16 times",
     ),
     Deviation(
@@ -93,7 +93,7 @@ _ALL = (
         "x0 at EL3 repeats what OP-TEE returned",
         "do_call_with_arg",
         _CORR,
-        "suspected",
+        "seen",
         "balloon out the RPC page, then cause any RPC command",
     ),
     Deviation(
@@ -103,7 +103,7 @@ _ALL = (
         "x0 is what OP-TEE returned",
         "do_call_with_arg",
         _CORR,
-        "suspected",
+        "seen",
         "make the argument page read-only during an RPC",
     ),
     Deviation(
@@ -123,7 +123,7 @@ _ALL = (
         "size + offset exceeds 64 bits or 2^32 pages, and what is left passes the limit",
         "translate_noncontig",
         _CORR,
-        "suspected",
+        "seen",
         "size = 2^64-1 with offset 4095; size = 2^44 + 4096",
     ),
     Deviation(
