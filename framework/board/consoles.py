@@ -105,6 +105,10 @@ class _Feed(_Base):
             return b"".join(taken)
 
 
+LOG_BYTES = 1 << 30
+"""How much of a console is logged; a whole night of xtest prints a thousandth of it."""
+
+
 class Console:
     """One console of a board. Made by the board; ``end`` is this side's socket of a connected pair.
 
@@ -126,6 +130,7 @@ class Console:
         self._on_sign: Callable[[Console, problems.Sign, bytes], None] = lambda _console, _sign, _line: None
         self._unfinished = b""
         self._at_line_start = True
+        self._log_room = LOG_BYTES
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
@@ -299,6 +304,12 @@ class Console:
         self._at_line_start = data.endswith(b"\n")
         if self._at_line_start:
             text = text[: -len(stamp)]
+        if self._log_room <= 0:
+            return
+        self._log_room -= len(text)
+        if self._log_room <= 0:
+            # A guest decides how much it prints, so the disk needs a bound.
+            text += b"\n" + stamp + b"---- the log of this console is full; what came later is lost ----\n"
         view = memoryview(text)
         while view:
             view = view[os.write(self._log_fd, view) :]

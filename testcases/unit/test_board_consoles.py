@@ -244,3 +244,18 @@ def test_full_disk_is_told_and_the_console_still_drains(
     with pytest.raises(BoardError, match=r"log cannot be written.*No space left"):
         wire.console.expect(b"never", idle_timeout=5)
     wire.close()
+
+
+def test_log_of_a_flooding_guest_is_bounded_and_says_so(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire.console, "_log_room", 10_000)
+    for _ in range(100):
+        wire.far.sendall(b"flood " * 100 + b"\n")
+    wire.far.sendall(b"that was it\n")
+    wire.console.expect([b"that was it"], idle_timeout=5)
+    wire.far.sendall(b"the end\n")
+    wire.console.expect([b"the end"], idle_timeout=5)
+    wire.finish()
+    text = wire.console.log.read_bytes()
+    assert len(text) < 100_000
+    assert text.count(b"the log of this console is full") == 1
+    assert b"the end" not in text
