@@ -98,11 +98,13 @@ class LoopbackServer:
     def _join(self, channel: paramiko.Channel, address: tuple[str, int]) -> None:
         far = socket.create_connection(address)
 
+        # paramiko raises EOFError where the transport under a channel has gone.
         def copy(read, write):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EOFError):
                 while data := read(65536):
                     write(data)
-            channel.close()
+            with contextlib.suppress(EOFError):
+                channel.close()
             far.close()
 
         threading.Thread(target=copy, args=(channel.recv, far.sendall), daemon=True).start()
@@ -115,7 +117,7 @@ class LoopbackServer:
         )  # fmt: skip
 
         def feed():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EOFError):
                 while data := channel.recv(65536):
                     process.stdin.write(data)
                     process.stdin.flush()
@@ -123,7 +125,7 @@ class LoopbackServer:
                 process.stdin.close()
 
         def copy(stream, send):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EOFError):
                 while data := os.read(stream.fileno(), 65536):
                     send(data)
 
