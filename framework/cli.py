@@ -227,9 +227,9 @@ def _boot(options: argparse.Namespace, output: Output) -> int:
 
 
 def _boards(_options: argparse.Namespace, output: Output) -> int:
-    from framework.board.spec import BOARDS, BoardSpec
+    from framework.board.spec import all_boards
 
-    specs = [BoardSpec.load(path.stem) for path in sorted(BOARDS.glob("*.yaml"))]
+    specs = all_boards()
     rows = [{"name": s.name, "description": s.description, "guests": [g.name for g in s.guests]} for s in specs]
     output.finish(rows, "\n".join(f"{s.name:<12} {s.description}" for s in specs))
     return ExitCode.GOOD
