@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
+from framework.board.clone import clone
 from framework.board.janitor import Janitor
 from framework.board.pool import Pool, places
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
 from framework.errors import BoardError
-from framework.moments import MOMENTS, Moment, clone_session
+from framework.moments import MOMENTS, Moment, clone_session, template
+from framework.paths import cache_root
 from framework.progress import SilentTask, Task
 from framework.session import Session
+from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
 
 class _Told:
@@ -46,9 +50,18 @@ class Boards:
 
     @contextmanager
     def clone(
-        self, folder: Path, moment: Moment | str = "ready", *, trace: bool = False, spec: BoardSpec | None = None
+        self,
+        folder: Path,
+        moment: Moment | str = "ready",
+        *,
+        trace: bool = False,
+        spec: BoardSpec | None = None,
+        lockstep: Path | None = None,
     ) -> Iterator[Session]:
-        """A private copy of a board at a moment; ``spec`` is another board than the default one."""
+        """A private copy of a board at a moment; ``spec`` is another board than the default one.
+
+        ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
+        """
         which = MOMENTS[moment] if isinstance(moment, str) else moment
         with self._pool.place():
             chosen = spec or self.spec
@@ -56,6 +69,8 @@ class Boards:
                 clone_session(
                     self._store, chosen, self.stack, folder, which, trace=trace, progress=self._progress
                 )
+                if lockstep is None
+                else self._clone_in_lockstep(chosen, folder, which, lockstep, trace)
             ) as session:
                 yield session
 
@@ -65,6 +80,34 @@ class Boards:
         with self._pool.place(), self._gone(Session(spec or self.spec, self.stack, folder, trace=trace)) as session:
             session.boot(self._progress)
             yield session
+
+    def _clone_in_lockstep(
+        self, spec: BoardSpec, folder: Path, moment: Moment, lockstep: Path, trace: bool
+    ) -> Session:
+        cache = BuildCache(cache_root())
+        layout = None if self.stack.xen_syms is None else xen_layout(cache, self.stack.xen_syms)
+        out = (folder / "trace" / "board.trace").absolute() if trace else None
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
+        with template(self._store, spec, self.stack, moment, self._progress) as found:
+            board = clone(
+                found,
+                spec,
+                self.stack,
+                folder,
+                plugin=build_plugin(cache),
+                plugin_args=options.arguments(),
+                outputs=[] if out is None else [out],
+            )
+            session = Session(spec, self.stack, folder, board=board)
+            session.trace = out
+            try:
+                session.adopt(found.about)
+            except BaseException:
+                session.close()
+                raise
+            return session
 
     @contextmanager
     def _gone(self, session: Session) -> Iterator[Session]:

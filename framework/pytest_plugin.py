@@ -128,7 +128,13 @@ def boards(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpec) -> Boa
 
 
 @pytest.fixture
-def live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+def lockstep_socket() -> Path | None:
+    """Where somebody listens to the test's board in lock-step: nobody does. Override it to listen."""
+    return None
+
+
+@pytest.fixture
+def live(request: pytest.FixtureRequest, boards: Boards, lockstep_socket: Path | None) -> Iterator[Session]:
     """A session of the test's own: a fresh clone with all guests up, gone without trace afterwards.
 
     Markers: ``moment(...)`` clones another moment (a name or a :class:`~framework.moments.Moment`);
@@ -138,7 +144,7 @@ def live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
     wanted = node.get_closest_marker("moment")
     moment = wanted.args[0] if wanted else "ready"
     traced = node.get_closest_marker("traced") is not None
-    with boards.clone(_folder(request), moment, trace=traced) as session:
+    with boards.clone(_folder(request), moment, trace=traced, lockstep=lockstep_socket) as session:
         yield from _lent(request, session)
 
 

@@ -8,6 +8,7 @@ test, whatever the guest itself saw.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from framework.conformance.result import ConformanceResult
     from framework.guests.probe import Probe
+    from framework.guests.probe_link import Doorbells
     from framework.session import Session
 
 MakeProbe = Callable[..., "Probe"]
@@ -95,6 +97,33 @@ def make_probe(request: pytest.FixtureRequest, live: Session, probe_image: Path)
 def probe(make_probe: MakeProbe) -> Probe:
     """A probe guest with one virtual CPU."""
     return make_probe()
+
+
+@pytest.fixture
+def doorbells() -> Iterator[Doorbells]:
+    """The doorbells of the test's board, which runs in lock-step: its probes do 2000 programs a second."""
+    from framework.guests.probe_link import Doorbells
+
+    # Not in the test's own folder: a socket's path is at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Doorbells(Path(folder) / "lockstep") as bells:
+        yield bells
+
+
+@pytest.fixture
+def lockstep_socket(request: pytest.FixtureRequest) -> Path | None:
+    """Overrides the plugin's: set up before the board of a test that wants doorbells."""
+    if "doorbells" not in request.fixturenames:
+        return None
+    bells: Doorbells = request.getfixturevalue("doorbells")
+    return bells.socket
+
+
+@pytest.fixture
+def fast_probe(make_probe: MakeProbe, doorbells: Doorbells) -> Probe:
+    """A probe guest with one virtual CPU that takes its programs through the doorbell; its board is expendable."""
+    probe = make_probe()
+    probe.transport = doorbells.transport(probe.domid)
+    return probe
 
 
 @pytest.fixture

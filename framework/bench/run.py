@@ -14,6 +14,7 @@ from framework.bench.boots import cold_boot, first_run
 from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
+from framework.bench.probe import BATCH, probe_calls
 from framework.bench.templates import clone_answer, clone_private, clone_running, clone_smc
 from framework.bench.trace import trace_read, trace_written
 from framework.bench.workloads import checked, cost_of, lockstep, traced
@@ -41,6 +42,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "trace_overhead_ratio": Benchmark("x", "xtest with every SMC traced to without", cost_of(traced)),
     "lockstep_overhead_ratio": Benchmark("x", "xtest with every call in lock-step to without", cost_of(lockstep)),
     "live_check_ratio": Benchmark("x", "xtest traced and checked live to only traced", cost_of(checked, traced)),
+    "probe_calls_per_s": Benchmark("1/s", "calls by a probe guest, each a program of its own", probe_calls()),
+    "probe_batched_calls_per_s": Benchmark("1/s", f"… {BATCH} of them in a program", probe_calls(BATCH)),
     "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
     "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clone_running),
     "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clone_answer),

@@ -8,10 +8,16 @@ import struct
 import threading
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
 from typing import Protocol
 
-from framework.errors import GuestError
-from framework.guests.probe_ops import MAILBOX, PROGRAM, PROTOCOL, RESULTS
+from framework.errors import GuestError, TraceError
+from framework.guests.probe_ops import MAILBOX, PROTOCOL, RESULTS
+from framework.trace.format import Kind
+from framework.trace.live import LiveConsumer
 
 _LINE = rb"@([HREN]) ([^\r\n]*)\r?\n"
 _ATTEMPTS = 3
@@ -102,15 +108,29 @@ class ConsoleTransport:
                 return match[2]
 
 
+class EventLike(Protocol):
+    """The part of :class:`framework.trace.event.Event` that is used here."""
+
+    @property
+    def regs(self) -> Sequence[int]:
+        """Registers."""
+        ...
+
+
 class HeldLike(Protocol):
     """The part of :class:`framework.trace.live.Held` that is used here."""
+
+    @property
+    def event(self) -> EventLike:
+        """What the vCPU waits at."""
+        ...
 
     def read_ipa(self, ipa: int, length: int) -> bytes:
         """Guest memory."""
         ...
 
-    def write_ipa(self, ipa: int, data: bytes) -> None:
-        """Change guest memory."""
+    def release(self, *, writes: Sequence[tuple[int, bytes]]) -> None:
+        """Change guest memory and let the vCPU go."""
         ...
 
 
@@ -118,81 +138,126 @@ class DoorbellTransport:
     """Programs through the mailbox, handed over while the probe's vCPU stands at its doorbell.
 
     Whoever reads the board's lock-step events calls :meth:`serve` for each doorbell of this probe's domain;
-    another thread calls :meth:`execute`. The vCPU is held only while memory is copied, never while Python
-    thinks, except for ``linger_s`` after results, in which the next program usually comes.
+    another thread calls :meth:`execute`. The vCPU, and everybody else who makes a call, is held only while
+    memory is copied, except for ``linger_s`` after results, in which the next program usually comes.
     """
 
-    _BOX = struct.Struct("<8Q")
-    _IDLE, _PROGRAM, _NONE = 1, 2, 3
+    _PROGRAM, _NONE = 2, 3
 
-    def __init__(self, linger_s: float = 0.0005) -> None:
+    def __init__(self, linger_s: float = 0.002) -> None:
         self.linger_s = linger_s
         self.rings = 0
-        self._sequence = 0
-        self._waiting: bytes | None = None
-        self._sent = 0
-        self._results: bytes | None = None
-        self._error: GuestError | None = None
-        self._changed = threading.Condition()
+        self._given = 0  # sequence of the latest program handed to execute()
+        self._sent = 0  # sequence of the program that the probe has, 0: none
+        self._programs: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[int, bytes | GuestError]] = SimpleQueue()
+        self._gone: GuestError | None = None
 
     def serve(self, held: HeldLike) -> None:
         """Answer one ring: take results that lie ready, hand over a program that waits."""
         self.rings += 1
-        _, _, _, _, sequence, words, version, _ = self._BOX.unpack(held.read_ipa(MAILBOX, self._BOX.size))
-        with self._changed:
-            if version != PROTOCOL:
-                self._error = GuestError(f"the probe speaks protocol {version}, this client {PROTOCOL}")
-                self._changed.notify_all()
-                return
-            if self._sent and sequence == self._sent:
-                self._results = held.read_ipa(RESULTS, 8 * words) if words else b""
-                self._sent = 0
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting is not None, self.linger_s)
-            state, length = self._NONE, 0
-            if self._waiting is not None:
-                program, self._waiting = self._waiting, None
-                self._sequence += 1
-                self._sent = self._sequence
-                state, length = self._PROGRAM, len(program) // 8
-                held.write_ipa(PROGRAM, program)
-        held.write_ipa(MAILBOX + 8, struct.pack("<3Q", state, self._sequence, length))
+        _, sequence, words, version = held.event.regs[:4]
+        finished = self._sent != 0 and sequence == self._sent
+        if finished:
+            self._answers.put((sequence, held.read_ipa(RESULTS, 8 * words) if words else b""))
+            self._sent = 0
+        waiting = self._next(self.linger_s if finished else 0.0)
+        state, program = self._NONE, b""
+        if waiting is not None and version != PROTOCOL:
+            text = f"the probe speaks protocol {version}, this client {PROTOCOL}"
+            self._answers.put((waiting[0], GuestError(text)))
+        elif waiting is not None:
+            state, (self._sent, program) = self._PROGRAM, waiting
+        box = struct.pack("<3Q", state, self._sent, len(program) // 8)
+        held.release(writes=[(MAILBOX + 8, box + program)])
 
     def execute(self, program: bytes, timeout_s: float) -> bytes:
         """Leave a program for the next ring and wait for its results."""
-        with self._changed:
-            self._results, self._waiting = None, program
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._results is not None or self._error, timeout_s)
-            if self._error is not None:
-                raise self._error
-            if not done or self._results is None:
-                state = "took the program and has not come back" if self._sent else "has not rung"
+        if self._gone is not None:
+            raise self._gone
+        self._given += 1
+        self._programs.put((self._given, program))
+        while True:
+            try:
+                number, answer = self._answers.get(timeout=timeout_s)
+            except Empty:
+                state = "has not rung" if self._next(0.0) else "took the program and has not come back"
                 raise GuestError(
                     f"the probe {state} for {timeout_s:.0f} s",
                     hint="is it alive, and does somebody serve the board's doorbell events?",
-                )
-            return self._results
+                ) from None
+            if isinstance(answer, GuestError):
+                raise answer
+            if number == self._given:  # and not of an earlier program, which was given up
+                return answer
+
+    def hang_up(self, reason: GuestError) -> None:
+        """Nobody will serve any more: whoever waits, or comes later, is told."""
+        self._gone = reason
+        self._answers.put((0, reason))
 
     def close(self) -> None:
         """Nothing: the lock-step socket belongs to the board."""
 
+    def _next(self, timeout_s: float) -> tuple[int, bytes] | None:
+        try:
+            return self._programs.get(timeout_s > 0, timeout_s)
+        except Empty:
+            return None
 
-class Doorbells:
-    """All probes of a board that talk through the doorbell, told apart by their domain.
 
-    Give :meth:`serve` every event of kind DOORBELL while its vCPU is held (``LiveConsumer(hold={Kind.DOORBELL})``).
+class Doorbells(AbstractContextManager["Doorbells"]):
+    """All probes of a board that talk through the doorbell: a thread at the board's lock-step socket serves them.
+
+        with Doorbells(folder / "lockstep") as bells:
+            ...start a board with the plugin argument lockstep=<bells.socket>, create a probe on it...
+            probe.transport = bells.transport(probe.domid)
+
+    Leave the context after the board has ended: a plugin that loses its consumer stops the board.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
         self._transports: dict[int | None, DoorbellTransport] = {}
+        self._gone: GuestError | None = None
+        self._consumer = LiveConsumer(socket, hold={Kind.DOORBELL})
+        self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
+
+    def __enter__(self) -> Doorbells:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def transport(self, domid: int | None) -> DoorbellTransport:
         """The way to one domain's probe; None: of a board whose plugin does not know domains, and one probe."""
-        return self._transports.setdefault(domid, DoorbellTransport())
+        transport = self._transports.setdefault(domid, DoorbellTransport())
+        if self._gone is not None:
+            transport.hang_up(self._gone)
+        return transport
 
     def serve(self, domid: int | None, held: HeldLike) -> None:
         """Answer a ring of a domain's probe; one that nobody talks to is left alone."""
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.serve(held)
+
+    def close(self) -> None:
+        """Hang up. Whoever waits for a probe is told."""
+        self._consumer.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        reason = "the board has ended"
+        try:
+            self._consumer.accept()
+            self._consumer.serve(lambda held: self.serve(held.event.domain, held))
+        except TraceError as error:
+            reason = f"the lock-step socket broke: {error.what}"
+        finally:
+            self._gone = GuestError(reason, where=str(self.socket))
+            for transport in list(self._transports.values()):
+                transport.hang_up(self._gone)

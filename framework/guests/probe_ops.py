@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import ClassVar
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAILBOX = 0x40100000
-PROGRAM = 0x40101000
-PROGRAM_SIZE = 0x7F000
+PROGRAM = 0x40100020
+PROGRAM_SIZE = 0x7FFE0
 RESULTS = 0x40180000
 RAM = 0x40000000
 HEAP = 0x40400000

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -94,6 +95,7 @@ class LiveConsumer:
         self.meta: dict[str, Any] = {}
         self._hold, self._send = _mask(hold), _mask(send)
         self._buffer = bytearray()
+        self._owed: deque[str] = deque()  # what was asked for without waiting for the answer
         self._connection: socket.socket | None = None
         self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -141,7 +143,7 @@ class LiveConsumer:
 
     def events(self) -> Iterator[Held]:
         """Events until the board ends. Going on to the next one lets the vCPU go, unless that was done
-        already."""
+        already. Raises TraceError when a write that :meth:`Held.release` was given failed."""
         while True:
             try:
                 kind, flags, payload = self._receive()
@@ -149,6 +151,9 @@ class LiveConsumer:
                 return
             if kind == Message.BYE:
                 return
+            if kind == Message.REPLY and self._owed:
+                self._check(flags, self._owed.popleft())
+                continue
             if kind != Message.EVENT:
                 raise TraceError(f"the plugin sent message {kind} where an event was due", where=str(self.path))
             held = Held(self, Event(payload), bool(flags & _WAITS))
@@ -213,10 +218,13 @@ class LiveConsumer:
         return found
 
     def _put(self, kind: Message, payload: bytes = b"") -> None:
+        self._send_all(_message(kind, payload))
+
+    def _send_all(self, messages: bytes) -> None:
         if self._connection is None:
             raise UsageError("accept() must come first")
         try:
-            self._connection.sendall(_HEADER.pack(len(payload), kind, 0) + payload)
+            self._connection.sendall(messages)
         except OSError as error:
             raise TraceError("the board is gone", where=str(self.path)) from error
 
@@ -228,9 +236,12 @@ class LiveConsumer:
             raise TraceError("the board is gone", where=str(self.path)) from gone
         if answer != Message.REPLY:
             raise TraceError(f"the plugin answered with message {answer}", where=str(self.path))
+        self._check(error, what)
+        return data
+
+    def _check(self, error: int, what: str) -> None:
         if error:
             raise TraceError(f"{what}: {_ERRORS.get(error, f'error {error}')}", where=str(self.path))
-        return data
 
 
 class Held:
@@ -278,11 +289,20 @@ class Held:
         self._need()
         self._consumer._put(Message.SETUP, struct.pack("<II", _mask(send), _mask(hold)))
 
-    def release(self, delay_s: float = 0.0) -> None:
-        """Let the vCPU go, after a delay in which all others run. Does nothing when it does not wait."""
+    def release(self, delay_s: float = 0.0, writes: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Let the vCPU go, after a delay in which all others run. Does nothing when it does not wait.
+
+        ``writes``: guest memory (IPA, bytes) to change before, at the cost of no round trip: whether that went
+        well is known at the next event.
+        """
         if self.waiting:
             self.waiting = False
-            self._consumer._put(Message.CONTINUE, struct.pack("<I", round(delay_s * 1e6)))
+            messages = b""
+            for ipa, data in writes:
+                messages += _message(Message.WRITE_MEM, _MEMORY.pack(ipa, len(data), Space.IPA) + data)
+                self._consumer._owed.append(f"{len(data)} bytes at IPA {ipa:#x}")
+            messages += _message(Message.CONTINUE, struct.pack("<I", round(delay_s * 1e6)))
+            self._consumer._send_all(messages)
 
     def detach(self) -> None:
         """Let the board go on without a consumer, whatever it was told to do about a lost one."""
@@ -303,6 +323,10 @@ class Held:
     def _ask(self, kind: Message, payload: bytes, what: str) -> bytes:
         self._need()
         return self._consumer._ask(kind, payload, what)
+
+
+def _message(kind: Message, payload: bytes) -> bytes:
+    return _HEADER.pack(len(payload), kind, 0) + payload
 
 
 def _mask(kinds: Collection[Kind]) -> int:

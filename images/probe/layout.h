@@ -6,14 +6,14 @@
 #ifndef LAYOUT_H
 #define LAYOUT_H
 
-#define PROTOCOL 1
+#define PROTOCOL 2
 
 #define VCPUS_MAX 8
 #define STACK_SIZE 16384
 
 #define MAILBOX 0x40100000
-#define PROGRAM 0x40101000 /* vCPU 0's program */
-#define PROGRAM_SIZE 0x7f000
+#define PROGRAM 0x40100020 /* vCPU 0's program, right behind the mailbox: one write fills both */
+#define PROGRAM_SIZE 0x7ffe0
 #define RESULTS 0x40180000
 #define RESULTS_SIZE 0x80000
 #define OTHERS 0x40200000 /* per further vCPU: 64 KiB of program, 64 KiB of results */

@@ -11,8 +11,8 @@ static u64 table_l2[512] __attribute__((aligned(4096)));
 u8 stacks[VCPUS_MAX][STACK_SIZE] __attribute__((aligned(4096)));
 static u8 fault_stacks[VCPUS_MAX][2048] __attribute__((aligned(64)));
 
-/* The first words of the mailbox page; docs/probe.md. */
-struct mailbox { u64 magic, state, sequence, words, result_sequence, result_words, version, vcpus; };
+/* Right before the program; docs/probe.md. */
+struct mailbox { u64 magic, state, sequence, words; };
 enum { MAIL_IDLE = 1, MAIL_PROGRAM = 2, MAIL_NONE = 3 };
 #define MAIL_MAGIC 0x0065626f72706d31 /* "1mprobe" */
 static volatile struct mailbox *const mailbox = (struct mailbox *)MAILBOX;
@@ -253,16 +253,17 @@ static void take_character(char c)
 /* Ring once; true when somebody answered at all. Results of the program that was run lie ready at the next ring. */
 static bool ring_for_program(void)
 {
+    static u64 result_sequence, result_words;
     mailbox->state = MAIL_IDLE;
     barrier();
-    ring(MAILBOX);
+    ring(MAILBOX, result_sequence, result_words, PROTOCOL);
     barrier();
     u64 state = mailbox->state;
     if (state == MAIL_PROGRAM && mailbox->words <= PROGRAM_SIZE / 8) {
         u64 sequence = mailbox->sequence;
         run_program(mailbox->words);
-        mailbox->result_words = cpus[0].used;
-        mailbox->result_sequence = sequence;
+        result_words = cpus[0].used;
+        result_sequence = sequence;
     }
     return state != MAIL_IDLE;
 }
@@ -273,8 +274,6 @@ _Noreturn void main(void)
     init_cpu(0);
     xen_start();
     mailbox->magic = MAIL_MAGIC;
-    mailbox->version = PROTOCOL;
-    mailbox->result_sequence = mailbox->result_words = 0;
     greet();
     /* Idle rings: many at once while somebody sends programs, then further and further apart, up to 20 ms; without a
      * plugin four a second, so that one that is loaded later is found. */

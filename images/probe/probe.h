@@ -57,7 +57,7 @@ _Noreturn void restore_context(u64 *context);
 void call_out(u64 *regs, const void *stub);
 extern const char stub_hvc[], stub_smc[];
 s64 hypercall(u64 op, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4);
-void ring(u64 mailbox);
+void ring(u64 mailbox, u64 sequence, u64 words, u64 protocol);
 void secondary_entry(void);
 
 /* exec.c */

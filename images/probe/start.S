@@ -188,7 +188,7 @@ hypercall:
         hvc     #0xea1
         ret
 
-/* void ring(u64 mailbox): a NOP, except for a tracing plugin that looks for it. */
+/* void ring(u64 mailbox, u64 sequence, u64 words, u64 protocol): a NOP, except for a tracing plugin that looks for it. */
         .globl  ring
 ring:   hint    #0x30
         ret

@@ -8,6 +8,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,12 @@ from framework.errors import GuestError
 from framework.guests.probe import Probe, ProbeFault
 from framework.guests.probe_link import ConsoleTransport, Doorbells, DoorbellTransport
 from framework.guests.probe_msg import Invoke, tmem
-from framework.guests.probe_ops import MAILBOX, PROGRAM, RESULTS, Call, Read
+from framework.guests.probe_ops import MAILBOX, PROGRAM, PROTOCOL, RESULTS, Call, Read
+from framework.trace.format import Kind
+from framework.trace.live import Message, Space
+from framework.trace.writer import pack_record
 from mediator_ref.abi import RpcFunc
+from testcases.unit.test_trace_live import FakePlugin
 
 RESULT = bytes(range(256)) * 6
 
@@ -32,7 +38,7 @@ class Guest:
         self.lines: list[bytes] = []
         self.programs: list[bytes] = []
         self.damage = 0
-        self.protocol = 1
+        self.protocol = PROTOCOL
 
     def send(self, text: str | bytes) -> None:
         self.typed += text if isinstance(text, bytes) else text.encode()
@@ -85,7 +91,7 @@ def test_console_sends_again_what_was_damaged() -> None:
 
 def test_console_skips_what_belongs_to_an_earlier_program() -> None:
     guest = Guest()
-    guest.lines = [b"R 77 AAAA", b"E 77 3 0", b"H 1 0 0 0"]
+    guest.lines = [b"R 77 AAAA", b"E 77 3 0", b"H %x 0 0 0" % PROTOCOL]
     assert ConsoleTransport(guest).execute(b"", 1) == RESULT
 
 
@@ -104,74 +110,170 @@ def test_another_protocol_is_refused() -> None:
         ConsoleTransport(guest).hello()
 
 
-class Memory:
-    """The memory of a guest that stands at its doorbell."""
+@dataclass
+class Ring:
+    """A vCPU that stands at its doorbell; ``sent`` is what it finds in its mailbox when it goes on."""
 
-    def __init__(self) -> None:
-        self.ram = {MAILBOX: bytearray(64), PROGRAM: bytearray(4096), RESULTS: bytearray(4096)}
-        self.box(1, 0, 0, 0)
+    sequence: int = 0
+    results: bytes = b""
+    version: int = PROTOCOL
+    sent: bytes = b""
 
-    def box(
-        self, state: int, sequence: int, result_sequence: int, result_words: int, version: int = 1
-    ) -> None:
-        self.ram[MAILBOX][:] = struct.pack(
-            "<8Q", 0, state, sequence, 0, result_sequence, result_words, version, 0
-        )
+    @property
+    def event(self) -> Ring:
+        return self
 
-    def at(self, ipa: int) -> tuple[bytearray, int]:
-        base = max(start for start in self.ram if start <= ipa)
-        return self.ram[base], ipa - base
+    @property
+    def regs(self) -> tuple[int, ...]:
+        return (MAILBOX, self.sequence, len(self.results) // 8, self.version, *[0] * 14)
 
     def read_ipa(self, ipa: int, length: int) -> bytes:
-        memory, offset = self.at(ipa)
-        return bytes(memory[offset : offset + length])
+        assert ipa == RESULTS
+        return self.results[:length]
 
-    def write_ipa(self, ipa: int, data: bytes) -> None:
-        memory, offset = self.at(ipa)
-        memory[offset : offset + len(data)] = data
+    def release(self, *, writes: Sequence[tuple[int, bytes]]) -> None:
+        ((at, self.sent),) = writes
+        assert (at, PROGRAM) == (MAILBOX + 8, at + 24), "the program lies right behind the mailbox"
 
-    def mailbox(self) -> tuple[int, ...]:
-        return struct.unpack("<8Q", self.ram[MAILBOX])
+    @property
+    def box(self) -> tuple[int, ...]:
+        """State, sequence and words."""
+        return struct.unpack_from("<3Q", self.sent)
+
+
+def rung(transport: DoorbellTransport, ring: Ring) -> Ring:
+    transport.serve(ring)
+    return ring
+
+
+def executing(transport: DoorbellTransport, program: bytes) -> tuple[threading.Thread, list[bytes | GuestError]]:
+    """A thread that waits for the program's results, with room for them."""
+    found: list[bytes | GuestError] = []
+
+    def execute() -> None:
+        try:
+            found.append(transport.execute(program, 10))
+        except GuestError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    return thread, found
+
+
+def handed_over(transport: DoorbellTransport) -> Ring:
+    """Ring until there is a program."""
+    while (ring := rung(transport, Ring())).box[0] != 2:
+        pass
+    return ring
 
 
 def test_doorbell_round_trip() -> None:
-    transport, memory = DoorbellTransport(linger_s=0), Memory()
-    transport.serve(memory)
-    assert memory.mailbox()[1] == 3, "answered, and nothing to do"
-    found: list[bytes] = []
-    client = threading.Thread(target=lambda: found.append(transport.execute(b"program!", 10)))
-    client.start()
-    while memory.mailbox()[1] != 2:
-        transport.serve(memory)
-    assert memory.mailbox()[2:4] == (1, 1)
-    assert memory.ram[PROGRAM][:8] == b"program!"
-    memory.ram[RESULTS][:16] = b"results results."
-    memory.box(1, 1, 1, 2)
-    transport.serve(memory)
+    transport = DoorbellTransport(linger_s=0)
+    assert rung(transport, Ring()).box == (3, 0, 0), "answered, and nothing to do"
+    client, found = executing(transport, b"program!")
+    ring = handed_over(transport)
+    assert (ring.box, ring.sent[24:]) == ((2, 1, 1), b"program!")
+    assert rung(transport, Ring(1, b"results results.")).box[0] == 3
     client.join(10)
     assert found == [b"results results."]
+    assert rung(transport, Ring(1, b"results results.")).box[0] == 3, "taken once"
+
+
+def test_doorbell_waits_for_the_next_program_while_the_vcpu_is_held() -> None:
+    transport = DoorbellTransport(linger_s=10)
+    found: list[bytes] = []
+    client = threading.Thread(target=lambda: found.extend(transport.execute(name, 10) for name in (b"1", b"2")))
+    client.start()
+    handed_over(transport)
+    assert rung(transport, Ring(1, b"one.....")).sent[24:] == b"2"
+    transport.linger_s = 0
+    rung(transport, Ring(2, b"two....."))
+    client.join(10)
+    assert found == [b"one.....", b"two....."]
+
+
+def test_doorbell_takes_an_empty_program() -> None:
+    transport = DoorbellTransport(linger_s=0)
+    client, found = executing(transport, b"")
+    assert handed_over(transport).box == (2, 1, 0)
+    rung(transport, Ring(1))
+    client.join(10)
+    assert found == [b""]
 
 
 def test_doorbell_that_nobody_rings() -> None:
+    transport = DoorbellTransport()
     with pytest.raises(GuestError, match="has not rung"):
-        DoorbellTransport().execute(b"", 0.01)
+        transport.execute(b"given up", 0.01)
+    assert rung(transport, Ring()).box[0] == 3, "what was given up is not executed later"
+
+
+def test_doorbell_gives_nobody_the_results_of_another_program() -> None:
+    transport = DoorbellTransport(linger_s=0)
+    ring = threading.Thread(target=handed_over, args=[transport])
+    ring.start()
+    with pytest.raises(GuestError, match="has not come back"):
+        transport.execute(b"too slow", 0.2)
+    ring.join(10)
+    rung(transport, Ring(1, b"too late"))
+    client, found = executing(transport, b"another.")
+    handed_over(transport)
+    rung(transport, Ring(2, b"in time."))
+    client.join(10)
+    assert found == [b"in time."]
 
 
 def test_doorbell_of_another_protocol() -> None:
-    transport, memory = DoorbellTransport(), Memory()
-    memory.box(1, 0, 0, 0, version=9)
-    transport.serve(memory)
-    with pytest.raises(GuestError, match="protocol 9"):
-        transport.execute(b"", 1)
+    transport = DoorbellTransport(linger_s=0)
+    client, found = executing(transport, b"program!")
+    while client.is_alive():
+        assert rung(transport, Ring(version=9)).box[0] == 3
+    client.join(10)
+    assert "protocol 9" in str(found[0])
 
 
-def test_doorbells_are_told_apart_by_domain() -> None:
-    bells, memory = Doorbells(), Memory()
-    first = bells.transport(1)
-    bells.serve(2, memory)
-    assert (first.rings, memory.mailbox()[1]) == (0, 1)
-    bells.serve(1, memory)
-    assert (first.rings, memory.mailbox()[1]) == (1, 3)
+def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> None:
+    """With the plugin's part played by the test: its domains are told apart, and the end of the board reaches all."""
+    with Doorbells(tmp_path / "s") as bells:
+        transport = bells.transport(1)
+        client, found = executing(transport, b"program!")
+        plugin = FakePlugin(bells.socket)
+        plugin.greet()
+        assert plugin.setup == (0, 1 << Kind.DOORBELL)
+
+        def ring(domain: int, sequence: int, words: int) -> None:
+            regs = [MAILBOX, sequence, words, PROTOCOL, *[0] * 14]
+            plugin.put(Message.EVENT, pack_record(Kind.DOORBELL, 1, regs, domain=domain), flags=1)
+
+        ring(2, 0, 0)
+        assert plugin.get()[0] == Message.CONTINUE, "a probe that nobody talks to is left alone"
+        sent = b""
+        while b"program!" not in sent:
+            ring(1, 0, 0)
+            kind, sent = plugin.get()
+            assert (kind, plugin.get()[0]) == (Message.WRITE_MEM, Message.CONTINUE)
+            plugin.put(Message.REPLY)
+        ring(1, 1, 1)
+        assert plugin.get() == (Message.READ_MEM, struct.pack("<QII", RESULTS, 8, Space.IPA))
+        plugin.put(Message.REPLY, b"results.")
+        client.join(10)
+        assert found == [b"results."]
+        assert [plugin.get()[0] for _ in range(2)] == [Message.WRITE_MEM, Message.CONTINUE]
+        client, found = executing(transport, b"no more.")
+        plugin.socket.close()
+        client.join(10)
+        assert "the board has ended" in str(found[0])
+        with pytest.raises(GuestError, match="the board has ended"):
+            bells.transport(7).execute(b"", 10)
+    assert not bells.socket.exists()
+
+
+def test_doorbells_that_no_board_ever_came_to(tmp_path: Path) -> None:
+    with Doorbells(tmp_path / "s") as bells:
+        transport = bells.transport(1)
+    with pytest.raises(GuestError, match="closed before a board connected"):
+        transport.execute(b"", 10)
 
 
 class Script:

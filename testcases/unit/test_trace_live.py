@@ -150,6 +150,32 @@ def test_registers_and_memory_are_read_and_written(consumer: LiveConsumer) -> No
     ]
 
 
+def test_writes_travel_with_the_release_and_fail_at_the_next_event(consumer: LiveConsumer) -> None:
+    requests: list[tuple[int, bytes]] = []
+
+    def script(plugin: FakePlugin) -> None:
+        plugin.put(Message.EVENT, event(1), flags=1)
+        requests.extend(plugin.get() for _ in range(3))  # and nobody has answered yet
+        plugin.put(Message.REPLY)
+        plugin.put(Message.REPLY, flags=2)
+        plugin.put(Message.EVENT, event(2), flags=1)
+        with pytest.raises((EOFError, ConnectionError)):
+            plugin.get()
+
+    thread = play(consumer, script)
+    events = consumer.events()
+    next(events).release(writes=[(0x1000, b"one"), (0x2000, b"two!")])
+    with pytest.raises(TraceError, match="4 bytes at IPA 0x2000: the address is not mapped"):
+        next(events)
+    consumer.close()
+    thread.join()
+    assert requests == [
+        (Message.WRITE_MEM, struct.pack("<QII", 0x1000, 3, Space.IPA) + b"one"),
+        (Message.WRITE_MEM, struct.pack("<QII", 0x2000, 4, Space.IPA) + b"two!"),
+        (Message.CONTINUE, bytes(4)),
+    ]
+
+
 def test_refusals_are_explained(consumer: LiveConsumer) -> None:
     def script(plugin: FakePlugin) -> None:
         plugin.put(Message.EVENT, event(1), flags=1)

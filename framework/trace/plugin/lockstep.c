@@ -66,12 +66,24 @@ static bool send_all(const void *data, size_t length)
     return true;
 }
 
-/* Through a buffer: most requests are a few bytes, and every system call counts while a vCPU waits. */
+static bool flush(void)
+{
+    size_t n = l.batched;
+    l.batched = 0;
+    return n == 0 || send_all(l.batch, n);
+}
+
+/*
+ * Through buffers both ways, because every system call counts while a vCPU waits: most requests are a few bytes and may
+ * come together, and answers leave when there is nothing more to do. So a consumer may send many requests at once.
+ */
 static bool receive(void *data, size_t length)
 {
     uint8_t *p = data;
     while (length) {
         if (l.in_at == l.in_end) {
+            if (!flush())
+                return false;
             ssize_t n = recv(l.fd, l.in, sizeof l.in, 0);
             if (n < 0 && errno == EINTR)
                 continue;
@@ -91,15 +103,8 @@ static bool receive(void *data, size_t length)
     return true;
 }
 
-static bool flush(void)
-{
-    size_t n = l.batched;
-    l.batched = 0;
-    return n == 0 || send_all(l.batch, n);
-}
-
-/* Small messages that nobody waits for travel together; one that is waited for pushes them out. */
-static bool put(int type, int flags, const void *data, size_t length, bool now)
+/* Messages travel together; waiting for the consumer pushes them out. */
+static bool put(int type, int flags, const void *data, size_t length)
 {
     struct wire_header h = {.length = (uint32_t)length, .type = (uint16_t)type, .flags = (uint16_t)flags};
     if (l.batched + sizeof h + length > BATCH && !flush())
@@ -109,12 +114,12 @@ static bool put(int type, int flags, const void *data, size_t length, bool now)
     memcpy(l.batch + l.batched, &h, sizeof h);
     memcpy(l.batch + l.batched + sizeof h, data, length);
     l.batched += sizeof h + length;
-    return !now || flush();
+    return true;
 }
 
 static bool reply(int error, const void *data, size_t length)
 {
-    return put(WIRE_REPLY, error, data, length, true);
+    return put(WIRE_REPLY, error, data, length);
 }
 
 static bool resolve(unsigned cpu, const struct wire_memory *m, uint64_t address, uint64_t *ma)
@@ -256,7 +261,7 @@ uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kin
 {
     bool hold = l.hold >> kind & 1;
     uint32_t delay = 0;
-    if (l.fd < 0 || !put(WIRE_EVENT, hold, record, length, hold) || !hold)
+    if (l.fd < 0 || !put(WIRE_EVENT, hold, record, length) || !hold)
         return 0;
     while (l.fd >= 0 && serve(cpu, &delay))
         ;
@@ -282,7 +287,7 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
     }
     setsockopt(l.fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(l.fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (!put(WIRE_HELLO, 0, json, strlen(json), true) || !receive(&h, sizeof h) || h.type != WIRE_SETUP ||
+    if (!put(WIRE_HELLO, 0, json, strlen(json)) || !receive(&h, sizeof h) || h.type != WIRE_SETUP ||
         h.length != sizeof setup || !receive(setup, sizeof setup))
         return "the lock-step consumer did not answer the plugin's greeting";
     apply_setup(setup);
@@ -291,7 +296,7 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
 
 void lockstep_close(void)
 {
-    if (l.fd >= 0 && put(WIRE_BYE, 0, NULL, 0, true) && l.fd >= 0) {
+    if (l.fd >= 0 && put(WIRE_BYE, 0, NULL, 0) && flush()) {
         close(l.fd);
         l.fd = -1;
     }
