@@ -9,23 +9,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock, Pin
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_source
-from framework.errors import BuildError, ConfigError, InfrastructureError
+from framework.errors import BuildError
 from framework.paths import IMAGES
 from framework.progress import Progress
 
 CROSS = "aarch64-linux-gnu-"
-XEN_VARIANTS = ("debug", "release")
 OPTEE_FILES = ("tee-header_v2.bin", "tee-pager_v2.bin", "tee-pageable_v2.bin")
 _FIP_OFFSET = 256 * 1024
 _FLASH_SIZE = 64 * 1024 * 1024
@@ -42,49 +39,41 @@ class Builder:
 
     def optee(self, **changes: object) -> Path:
         """OP-TEE OS: the three ``tee-*_v2.bin`` files that TF-A packs. ``changes`` are make variables that differ."""
-        pinned = _configuration()["optee"]
-        config = {**pinned, "make": {**pinned["make"], **changes}}
+        recipe = FirmwareConfig.load().optee
+        make = {**recipe.make, **changes}
 
         def build(out: Path) -> None:
-            source = self._source(config["group"], out)
+            source = self._source(recipe.group, out)
             variables = {
-                **config["make"],
+                **make,
                 "O": str(out / "o"),
                 "CROSS_COMPILE64": CROSS,
                 "CROSS_COMPILE_core": CROSS,
                 "CROSS_COMPILE_ta_arm64": CROSS,
             }
-            self._make("OP-TEE OS", source, variables, ["all"], out)
+            self._make("OP-TEE OS", source, variables, [["all"]], out)
             for name in OPTEE_FILES:
                 shutil.move(out / "o/core" / name, out / name)
             shutil.move(out / "o/core/tee.elf", out / "tee.elf")
             _drop(source, out / "o")
 
-        return self._cached("optee-os", config, build)
+        return self._cached("optee-os", recipe.group, {"make": make}, recipe.patches, build)
 
     def flash(self, optee: Path) -> Path:
         """The secure flash: TF-A's BL1 and, at 256 KiB, the FIP with BL2, BL31 and the OP-TEE of folder ``optee``."""
-        config = _configuration()["tfa"]
-        missing = [name for name in OPTEE_FILES if not (optee / name).is_file()]
-        if missing:
-            raise InfrastructureError(
-                f"no {', '.join(missing)}", where=str(optee),
-                hint="--optee takes the folder out/core of an OP-TEE OS build (tee-header_v2.bin and its siblings)",
-            )  # fmt: skip
+        recipe = FirmwareConfig.load().tfa
         blobs = {name: optee / name for name in OPTEE_FILES}
 
         def build(out: Path) -> None:
-            source = self._source(config["group"], out)
-            for patch in config["patches"]:
-                _patch(source, IMAGES / patch)
+            source = self._source(recipe.group, out)
             variables = {
-                **config["make"],
+                **recipe.make,
                 "BUILD_BASE": str(out / "b"),
                 "CROSS_COMPILE": CROSS,
                 "BUILD_MESSAGE_TIMESTAMP": '"reproducible"',
                 **dict(zip(("BL32", "BL32_EXTRA1", "BL32_EXTRA2"), map(str, blobs.values()), strict=True)),
             }
-            self._make("TF-A", source, variables, ["all", "fip"], out)
+            self._make("TF-A", source, variables, [["all", "fip"]], out)
             built = next((out / "b/qemu").iterdir())
             with (out / "flash.bin").open("wb") as flash:
                 flash.write((built / "bl1.bin").read_bytes())
@@ -93,15 +82,15 @@ class Builder:
                 flash.truncate(_FLASH_SIZE)
             _drop(source, out / "b")
 
-        return self._cached("tfa-flash", {**config, "optee": blobs}, build)
+        return self._cached("tfa-flash", recipe.group, {"make": recipe.make, "optee": blobs}, recipe.patches, build)
 
     def xen(self, variant: str) -> Path:
         """Xen: the image ``xen`` and ``xen-syms`` with symbols and DWARF; ``variant`` is debug or release."""
-        config = _configuration()["xen"]
-        lines: Sequence[str] = [*config["config"], *config["variants"][variant]]
+        recipe = FirmwareConfig.load().xen
+        lines = [*recipe.config, *recipe.variants[variant]]
 
         def build(out: Path) -> None:
-            source = self._source(config["group"], out)
+            source = self._source(recipe.group, out)
             defconfig = source / "xen/arch/arm/configs/medcheck_defconfig"
             defconfig.write_text("".join(f"{line}\n" for line in lines))
             variables = {
@@ -113,64 +102,71 @@ class Builder:
                 "XEN_WHOAMI": "medcheck",
                 "XEN_DOMAIN": "medcheck",
             }
-            self._make(f"Xen ({variant})", source / "xen", variables, ["medcheck_defconfig"], out)
-            self._make(f"Xen ({variant})", source / "xen", variables, ["xen"], out)
+            self._make(f"Xen ({variant})", source / "xen", variables, [["medcheck_defconfig"], ["xen"]], out)
             shutil.move(source / "xen/xen", out / "xen")
             shutil.move(source / "xen/xen-syms", out / "xen-syms")
             _drop(source)
 
-        return self._cached(f"xen-{variant}", {"group": config["group"], "config": lines}, build)
+        return self._cached(f"xen-{variant}", recipe.group, {"config": lines}, (), build)
 
     def version(self, group: str) -> str:
         """The version of the pinned source that ``group`` names."""
         return self.lock.group(group)[0].version
 
-    def _cached(self, name: str, config: Mapping[str, object], build: Any) -> Path:
-        pins = self.lock.group(str(config["group"]))
+    def _cached(
+        self, name: str, group: str, config: Mapping[str, object], patches: Sequence[str], build: Callable[[Path], None]
+    ) -> Path:
         inputs = {
-            "sources": [pin.sha256 for pin in pins],
-            "config": {key: value for key, value in config.items() if key != "patches"},
-            "patches": [IMAGES / str(patch) for patch in config.get("patches", [])],  # type: ignore[attr-defined]
-            "epoch": _configuration()["source_date_epoch"],
+            "sources": [pin.sha256 for pin in self.lock.group(group)],
+            "config": config,
+            "patches": [IMAGES / patch for patch in patches],
+            "epoch": FirmwareConfig.load().epoch,
             "compiler": compiler_version(),
             "recipe": Path(__file__),
         }
         return self.cache.get(name, inputs, build)
 
     def _source(self, group: str, out: Path) -> Path:
-        paths = self.store.fetch(self.lock.group(group))
-        archives = [paths[pin.name] for pin in self.lock.group(group) if not pin.path.endswith(".dsc")]
-        names = {path: pin for pin in self.lock.group(group) for path in [paths[pin.name]]}
-        orig = next(path for path in archives if ".orig.tar" in names[path].path)
-        debian = next(path for path in archives if ".debian.tar" in names[path].path)
+        pins = self.lock.group(group)
+        paths = self.store.fetch(pins)
+        orig, debian = (
+            next(paths[pin.name] for pin in pins if mark in pin.path) for mark in (".orig.tar", ".debian.tar")
+        )
         unpack_source(orig, debian, out / "source")
         return out / "source"
 
     def _make(
-        self, title: str, folder: Path, variables: Mapping[str, object], targets: Sequence[str], out: Path
+        self, title: str, folder: Path, variables: Mapping[str, object], steps: Sequence[Sequence[str]], out: Path
     ) -> None:
-        words = [f"{key}={value}" for key, value in variables.items()]
-        jobs = len(os.sched_getaffinity(0))
-        command = ["make", "-s", f"-j{jobs}", *words, *targets]
-        environment = {
-            **os.environ,
-            # OP-TEE's scripts run `python3` and need this environment's pyelftools and cryptography.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            "SOURCE_DATE_EPOCH": str(_configuration()["source_date_epoch"]),
-            "LC_ALL": "C",
-        }
-        environment.pop("MAKEFLAGS", None)
+        """Run make once for each of ``steps``, a list of targets."""
         log = out / "build.log"
         with self.progress.task(f"building {title}"), log.open("ab") as sink:
-            result = subprocess.run(
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, check=False
-            )
-        if result.returncode != 0:
-            tail = log.read_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
-            raise BuildError(
-                f"building {title} failed (make exited with {result.returncode}):\n    " + "\n    ".join(tail),
-                hint="`./medcheck doctor` checks the compilers; the log is kept in the cache's logs folder",
-            )
+            for targets in steps:
+                words = [f"{key}={value}" for key, value in variables.items()]
+                command = ["make", "-s", f"-j{len(os.sched_getaffinity(0))}", *words, *targets]
+                result = subprocess.run(
+                    command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                    check=False,
+                )  # fmt: skip
+                if result.returncode != 0:
+                    tail = log.read_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
+                    raise BuildError(
+                        f"building {title} failed (make exited with {result.returncode}):\n    " + "\n    ".join(tail),
+                        hint="`./medcheck doctor` checks the compilers; the log is kept in the cache's logs folder",
+                    )
+
+
+def _environment() -> dict[str, str]:
+    """All that a build sees of the user's environment: whatever else is set there (CFLAGS, MAKEFLAGS,
+    CROSS_COMPILE, …) would change what is built without changing its key in the cache."""
+    kept = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
+    return {
+        **kept,
+        # OP-TEE's scripts run `python3` and need this environment's pyelftools and cryptography.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "SOURCE_DATE_EPOCH": str(FirmwareConfig.load().epoch),
+        "LC_ALL": "C",
+    }
 
 
 def compiler_version() -> str:
@@ -187,16 +183,7 @@ def compiler_version() -> str:
 
 def pins_of_builds(lock: Lock) -> list[Pin]:
     """All pins that the builds need."""
-    config = _configuration()
-    return [pin for part in ("optee", "tfa", "xen") for pin in lock.group(config[part]["group"])]
-
-
-def _configuration() -> dict[str, Any]:
-    path = IMAGES / "firmware.yaml"
-    loaded = yaml.safe_load(path.read_text())
-    if not isinstance(loaded, dict):
-        raise ConfigError("expected a mapping", where=f"{path}:1")
-    return loaded
+    return [pin for group in FirmwareConfig.load().groups for pin in lock.group(group)]
 
 
 def _patch(source: Path, patch: Path) -> None:

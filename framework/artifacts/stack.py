@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,16 @@ from typing import Any
 
 from framework.artifacts import cpio, elf
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.firmware import XEN_VARIANTS, Builder, pins_of_builds
+from framework.artifacts.digest import sha256_file
+from framework.artifacts.firmware import OPTEE_FILES, Builder, pins_of_builds
+from framework.artifacts.firmware_config import XEN_VARIANTS
 from framework.artifacts.keys import GuestKeys, guest_keys
 from framework.artifacts.lock import Lock, Pin
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
-from framework.errors import InfrastructureError, UsageError
+from framework.errors import UsageError
 from framework.paths import IMAGES
 from framework.progress import Progress, Silent
 
@@ -115,13 +117,13 @@ def prepare(
     keys = guest_keys(root / "ssh")
     images = _images(store, lock, cache, overrides, keys, progress)
     components = (
-        Component("QEMU", bundle.version, _sha256(Path(bundle.argv()[-1])), "pinned"),
-        Component("TF-A", builder.version("tfa-source"), _sha256(flash), "built"),
+        Component("QEMU", bundle.version, sha256_file(Path(bundle.argv()[-1])), "pinned"),
+        Component("TF-A", builder.version("tfa-source"), sha256_file(flash), "built"),
         _component("OP-TEE OS", builder.version("optee-source"), optee / "tee-pager_v2.bin", overrides.optee),
         _component(f"Xen ({overrides.xen_variant})", builder.version("xen-source"), xen, overrides.xen),
         _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
         _component("xtest", lock.pins["optee-test-qemu"].version, images / "xtest", overrides.xtest_root, "pinned"),
-        Component("dom0 image", "recipe", _sha256(images / "dom0.cpio"), "built"),
+        Component("dom0 image", "recipe", sha256_file(images / "dom0.cpio"), "built"),
     )
     return Stack(
         bundle, flash, xen, symbols, images / "Image", images / "dom0.cpio",
@@ -208,10 +210,11 @@ def _check(overrides: Overrides) -> None:
                     f"{option}: {image} is not an arm64 Image (no magic at offset 0x38)",
                     hint="give the uncompressed image: xen/xen of a Xen build, arch/arm64/boot/Image of Linux",
                 )
-    root = overrides.xtest_root
-    if root is not None and not any((root / name).is_file() for name in (_XTEST, _XTEST.removeprefix("usr/"))):
+    if overrides.optee is not None:
+        _check_holds("--optee", overrides.optee, OPTEE_FILES, "out/core of an OP-TEE OS build")
+    if (root := overrides.xtest_root) is not None and not (root / _XTEST.removeprefix("usr/")).is_file():
         # Otherwise the pinned one would be tested under the user's name.
-        raise UsageError(f"--xtest-root: {root} has no {_XTEST}", hint="give the folder that xtest is installed into")
+        _check_holds("--xtest-root", root, (_XTEST,), "that xtest is installed into")
     if overrides.xen_syms is not None:
         if overrides.xen is None:
             raise UsageError("--xen-syms goes with --xen", hint="the pinned Xen brings its own symbols")
@@ -219,13 +222,27 @@ def _check(overrides: Overrides) -> None:
 
 
 def _check_kind(option: str, path: Path, *, folder: bool) -> None:
-    if not path.exists():
-        raise UsageError(f"{option}: {path} does not exist")
-    if path.is_dir() != folder:
-        kinds = ("a folder", "a file") if folder else ("a file", "a folder")
-        raise UsageError(f"{option}: expected {kinds[0]}, {path} is {kinds[1]}")
-    if not os.access(path, os.R_OK):
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UsageError(f"{option}: {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {path} cannot be read: {error}") from None
+    # A device or a pipe is neither, and reading one may never end.
+    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "neither file nor folder"
+        raise UsageError(f"{option}: expected {'a folder' if folder else 'a file'}, {path} is {kind}")
+    if not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
         raise UsageError(f"{option}: {path} cannot be read", hint="make it readable for this user")
+    for parent, _, names in os.walk(path):
+        for below in (Path(parent, name) for name in names):
+            if not (below.is_file() or below.is_symlink()):
+                raise UsageError(f"{option}: {below} is a device, pipe or socket")
+
+
+def _check_holds(option: str, folder: Path, names: Sequence[str], which: str) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UsageError(f"{option}: {folder} has no {', '.join(missing)}", hint=f"give the folder {which}")
 
 
 def _check_symbols(xen: Path, symbols: Path) -> None:
@@ -242,11 +259,4 @@ def _check_symbols(xen: Path, symbols: Path) -> None:
 
 
 def _component(name: str, version: str, path: Path, user: object | None, pinned: str = "built") -> Component:
-    return Component(name, "user's" if user else version, _sha256(path), "user" if user else pinned)
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise InfrastructureError(f"{path.name} is missing", where=str(path.parent))
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return Component(name, "user's" if user else version, sha256_file(path), "user" if user else pinned)

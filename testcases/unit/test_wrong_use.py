@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,33 @@ def test_a_file_where_a_folder_belongs(tmp_path: Path, option: str) -> None:
     path = tmp_path / "file"
     path.touch()
     assert "expected a folder" in refused(**{option: path})
+
+
+@pytest.mark.parametrize("option", ["xen", "kernel", "xen_syms", "optee", "kernel_modules", "xtest_root"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_neither_file_nor_folder_is_refused_and_not_read(tmp_path: Path, option: str, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    assert "neither file nor folder" in refused(**{option: path})
+
+
+@pytest.mark.parametrize("option", ["optee", "kernel_modules", "xtest_root"])
+def test_a_folder_with_a_pipe_in_it_is_refused_and_not_read(tmp_path: Path, option: str) -> None:
+    (tmp_path / "below").mkdir()
+    os.mkfifo(tmp_path / "below/pipe")
+    assert "below/pipe is a device, pipe or socket" in refused(**{option: tmp_path})
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop"])
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "cannot be read" in refused(xen=tmp_path / name)
+
+
+def test_an_optee_folder_without_its_files(tmp_path: Path) -> None:
+    (tmp_path / "tee-header_v2.bin").touch()
+    assert "has no tee-pager_v2.bin, tee-pageable_v2.bin" in refused(optee=tmp_path)
 
 
 def test_an_xtest_folder_without_xtest_does_not_fall_back_to_the_pinned_one(tmp_path: Path) -> None:
