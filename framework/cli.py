@@ -11,23 +11,29 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from framework.console_ui import Output, mib
-from framework.errors import ExitCode, InfrastructureError, MedcheckError
+from framework.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides
 
 Handler = Callable[[argparse.Namespace, Output], int]
+_WITHOUT_JSON = ("test", "boot")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 good, 1 nonconformance or failed test, 2 usage, 3 infrastructure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options, rest = _parser().parse_known_args(arguments)
+    _open_streams()
+    parser = _parser()
+    # These two may stand before or behind any subcommand; a default of its own would undo what stands before.
+    options, rest = parser.parse_known_args(arguments, argparse.Namespace(quiet=False, json=False))
     if rest and options.command != "test":
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.json and options.command in _WITHOUT_JSON:
+        parser.error(f"`{options.command}` has no result that could be printed as JSON")
     options.rest = rest
     options.arguments = arguments
     output = Output(quiet=options.quiet, json=options.json)
@@ -36,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     try:
         with output:
-            # `trace` prints by itself; the others answer through the output.
-            code = int(options.run(options) if options.handler is None else options.handler(options, output))
+            code = int(options.handler(options, output))
+            sys.stdout.flush()
     except MedcheckError as error:
         output.error(error)
         code = error.exit_code
@@ -45,20 +51,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         output.say("interrupted; what was written so far is kept")
         code = 130
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _reader_gone():
+        if isinstance(error, BrokenPipeError) and (gone := _without_reader()):
             # As `| head` does.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for stream in gone:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = ExitCode.GOOD
         else:
             code = _refused(error, output)
+    _flush()
     sys.exit(code)
 
 
-def _reader_gone() -> bool:
-    """Whether it is our own output that nobody reads any more, and not some socket of the board's."""
+def _open_streams() -> None:
+    """A caller may have closed them (``>&-``): what is opened next would take their places."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open to the end
+
+
+def _without_reader() -> list[TextIO]:
+    """Which of our own streams nobody reads any more; none if it was some socket of the board's."""
     look = select.poll()
-    look.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _fd, event in look.poll(0))
+    streams = {stream.fileno(): stream for stream in (sys.stdout, sys.stderr)}
+    for number in streams:
+        look.register(number, 0)
+    return [streams[number] for number, event in look.poll(0) if event & select.POLLERR]
+
+
+def _flush() -> None:
+    """Drop what cannot be written, or the interpreter tries again at its end and complains about it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refused(error: OSError, output: Output) -> ExitCode:
@@ -78,9 +103,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors and the result")
-    as_json = argparse.ArgumentParser(add_help=False, parents=[common])
+    as_json = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, parents=[common])
     as_json.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     sources = argparse.ArgumentParser(add_help=False)
     sources.add_argument("--offline", action="store_true", help="use only what is in the cache")
@@ -96,9 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--xtest-root", type=Path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
 
     parser = argparse.ArgumentParser(
-        prog="medcheck", description="Integration and conformance tests for mediators between VMs and a TEE."
+        prog="medcheck",
+        description="Integration and conformance tests for mediators between VMs and a TEE.",
+        parents=[as_json],
     )
-    parser.set_defaults(handler=None, quiet=False, json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
@@ -121,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
 
-    command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources)
+    command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
 
     add("fetch", _fetch, "download everything that is pinned", sources)
     add("build", _build, "fetch and build everything", stack)
-    command = add("boot", _boot, "boot a board and give a shell in dom0 or a domU", stack)
+    command = add("boot", _boot, "boot a board and give a shell in dom0 or a domU", stack, base=common)
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     add("boards", _boards, "list the boards")
@@ -139,7 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add("bench", _bench, "measure; ratios in one run where possible", stack, base=common)
     command.add_argument("names", nargs="*", metavar="NAME", help="default: all (see --list)")
     command.add_argument("--list", action="store_true", help="list the benchmarks")
-    command.add_argument("--json", type=Path, dest="file", metavar="FILE", help="write the numbers to FILE as JSON")
+    command.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=Path("-"),
+        dest="file",
+        metavar="FILE",
+        help="write the numbers to FILE as JSON; without FILE, print one JSON document on stdout and nothing else",
+    )
     _add_parts(commands, as_json, stack)
     return parser
 
@@ -151,7 +185,7 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     from framework.trace import cli as trace
 
     template_cli.add_parser(commands, common, stack=stack)
-    trace.add_parser(commands)
+    trace.add_parser(commands, [common])
     conformance.add_parser(commands, [common])
 
 
@@ -196,7 +230,9 @@ def _overrides(options: argparse.Namespace) -> Overrides:
 def _test(options: argparse.Namespace, output: Output) -> int:
     from framework.testing import run_tests
 
-    return run_tests(options.rest, unit=options.unit, offline=options.offline, mirrors=options.mirror, output=output)
+    # Quiet is for pytest as well.
+    arguments = [*(["-q"] if options.quiet else []), *options.rest]
+    return run_tests(arguments, unit=options.unit, offline=options.offline, mirrors=options.mirror, output=output)
 
 
 def _fetch(options: argparse.Namespace, output: Output) -> int:
@@ -266,8 +302,12 @@ def _clean(options: argparse.Namespace, output: Output) -> int:
 
 
 def _bench(options: argparse.Namespace, output: Output) -> int:
-    from framework.bench.run import bench
+    from framework.bench.run import BENCHMARKS, bench
 
+    if str(options.file) in BENCHMARKS:
+        raise UsageError(f"--json {options.file}: a benchmark where a file belongs", hint="give --json after the names")
+    if options.file == Path("-"):
+        options.file, output.json = None, True
     return bench(options.names, options.list, options.file, _overrides(options), options, output)
 
 

@@ -23,6 +23,19 @@ class Progress(Protocol):
         """Print one line for the reader, above the bars."""
 
 
+class Answer(Protocol):
+    """Where a command puts what it has to say; see :class:`framework.console_ui.Output`."""
+
+    progress: Progress
+    json: bool
+
+    def say(self, text: str) -> None:
+        """A remark; nothing when quiet."""
+
+    def finish(self, content: object, text: str) -> None:
+        """Give the result: ``content`` as JSON where that was asked for, else ``text``."""
+
+
 class SilentTask:
     """A task nobody watches."""
 

@@ -5,24 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from framework.conformance.checker import check_file, replay
 from framework.conformance.explain import explain_rule, list_rules
 from framework.conformance.result import FAIL, NOT_CHECKED, NOT_EXERCISED, PASS, ConformanceResult
 from framework.conformance.rules_doc import board_tests, rules_table
 from framework.errors import ExitCode, UsageError
-from framework.progress import Progress
+from framework.progress import Answer
+from framework.trace.reader import named_trace
 from mediator_ref import Deviation, Outcome
-
-
-class Output(Protocol):
-    """The part of :class:`framework.console_ui.Output` that is used here."""
-
-    progress: Progress
-
-    def finish(self, content: object, text: str) -> None:
-        """Give the result: ``content`` as JSON where that was asked for, else ``text``."""
 
 
 def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
@@ -31,8 +23,8 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     check: argparse.ArgumentParser = subparsers.add_parser(
         "check",
         help=text,
-        description=f"{text}. Exit code 0: it conforms, apart from known deviations; 1: it does not; 3: the "
-        "trace cannot be read, or nothing in it can be checked.",
+        description=f"{text}. Exit code 0: it conforms, apart from known deviations; 1: it does not; 2: the "
+        "file is no trace; 3: the trace is damaged, or nothing in it can be checked.",
         parents=list(parents),
     )
     check.add_argument("file", type=Path, metavar="FILE", help="a trace, e.g. reports/latest/trace/board.trace")
@@ -52,7 +44,7 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     explain.set_defaults(handler=_explain)
 
 
-def _explain(options: argparse.Namespace, output: Output) -> int:
+def _explain(options: argparse.Namespace, output: Answer) -> int:
     if options.table and options.rule:
         raise UsageError("--table shows all rules", hint="leave the name or --table out")
     if options.table:
@@ -64,8 +56,9 @@ def _explain(options: argparse.Namespace, output: Output) -> int:
     return ExitCode.GOOD
 
 
-def _check(options: argparse.Namespace, output: Output) -> int:
+def _check(options: argparse.Namespace, output: Answer) -> int:
     deviations: dict[str, Deviation] | None = {} if options.strict else None
+    named_trace(options.file)
     if options.record is not None:
         return _replay(options, output, deviations)
     result = check_file(options.file, output.progress, deviations=deviations)
@@ -73,7 +66,7 @@ def _check(options: argparse.Namespace, output: Output) -> int:
     return exit_code(result)
 
 
-def _replay(options: argparse.Namespace, output: Output, deviations: dict[str, Deviation] | None) -> int:
+def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, Deviation] | None) -> int:
     decided, stories = replay(options.file, options.record, options.segment, deviations=deviations)
     failed = any(verdict.outcome is Outcome.FAIL for verdict in decided)
     text = "\n\n".join(stories) or f"record {options.record}: nothing to object to"

@@ -3,114 +3,125 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from framework.errors import ExitCode
+from framework.errors import ExitCode, UsageError
+from framework.progress import Answer
 from framework.trace.diff import diff
 from framework.trace.export import export
-from framework.trace.reader import Reader
+from framework.trace.reader import Reader, named_trace
 from framework.trace.show import Filter, show
 from framework.trace.stats import collect
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``trace`` to the program's subcommands; each sets ``run``: a function of the arguments that gives
-    an exit code."""
-    trace: argparse.ArgumentParser = subparsers.add_parser("trace", help="look into recorded traces")
+def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
+    """Add ``trace`` to the program's subcommands; each sets ``handler``, a function of options and output.
+
+    ``parents`` carry the options of every command.
+    """
+    text = "look into recorded traces"
+    trace = subparsers.add_parser("trace", help=text, description=text, parents=list(parents))
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
 
-    shown = commands.add_parser("show", help="print the calls in the ABI's own words")
-    _file(shown)
+    def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(
+            name, help=text, description=text, parents=list(parents)
+        )
+        command.add_argument("--recover", action="store_true", help="go on behind damaged parts")
+        command.set_defaults(handler=handler)
+        return command
+
+    shown = add("show", _show, "print the calls in the ABI's own words")
+    shown.add_argument("file", type=Path, metavar="FILE")
     shown.add_argument("--domain", type=int, help="only this Xen domain id")
     shown.add_argument("--function", metavar="NAME", help="part of a function's or command's name, or a number")
     shown.add_argument("--since", type=float, metavar="S", help="board time in seconds")
     shown.add_argument("--until", type=float, metavar="S", help="board time in seconds")
     shown.add_argument("--thread", type=int, help="only this OP-TEE thread")
-    shown.set_defaults(run=_quietly(_show))
 
-    counted = commands.add_parser("stats", help="count calls, latencies and RPCs")
-    _file(counted)
-    counted.add_argument("--json", action="store_true", help="machine-readable")
-    counted.set_defaults(run=_quietly(_stats))
+    counted = add("stats", _stats, "count calls, latencies and RPCs")
+    counted.add_argument("file", type=Path, metavar="FILE")
 
-    compared = commands.add_parser("diff", help="compare what was said in two traces; exit code 1 when they differ")
+    compared = add("diff", _diff, "compare what was said in two traces; exit code 1 when they differ")
     compared.add_argument("left", type=Path, metavar="A")
     compared.add_argument("right", type=Path, metavar="B")
-    compared.add_argument("--recover", action="store_true", help="go on after damaged parts")
-    compared.set_defaults(run=_quietly(_diff))
 
-    exported = commands.add_parser("export", help="one JSON object a line")
-    _file(exported)
-    exported.add_argument("-o", "--output", type=Path, help="instead of the standard output")
-    exported.set_defaults(run=_quietly(_export))
+    exported = add("export", _export, "one JSON object a line for each event")
+    exported.add_argument("file", type=Path, metavar="FILE")
+    exported.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of the standard output")
 
 
-def _file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--recover", action="store_true", help="go on after damaged parts")
+def _show(options: argparse.Namespace, output: Answer) -> int:
+    chosen = Filter(options.domain, options.function, options.since, options.until, options.thread)
+    reader = _reader(options, options.file)
+    _lines(show(reader.events(), chosen), [reader], output)
+    return ExitCode.GOOD
 
 
-def _quietly(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """A reader of our output that has seen enough (``| head``) is no error."""
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            code = command(args)
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-            return ExitCode.GOOD
-
-    return run
-
-
-def _show(args: argparse.Namespace) -> int:
-    chosen = Filter(args.domain, args.function, args.since, args.until, args.thread)
-    reader = Reader(args.file, recover=args.recover)
-    for line in show(reader.events(), chosen):
-        print(line)
-    return _problems(reader)
-
-
-def _stats(args: argparse.Namespace) -> int:
-    reader = Reader(args.file, recover=args.recover)
+def _stats(options: argparse.Namespace, output: Answer) -> int:
+    reader = _reader(options, options.file)
     stats = collect(reader.events())
-    if args.json:
-        print(json.dumps(stats.to_json(), indent=2))
-    else:
-        print("\n".join(stats.lines()))
-    return _problems(reader)
+    output.finish({**stats.to_json(), "problems": _problems([reader], output)}, "\n".join(stats.lines()))
+    return ExitCode.GOOD
 
 
-def _diff(args: argparse.Namespace) -> int:
-    left, right = (Reader(path, recover=args.recover) for path in (args.left, args.right))
-    different = False
-    for line in diff(left.events(), right.events()):
-        different = True
-        print(line)
-    _problems(left)
-    _problems(right)
+def _diff(options: argparse.Namespace, output: Answer) -> int:
+    left, right = _reader(options, options.left), _reader(options, options.right)
+    different = _lines(diff(left.events(), right.events()), [left, right], output)
     return ExitCode.FAILED if different else ExitCode.GOOD
 
 
-def _export(args: argparse.Namespace) -> int:
-    reader = Reader(args.file, recover=args.recover)
-    if args.output is None:
+def _export(options: argparse.Namespace, output: Answer) -> int:
+    reader = _reader(options, options.file)
+    if options.output is None:
+        if output.json:
+            raise UsageError(
+                "the events are many JSON documents, one a line, and --json promises a single one",
+                hint="leave --json out, or let --output take the events",
+            )
         export(reader.events(), sys.stdout)
-    else:
-        with args.output.open("w", encoding="ascii") as stream:
-            export(reader.events(), stream)
-    return _problems(reader)
-
-
-def _problems(reader: Reader) -> int:
-    """Say on the standard error what was wrong with the file; reading went on, so it is no failure."""
-    for problem in reader.problems:
-        print(f"{reader.path}@{problem.offset}: {problem.text}", file=sys.stderr)
+        _problems([reader], output)
+        return ExitCode.GOOD
+    if options.output.exists() and options.output.samefile(options.file):
+        raise UsageError("--output would overwrite the trace that is read", where=str(options.output))
+    try:
+        stream = options.output.open("w", encoding="ascii")
+    except OSError as error:
+        raise UsageError(f"--output cannot be written: {error.strerror}", where=str(options.output)) from error
+    with stream:
+        count = export(reader.events(), stream)
+    problems = _problems([reader], output)
+    output.finish({"events": count, "problems": problems}, f"{count} events: {options.output}")
     return ExitCode.GOOD
+
+
+def _reader(options: argparse.Namespace, path: Path) -> Reader:
+    return Reader(named_trace(path), recover=options.recover)
+
+
+def _lines(lines: Iterable[str], readers: Sequence[Reader], output: Answer) -> bool:
+    """Give ``lines`` as they come, or all of them as JSON; whether there were any."""
+    kept = []
+    some = False
+    for line in lines:
+        some = True
+        if output.json:
+            kept.append(line)
+        else:
+            print(line)
+    problems = _problems(readers, output)
+    if output.json:
+        output.finish({"lines": kept, "problems": problems}, "")
+    return some
+
+
+def _problems(readers: Iterable[Reader], output: Answer) -> list[dict[str, object]]:
+    """What was wrong with the files, also told to the user; reading went on, so it is no failure."""
+    found = [{"file": str(reader.path), **asdict(problem)} for reader in readers for problem in reader.problems]
+    for item in found:
+        output.say(f"{item['file']}@{item['offset']}: {item['text']}")
+    return found

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import zstandard
 
-from framework.errors import TraceError
+from framework.errors import TraceError, UsageError
 from framework.trace.event import Event
 from framework.trace.format import (
     CHUNK,
@@ -27,6 +27,7 @@ from framework.trace.format import (
     Kind,
 )
 
+_NAMED = "a run leaves its trace in reports/latest/trace/board.trace"
 _SCAN = 1 << 20
 _ESSENTIALS = struct.Struct("<IB3xQ")
 """Length, kind and sequence number of a record."""
@@ -73,6 +74,24 @@ class Segment:
         if self.counters["lost"]:
             found.append(f"the plugin lost {self.counters['lost']} records: the file could not be written")
         return found
+
+
+def named_trace(path: Path) -> Path:
+    """``path``, which a user gave, if it can be a trace at all: a file that can be read and begins as one.
+
+    :raises UsageError: it is something else.
+    """
+    try:
+        # A pipe or device has no end to begin with.
+        if not path.is_file():
+            what = "there is no such file" if not path.exists() else "this is not a file"
+            raise UsageError(what, where=str(path), hint=_NAMED)
+        with path.open("rb") as stream:
+            if stream.read(len(SEGMENT_MAGIC)) != SEGMENT_MAGIC:
+                raise UsageError("this is not a medcheck trace", where=str(path), hint=_NAMED)
+    except OSError as error:
+        raise UsageError(f"the trace cannot be opened: {error.strerror}", where=str(path), hint=_NAMED) from error
+    return path
 
 
 class Reader:
@@ -141,7 +160,7 @@ class Reader:
 
     def _damage(self, text: str) -> None:
         if not self.recover:
-            raise TraceError(text, where=self._where(), hint="read it with recover to skip the damage")
+            raise TraceError(text, where=self._where(), hint="--recover (recover=True) reads on behind the damage")
         self.problems.append(Problem(self._offset, text))
 
     def _cut(self, text: str) -> None:

@@ -131,7 +131,7 @@ def test_exit_codes_and_output(tmp_path: Path, bad_trace: Path, capsys: pytest.C
     assert run(["check", str(bad_trace)]) == ExitCode.FAILED
     out = capsys.readouterr().out
     assert "NONCONFORMANCE STD-5" in out
-    assert run(["check", str(tmp_path / "absent")]) == ExitCode.INFRASTRUCTURE
+    assert run(["check", str(tmp_path / "absent")]) == ExitCode.USAGE
     assert run(["explain", "STD-99"]) == ExitCode.USAGE
     assert run(["explain", "STD-5"]) == ExitCode.GOOD
     assert run(["explain"]) == ExitCode.GOOD

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from framework import cli
 from framework.errors import UsageError
 from framework.trace.calls import Call, fold
-from framework.trace.cli import add_parser
 from framework.trace.diff import diff
 from framework.trace.format import Flag, Kind
 from framework.trace.show import Filter, show
@@ -160,10 +159,11 @@ def test_a_different_answer_is_found_in_its_domain() -> None:
 
 
 def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(["trace", *words])
-    return int(args.run(args))
+    """Run the real command line; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", *words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
