@@ -154,7 +154,7 @@ def frame_released(state: State, event: FrameReleased) -> None:
     if domain is None or event.mfn not in domain.pinned():
         state.ok("MEM-10")
         return
-    lost = {domain.blame.get(c) for c, b in domain.buffers.items() if event.mfn in b.mfns} & {"D2", "D14"}
+    lost = {domain.blame.get(c) for c, b in domain.buffers.items() if event.mfn in b.mfns} & {"D2", "D12", "D14"}
     if any(rpc.mfn == event.mfn and rpc.cookie in domain.lost_rpcs for rpc in domain.rpcs.values()):
         lost.add("D13")
     state.fail(

@@ -76,7 +76,8 @@ def _done(state: State, p: Pending, event: El3Return, call: Call) -> None:
         due = set()
     elif call.cmd == abi.MsgCmd.UNREGISTER_SHM and success:
         due.add(params[0].c if params else 0)
-    refused_by_x0 = call.cmd == abi.MsgCmd.REGISTER_SHM and x0 != abi.SmcReturn.OK and ret == abi.Tee.SUCCESS
+    memory = call.cmd in (abi.MsgCmd.REGISTER_SHM, abi.MsgCmd.UNREGISTER_SHM)
+    refused_by_x0 = memory and x0 != abi.SmcReturn.OK and ret == abi.Tee.SUCCESS
     deviation = "D12" if refused_by_x0 else "D2"
     release(domain, due, done if deviation in state.deviations else set(due), deviation)
 

@@ -6,7 +6,19 @@ import pytest
 
 from framework.guests.probe import Probe
 from framework.guests.probe_msg import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
-from mediator_ref.abi import RETURN_FROM_RPC, Attr, Param, RpcCmd, RpcFunc, SmcReturn, Tee, pair
+from mediator_ref.abi import (
+    RETURN_FROM_RPC,
+    RPC_ALLOC_ATTR,
+    Arg,
+    Attr,
+    Param,
+    RpcCmd,
+    RpcFunc,
+    SmcReturn,
+    Tee,
+    encode_arg,
+    pair,
+)
 
 
 @pytest.mark.rule("RPC-1", "R12")
@@ -133,3 +145,32 @@ def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(expendable_prob
         deviations.seen("D4", "x0 = 0x32000003 unchanged, and the thread cannot be resumed any more")
         return
     assert (call.x0, call.arg.ret) == (SmcReturn.OK, Tee.OUT_OF_MEMORY)
+
+
+@pytest.mark.rule("RPC-4", "RPC-9", "R18", "D15")
+def test_d15_unreadable_answer_to_the_mediators_own_request(expendable_probe: Probe) -> None:
+    """The mediator asks for memory to be freed and gets an answer that does not fit a page: that request is over.
+
+    What a guest sees of it: the answer to OP-TEE's next command, SHM_FREE of other memory, is a command's answer again.
+    Whether it reached OP-TEE is in the trace only, for OP-TEE does not look at it; the checker judges that. On a board
+    of its own because of D3.
+    """
+    probe = expendable_probe
+    call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.LOAD_TA])
+    # "The TA has 8192 bytes": OP-TEE asks for memory to load it to.
+    uuid, _ = call.request().params
+    call.answer(uuid, Param(Attr.TMEM_OUTPUT, 0, 8192, 0), park=[RpcCmd.SHM_ALLOC])
+    listed = probe.pages(1)
+    probe.write(listed, (0x7000_0000).to_bytes(8, "little"))
+    call.answer(Param(RPC_ALLOC_ATTR, listed, 8192, probe.cookie()), park=[RpcCmd.SHM_FREE])
+    asked_by_mediator = call.request()
+    assert asked_by_mediator.cmd == RpcCmd.SHM_FREE
+    too_many = Arg(cmd=RpcCmd.SHM_FREE, num_params=200)
+    probe.write(call.rpc_page(), encode_arg(too_many)[:32])
+    call.resume(call.regs[1], call.regs[2], park=[RpcFunc.CMD])
+    following = call.request()
+    assert following.cmd == RpcCmd.SHM_FREE
+    assert following.params[0].b != asked_by_mediator.params[0].b
+    call.finish()
+    assert (call.x0, call.arg.ret != 0) == (0, True)
+    assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND

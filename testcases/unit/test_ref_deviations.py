@@ -106,6 +106,14 @@ def d12(board: Board) -> None:
     register(board)
 
 
+def d12_unregister(board: Board) -> None:
+    register(board)
+    board.optee.threads = 0
+    board.message(1, abi.message(abi.MsgCmd.UNREGISTER_SHM, abi.Param(abi.Attr.RMEM_INPUT, 0, 0, 0xB0)))
+    board.optee.threads = 2
+    register(board)
+
+
 def d13(board: Board) -> None:
     first = board.message(1, INVOKE, plan=[ask(abi.RpcCmd.GET_TIME), ask(abi.RpcCmd.GET_TIME)])
     first = board.serve_alloc(1, first)
@@ -150,6 +158,7 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D11", "D11", d11_hidden),
     ("D11", "D11", d11_claimed),
     ("D12", "D2", d12),
+    ("D12", "D2", d12_unregister),
     ("D13", "D13", d13),
     ("D14", "D14", d14),
     ("D15", "D15", d15),
@@ -253,5 +262,5 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert set(deviation.rules) <= set(RULES)
         assert deviation.condition
         assert deviation.stimulus
-    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D13", "D14"}
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14"}
     assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)
