@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     as_json.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     sources = argparse.ArgumentParser(add_help=False)
     sources.add_argument("--offline", action="store_true", help="use only what is in the cache")
-    sources.add_argument("--mirror", metavar="URL[,URL…]", help="archive mirrors or folders, instead of apt's")
+    sources.add_argument(
+        "--mirror", type=_mirror, metavar="URL[,URL…]", help="archive mirrors or folders, instead of apt's"
+    )
     stack = argparse.ArgumentParser(add_help=False, parents=[sources])
     group = stack.add_argument_group("the parts under test", "your own files instead of the pinned builds")
     group.add_argument("--xen", type=Path, metavar="FILE", help="Xen's image (xen/xen)")
@@ -176,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parts(commands, as_json, stack)
     return parser
+
+
+def _mirror(text: str) -> str:
+    """argparse's type of ``--mirror``: an empty one (of an unset variable, say) is no wish for apt's."""
+    if not text.replace(",", "").strip():
+        raise argparse.ArgumentTypeError("expected a URL or a folder, found nothing")
+    return text
 
 
 def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
@@ -289,6 +298,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.mirror import Mirrors
     from framework.artifacts.repin import update
 
+    if options.offline:
+        raise UsageError("--update asks an archive, which --offline forbids", hint="leave one of the two out")
     mirrors = Mirrors.discover(option=options.mirror)
     difference = update(IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml", mirrors, output.progress)
     output.finish(difference.lines(), "\n".join(difference.lines()) or "nothing has changed")

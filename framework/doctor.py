@@ -11,14 +11,15 @@ from pathlib import Path
 import psutil
 
 from framework.artifacts.cache import BuildCache
+from framework.artifacts.download import Downloader
 from framework.artifacts.lock import Lock, Pin
-from framework.artifacts.mirror import Mirrors
-from framework.artifacts.qemu_bundle import qemu_bundle
+from framework.artifacts.mirror import MIRROR_VARIABLE, Mirrors
+from framework.artifacts.qemu_bundle import GROUP, qemu_bundle
 from framework.artifacts.stack import all_pins
 from framework.artifacts.store import Store
 from framework.board.janitor import Janitor
 from framework.console_ui import Output
-from framework.errors import ExitCode, MedcheckError
+from framework.errors import ArtifactError, ExitCode, MedcheckError
 from framework.paths import IMAGES, cache_root
 
 _DISK_MIB = 3000
@@ -108,7 +109,23 @@ def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
     if offline:
         yield Finding("mirrors", "note", "not looked at: --offline")
         return
-    yield Finding("mirrors", "good", f"{len(Mirrors.discover(option=option).bases)} configured")
+    lock = Lock.load()
+    # With everything here, no mirror is needed before the next `lock --update`.
+    silent = "bad" if _missing(all_pins(lock)) else "note"
+    try:
+        mirrors = Mirrors.discover(option=option)
+    except ArtifactError as error:
+        yield Finding("mirrors", silent, error.what, error.hint or "")
+        return
+    answers = Downloader(mirrors).ask(lock.group(GROUP)[0])
+    if None in answers.values():
+        silent = "note"
+    for base, reason in answers.items():
+        if reason is None:
+            yield Finding(f"mirror {base}", "good", f"answers (named by {mirrors.origin})")
+        else:
+            cure = f"check network and proxy, or name others in {MIRROR_VARIABLE}"
+            yield Finding(f"mirror {base}", silent, reason, cure)
 
 
 def _downloads() -> Iterator[Finding]:

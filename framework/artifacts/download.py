@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -21,6 +22,9 @@ from framework.errors import ArtifactError
 _CHUNK = 1 << 17
 _TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and seconds without a single byte; there is no limit on the whole."""
+_TEXT_LIMIT = 16 << 20
+"""Bytes of an unpinned text, many times what a release file has."""
+_ASK_TIMEOUT = (3.0, 3.0)
 _ATTEMPTS = 4
 """Tries in a row without progress after which a source is given up."""
 
@@ -105,17 +109,50 @@ class Downloader:
         for base in self._mirrors.all:
             folder = local_folder(base)
             try:
-                if folder is not None:
-                    return (folder / path).read_text(encoding="utf-8")
-                reply = self._session().get(f"{base}/{quote(path)}", timeout=_TIMEOUT)
-                reply.raise_for_status()
-            except (OSError, requests.RequestException) as error:
+                if folder is None:
+                    data = self._bounded(f"{base}/{quote(path)}")
+                elif (folder / path).is_file():
+                    with (folder / path).open("rb") as stream:
+                        data = stream.read(_TEXT_LIMIT + 1)
+                else:
+                    raise _Absent("no such file")
+                if len(data) > _TEXT_LIMIT:
+                    raise _Unusable(f"sends more than {_TEXT_LIMIT >> 20} MiB")
+            except (OSError, requests.RequestException, urllib3.exceptions.HTTPError, _Absent, _Unusable) as error:
                 reasons.append(f"{base}: {_brief(error)}")
             else:
-                return reply.content.decode("utf-8", errors="replace")
+                return data.decode("utf-8", errors="replace")
         raise ArtifactError(
             f"no mirror has {path}", where="; ".join(reasons) or None, hint="check --mirror and the network"
         )
+
+    def ask(self, pin: Pin) -> dict[str, str | None]:
+        """What each mirror says when asked for ``pin``, within seconds: None if it has it, else the reason."""
+        bases = self._mirrors.all
+        with ThreadPoolExecutor(max(1, len(bases))) as pool:
+            return dict(zip(bases, pool.map(lambda base: self._asked(base, pin), bases), strict=True))
+
+    def _asked(self, base: str, pin: Pin) -> str | None:
+        folder = local_folder(base)
+        if folder is not None:
+            return None if any(path.is_file() for path in _inside(folder, pin)) else f"has no {pin.filename}"
+        try:
+            with self._session().get(_url(base, pin), stream=True, timeout=_ASK_TIMEOUT) as reply:
+                return None if reply.ok else f"{reply.status_code} {reply.reason} for {pin.filename}"
+        except requests.RequestException as error:
+            return _brief(error)
+
+    def _bounded(self, url: str) -> bytes:
+        """At most a little more than the limit of what ``url`` answers, however much that is."""
+        data = b""
+        headers = {"Accept-Encoding": "identity"}
+        with self._session().get(url, headers=headers, stream=True, timeout=_TIMEOUT) as reply:
+            reply.raise_for_status()
+            for chunk in reply.raw.stream(_CHUNK, decode_content=False):
+                data += chunk
+                if len(data) > _TEXT_LIMIT:
+                    break
+        return data
 
     def _locations(self, pin: Pin) -> Iterator[tuple[str, str | Path]]:
         """Where to look: the pin's own sources, the mirror that answered last, the others, snapshots."""
@@ -130,8 +167,7 @@ class Downloader:
         ):
             folder = local_folder(base)
             if folder is None:
-                # Some archives behind object stores read a bare + as a space, so it is escaped as apt does.
-                yield base, f"{base}/{quote(pin.path, safe='/~:')}"
+                yield base, _url(base, pin)
             else:
                 yield from ((base, path) for path in _inside(folder, pin))
 
@@ -231,6 +267,11 @@ def disk_error(error: OSError, path: Path, size: int) -> ArtifactError:
     return ArtifactError(
         f"the cache cannot be used: {error.strerror or error}", where=where, hint="check this disk"
     )
+
+
+def _url(base: str, pin: Pin) -> str:
+    # Some archives behind object stores read a bare + as a space, so it is escaped as apt does.
+    return f"{base}/{quote(pin.path, safe='/~:')}"
 
 
 def _inside(folder: Path, pin: Pin) -> tuple[Path, ...]:

@@ -44,8 +44,12 @@ class Mirrors:
         snapshots = _listed(environ.get(SNAPSHOT_VARIABLE, ""), SNAPSHOT_VARIABLE)
         proxies = _apt_proxies(apt_root)
         for value, origin in ((option, "--mirror"), (environ.get(MIRROR_VARIABLE), MIRROR_VARIABLE)):
-            if value and (bases := _listed(value, origin)):
-                return cls(bases, snapshots, origin, proxies)
+            if value is None or (not value and origin == MIRROR_VARIABLE):
+                continue
+            bases = _listed(value, origin)
+            if not bases:
+                raise UsageError(f"{origin} names no mirror", hint="give a URL or an existing folder, or leave it out")
+            return cls(bases, snapshots, origin, proxies)
         uris = _apt_uris(apt_root)
         debian = [uri for uri in uris if urlsplit(uri).path.rstrip("/").endswith("/debian")]
         others = [uri for uri in uris if "security" not in uri and "ubuntu" not in uri]

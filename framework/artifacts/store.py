@@ -117,13 +117,14 @@ class Store:
                     cancel.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-        if len(failures) == 1:
+        # What the disk refuses is refused to every file alike, and said once.
+        reasons = dict.fromkeys(
+            error.what if error.where is None else f"{error.where}: {error.what}" for error in failures
+        )
+        if len(reasons) == 1:
             raise failures[0]
         if failures:
-            told = "\n".join(
-                f"  {error.what if error.where is None else f'{error.where}: {error.what}'}"
-                for error in failures
-            )
+            told = "\n".join(f"  {reason}" for reason in reasons)
             raise ArtifactError(
                 f"{len(failures)} of {len(pins)} files cannot be had:\n{told}", hint=failures[0].hint
             ) from failures[0]
@@ -133,6 +134,8 @@ class Store:
     ) -> None:
         """Fetch one file under its lock; a disk that refuses ends the other downloads too."""
         part, blob = self.root / "partial" / pin.sha256, self.blob(pin)
+        if cancel.is_set():
+            raise Cancelled
         try:
             for folder in (part.parent, blob.parent, self.root / "locks"):
                 make_writable_parent(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from framework import cli
 from framework.artifacts.mirror import Mirrors
 from framework.errors import ArtifactError, UsageError
 
@@ -94,6 +95,23 @@ def test_a_machine_without_debian_mirror_is_told_what_to_set(apt: Path) -> None:
 def test_a_mirror_that_cannot_be_one_is_a_usage_error(apt: Path, value: str) -> None:
     with pytest.raises(UsageError, match="MEDCHECK_MIRROR"):
         bases(apt, MEDCHECK_MIRROR=value)
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", " , "])
+def test_an_option_that_names_no_mirror_does_not_fall_back_to_apt(apt: Path, value: str) -> None:
+    write(apt, "sources.list", f"deb {ONE} trixie main\n")
+    with pytest.raises(UsageError, match="--mirror names no mirror"):
+        Mirrors.discover(option=value, environ={}, apt_root=apt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fetch", "--mirror", value])
+    assert ended.value.code == 2
+
+
+def test_an_empty_variable_is_as_good_as_none(apt: Path) -> None:
+    write(apt, "sources.list", f"deb {ONE} trixie main\n")
+    assert bases(apt, MEDCHECK_MIRROR="") == (ONE,)
+    with pytest.raises(UsageError, match="MEDCHECK_MIRROR names no mirror"):
+        bases(apt, MEDCHECK_MIRROR=",")
 
 
 def test_proxies_of_apt(apt: Path) -> None:

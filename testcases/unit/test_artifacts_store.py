@@ -345,6 +345,14 @@ def test_a_cache_that_cannot_be_made_is_said(unprivileged: Path, archive: Archiv
     assert "MEDCHECK_CACHE" in str(caught.value)
 
 
+def test_a_cache_that_cannot_be_written_is_said_once_for_all_files(unprivileged: Path, archive: Archive) -> None:
+    pins = [archive.add(f"file{number}", b"content %d" % number) for number in range(30)]
+    with pytest.raises(ArtifactError, match="cannot be written") as caught:
+        fresh(unprivileged / "cache", archive).fetch(pins)
+    assert str(caught.value).count("cannot be written") == 1
+    assert not archive.requests
+
+
 def test_a_read_only_cache_that_is_complete_serves(unprivileged: Path, archive: Archive) -> None:
     user, pin = os.geteuid(), archive.add("file", b"content")
     os.seteuid(os.getuid())

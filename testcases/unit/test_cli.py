@@ -76,6 +76,10 @@ def test_quiet_leaves_out_what_is_wrong_with_a_trace(trace: str, capsys: pytest.
     assert "damaged" in json.loads(capsys.readouterr().out)["problems"][0]["text"]
 
 
+def test_pinning_anew_is_nothing_to_do_offline() -> None:
+    assert run("lock", "--update", "--offline") == 2
+
+
 def test_a_benchmark_is_not_taken_for_the_file_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "--json", "cold_boot_s") == 2
     assert "a benchmark where a file belongs" in capsys.readouterr().err

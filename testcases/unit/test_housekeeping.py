@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from framework import doctor
+from framework.artifacts.lock import Lock
+from framework.artifacts.qemu_bundle import GROUP
 from framework.board.janitor import Janitor, new_board_id, write_entry
 from framework.board.template import TemplateStore
 from framework.console_ui import Output
 from framework.doctor import examine
 from framework.errors import UsageError
 from framework.housekeeping import clean
+from testcases.unit.artifacts_archive import Archive
 
 
 @pytest.fixture
@@ -47,6 +51,32 @@ def test_the_whole_cache_takes_its_templates_off_tmpfs_too(cache: Path, monkeypa
     (cache / "builds").mkdir(parents=True)
     clean(False, 0, output())
     assert asked == [0, None]
+
+
+def found_by_doctor(mirror: str) -> tuple[int, dict[str, str]]:
+    """Exit code, and the state of each mirror."""
+    told = io.StringIO()
+    code = examine(False, mirror, Output(json=True, stdout=told, stderr=io.StringIO()))
+    return code, {f["subject"]: f["state"] for f in json.loads(told.getvalue()) if "mirror" in f["subject"]}
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_silent_mirror_is_bad_only_where_something_is_to_be_had_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = "http://127.0.0.1:1/debian"
+    monkeypatch.setattr(doctor, "host_packages", lambda: iter(()))
+    assert found_by_doctor(nobody) == (3, {f"mirror {nobody}": "bad"})
+    monkeypatch.setattr(doctor, "_missing", lambda _pins: [])
+    monkeypatch.setattr(doctor, "_qemu", lambda: iter(()))
+    assert found_by_doctor(nobody) == (0, {f"mirror {nobody}": "note"})
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_mirror_that_answers_is_enough() -> None:
+    nobody = "http://127.0.0.1:1/debian"
+    with Archive() as archive:
+        archive.files[Lock.load().group(GROUP)[0].path] = b"content"
+        _, states = found_by_doctor(f"{nobody},{archive.url}")
+    assert states == {f"mirror {nobody}": "note", f"mirror {archive.url}": "good"}
 
 
 @pytest.mark.usefixtures("cache")
