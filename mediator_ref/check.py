@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mediator_ref import abi
 from mediator_ref.describe import field_at
-from mediator_ref.events import El3Call, El3Return, GuestReturn
+from mediator_ref.events import El3Call, GuestReturn
 from mediator_ref.state import Pending, State
 from mediator_ref.verdict import Difference
 
@@ -187,8 +187,3 @@ def check_guest_page(
         state.fail("ISO-1", event, "a host address in a page of the guest's", *leaks, cause=p.event)
     else:
         state.fail(rule, event, "the page the guest finds", *(d for _, d in found), cause=p.event)
-
-
-def el3_page(event: El3Call | El3Return, ma: int | None) -> bytes | None:
-    """A page of the hypervisor's as seen with an event."""
-    return event.shadow.get(ma) if ma is not None else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shlex
 import signal
 import struct
@@ -25,6 +24,7 @@ from framework.board.janitor import Janitor
 from framework.board.qemu import Bundle, Ram
 from framework.board.spec import BoardSpec
 from framework.errors import BoardError, GuestCrash
+from testcases.unit.processes import gone
 
 pytestmark = pytest.mark.artifacts
 
@@ -114,17 +114,6 @@ def make(emulator: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 Make = Callable[..., Board]
-
-
-def gone(pid: int, seconds: float = 20.0) -> bool:
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], seconds)[0])
-    finally:
-        os.close(handle)
 
 
 def test_first_byte_after_power_on_is_not_lost(make: Make) -> None:

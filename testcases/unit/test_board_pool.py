@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from framework.board.identity import flock
 from framework.board.pool import CLONE_BYTES, Pool, places
 
 
@@ -65,9 +66,22 @@ def test_the_place_of_a_killed_process_is_free_again(tmp_path):
     holder.join(30)
 
 
+def _free(folder):
+    try:
+        with flock(folder / "place-0", exclusive=True, wait=False):
+            return True
+    except BlockingIOError:
+        return False
+
+
 def test_a_process_never_waits_for_itself(tmp_path):
-    pool = Pool(1, tmp_path)
-    with pool.place(), pool.place():
-        pass
+    said = []
+    pool = Pool(1, tmp_path, said.append)
     with pool.place():
-        pass
+        with pool.place():
+            assert not _free(tmp_path)
+        assert not _free(tmp_path), "the inner one took the outer one's place along"
+    assert _free(tmp_path)
+    with pool.place():
+        assert not _free(tmp_path)
+    assert not said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from framework.board import janitor
 from framework.board.janitor import Janitor, ProcessId
 from framework.board.process import Job, QemuProcess
 from framework.errors import BoardError
+from testcases.unit.processes import gone
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -56,18 +56,6 @@ def start(folder: Path, code: str = SLEEP, *, temporary: list[Path] | None = Non
 def wait_status(process: QemuProcess) -> None:
     while process.read_status():
         continue
-
-
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    """Wait for the end of a process that may be somebody else's child."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], seconds)[0])
-    finally:
-        os.close(handle)
 
 
 def left(board: str) -> list[str]:
