@@ -150,7 +150,9 @@ def _report(
     conformance: ConformanceResult | None, tests: tuple[model.BoardTestReport, ...],
     failure: BaseException | None, started: datetime, seconds: float,
 ) -> model.RunReport:  # fmt: skip
-    guests = tuple(_guest(name, session, results.get(name)) for name in (g.name for g in spec.guests))
+    guests = tuple(
+        _guest(name, session, results.get(name), slowdown_of(name, tests)) for name in (g.name for g in spec.guests)
+    )
     problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in session.board.problems]
     verdict, reason = _verdict(results, conformance, tests, failure)
     return model.RunReport(
@@ -195,9 +197,16 @@ def _verdict(
     return ("fail", "; ".join(reasons)) if reasons else ("pass", None)
 
 
-def _guest(name: str, session: Session, result: XtestResult | None) -> model.GuestReport:
+def slowdown_of(guest: str, tests: Sequence[model.BoardTestReport]) -> float | None:
+    """The largest slowdown that a test measured of a guest of this name; None: nobody did."""
+    return max((test.slowdowns[guest] for test in tests if guest in test.slowdowns), default=None)
+
+
+def _guest(
+    name: str, session: Session, result: XtestResult | None, slowdown: float | None = None
+) -> model.GuestReport:
     guest = session.guests.get(name)
-    return model.GuestReport(name=name, domid=guest.domid if guest else None, xtest=_xtest(result))
+    return model.GuestReport(name, guest.domid if guest else None, _xtest(result), slowdown)
 
 
 def _xtest(result: XtestResult | None) -> model.XtestReport | None:

@@ -52,7 +52,7 @@ def run_stimuli(
     if code not in (0, 1) or not results.exists():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
-    return tuple(_read(results))
+    return tuple(read_results(results))
 
 
 def _parts(overrides: Overrides) -> Iterator[str]:
@@ -67,7 +67,8 @@ def _dots(piece: bytes) -> int:
     return sum(line.count(sign) for line in lines for sign in (b".", b"F", b"s"))
 
 
-def _read(path: Path) -> Iterator[BoardTestReport]:
+def read_results(path: Path) -> Iterator[BoardTestReport]:
+    """The tests in pytest's JUnit file, with what they noted (``user_properties``)."""
     seen: dict[str, BoardTestReport] = {}
     for case in ET.parse(path).getroot().iter("testcase"):
         name = f"{case.get('classname', '').replace('.', '/').removeprefix('testcases/')}::{case.get('name')}"
@@ -80,11 +81,18 @@ def _read(path: Path) -> Iterator[BoardTestReport]:
             error=None if bad is None else _first_line(bad.get("message") or bad.text or bad.tag),
             rules=tuple(value for key, value in properties if key == "rule"),
             deviations=tuple(value for key, value in properties if key == "deviation"),
+            slowdowns=dict(_slowdown(value) for key, value in properties if key == "slowdown"),
         )
         # A test whose teardown fails (the checker's verdict) stands there twice; the worse one counts.
         if name not in seen or seen[name].status == "passed":
             seen[name] = report
     yield from seen.values()
+
+
+def _slowdown(text: str) -> tuple[str, float]:
+    """What the ``slowdown`` fixture noted: ``vm1=1.83``."""
+    guest, _, factor = text.rpartition("=")
+    return guest, float(factor)
 
 
 def _first_line(text: str) -> str:

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,27 @@ MakeProbe = Callable[..., "Probe"]
 _THREADS = re.compile(rb"OP-TEE supports (\d+) simultaneous threads per guest")
 _trace_key = pytest.StashKey[Path]()
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--no-stimulus``: a test of the tests."""
+    parser.getgroup("medcheck").addoption(
+        "--no-stimulus",
+        choices=("zeros", "unchanged"),
+        help="leave out every call of a probe (it seems to answer zeros, or to change nothing): each test that has a "
+        "probe must fail then, and the run fails where one does not",
+    )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Without stimulus a probe's test that fails is as it should be, and one that passes proves nothing."""
+    outcome: Any = yield
+    report: pytest.TestReport = outcome.get_result()
+    muted = item.config.getoption("no_stimulus") and "make_probe" in getattr(item, "fixturenames", ())
+    if muted and call.when == "call" and not report.skipped:
+        if report.passed:
+            report.longrepr = f"{item.nodeid} passes although its probe made no call"
+        report.outcome = "failed" if report.passed else "passed"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever makes probes begins where dom0 is ready, and is traced."""
@@ -77,18 +98,30 @@ def probe_image() -> Path:
 
 @pytest.fixture
 def make_probe(request: pytest.FixtureRequest, live: Session, probe_image: Path) -> MakeProbe:
-    """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee)``; it ends with the test's board."""
+    """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee, slot)``; it ends with the test's board.
+
+    ``slot`` counts the board's console ports that no Linux guest has; a port whose domain is gone can be used again.
+    """
     from framework.guests.probe import create_probe
 
     if live.trace is not None:
         request.node.stash[_trace_key] = live.trace
     made: list[Probe] = []
 
-    def make(name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True) -> Probe:
-        port = f"guest{len(made)}"
+    def make(
+        name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True, slot: int | None = None
+    ) -> Probe:
+        # The first ports belong to the Linux guests of a board that is "ready".
+        port = f"guest{len(live.guests) + (len(made) if slot is None else slot)}"
         console = live.board.consoles[port]
-        made.append(create_probe(live.dom0, name, port, console, probe_image, vcpus, memory_mib, tee))
-        return made[-1]
+        probe = create_probe(live.dom0, name, port, console, probe_image, vcpus, memory_mib, tee)
+        answer = request.config.getoption("no_stimulus")
+        if answer:
+            from testcases.mute import MuteProbe
+
+            probe = MuteProbe(probe, memory_mib, answer)
+        made.append(probe)
+        return probe
 
     return make
 
@@ -159,6 +192,19 @@ def _note(node: pytest.Item, text: str) -> None:
 def deviations(request: pytest.FixtureRequest) -> Deviations:
     """The list of known deviations."""
     return Deviations(request.node)
+
+
+Slowdown = Callable[[str, float], None]
+
+
+@pytest.fixture
+def slowdown(request: pytest.FixtureRequest) -> Slowdown:
+    """Tell the report a guest's xtest time over that of the same guest alone: ``slowdown("vm1", 1.83)``."""
+
+    def measured(guest: str, factor: float) -> None:
+        request.node.user_properties.append(("slowdown", f"{guest}={factor:.3f}"))
+
+    return measured
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -93,7 +93,8 @@ class XtestReport:
 
 @dataclass(frozen=True)
 class GuestReport:
-    """One guest of the board. ``slowdown``: its xtest time over that of a guest alone, if measured."""
+    """One guest of the board. ``slowdown``: its xtest time over that of a guest alone, if measured; the largest one
+    that a test of the run measured, say beside an attacking neighbour."""
 
     name: str
     domid: int | None = None
@@ -191,7 +192,7 @@ class ConformanceReport:
 class BoardTestReport:
     """One test of ``testcases/`` on a board of its own. ``status`` is passed, failed, error or skipped; ``error`` its
     first line; ``rules`` the rules that its trace exercised, with their verdicts (``STD-3=pass``); ``deviations``
-    what it or the checker saw of the list."""
+    what it or the checker saw of the list; ``slowdowns`` a guest's xtest time over that of it alone, by guest."""
 
     id: str
     status: str
@@ -199,6 +200,7 @@ class BoardTestReport:
     error: str | None = None
     rules: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
