@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -67,6 +68,9 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open to the end
+    # A terminal or file that cannot show a character shows its number.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _without_reader() -> list[TextIO]:
@@ -114,13 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     stack = argparse.ArgumentParser(add_help=False, parents=[sources])
     group = stack.add_argument_group("the parts under test", "your own files instead of the pinned builds")
-    group.add_argument("--xen", type=Path, metavar="FILE", help="Xen's image (xen/xen)")
-    group.add_argument("--xen-syms", type=Path, metavar="FILE", help="the symbols of --xen")
+    group.add_argument("--xen", type=_path, metavar="FILE", help="Xen's image (xen/xen)")
+    group.add_argument("--xen-syms", type=_path, metavar="FILE", help="the symbols of --xen")
     group.add_argument("--xen-variant", default="debug", help="the pinned Xen's build: debug (default) or release")
-    group.add_argument("--optee", type=Path, metavar="DIR", help="folder with tee-{header,pager,pageable}_v2.bin")
-    group.add_argument("--kernel", type=Path, metavar="FILE", help="an arm64 Image for dom0 and domUs")
-    group.add_argument("--kernel-modules", type=Path, metavar="DIR", help="the modules of --kernel")
-    group.add_argument("--xtest-root", type=Path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
+    group.add_argument("--optee", type=_path, metavar="DIR", help="folder with tee-{header,pager,pageable}_v2.bin")
+    group.add_argument("--kernel", type=_path, metavar="FILE", help="an arm64 Image for dom0 and domUs")
+    group.add_argument("--kernel-modules", type=_path, metavar="DIR", help="the modules of --kernel")
+    group.add_argument("--xtest-root", type=_path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
 
     parser = argparse.ArgumentParser(
         prog="medcheck",
@@ -145,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     command.add_argument("--xtest", metavar="CASES", help="xtest regression cases, comma separated, e.g. 1004,6001")
-    command.add_argument("--report", type=Path, metavar="DIR", help="default: reports/<time>")
+    command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
 
@@ -169,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--list", action="store_true", help="list the benchmarks")
     command.add_argument(
         "--json",
-        type=Path,
+        type=_path,
         nargs="?",
         const=Path("-"),
         dest="file",
@@ -178,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parts(commands, as_json, stack)
     return parser
+
+
+def _path(text: str) -> Path:
+    """argparse's type of a file or folder: an empty name (of an unset variable, say) is not this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text)
 
 
 def _mirror(text: str) -> str:

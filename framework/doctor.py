@@ -37,7 +37,10 @@ class Finding:
 
 
 def examine(offline: bool, mirrors: str | None, output: Output) -> int:
-    """Look at everything; exit code 0 if nothing is bad, else 3."""
+    """Look at everything; exit code 0 if nothing is bad, else 3. Raises UsageError for ``mirrors`` that are none."""
+    if mirrors is not None:
+        # An option that makes no sense is not this machine's fault.
+        Mirrors.discover(option=mirrors, environ={})
     findings: list[Finding] = []
     checks = (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans)
     for check in checks:
@@ -80,8 +83,7 @@ def _disk() -> Iterator[Finding]:
     root = cache_root()
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free >> 20
-    writable = os.access(existing, os.W_OK)
-    if not writable:
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         yield Finding("cache", "bad", f"{root} cannot be written", "set MEDCHECK_CACHE to a folder of yours")
     elif free < _DISK_MIB:
         yield Finding("cache", "bad", f"{free} MiB free below {root}; about {_DISK_MIB} are needed", "./medcheck clean")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from framework.errors import UsageError
+
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 """The project's own inputs: lock file, board descriptions, recipes, configuration, patches."""
 
@@ -17,12 +19,19 @@ def cache_root() -> Path:
     """The folder that holds downloads, builds, images and templates.
 
     ``MEDCHECK_CACHE`` wins, then ``XDG_CACHE_HOME/medcheck``, then ``~/.cache/medcheck``.
+
+    :raises UsageError: there is no such home.
     """
     explicit = os.environ.get("MEDCHECK_CACHE")
-    if explicit:
-        return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "medcheck"
+    try:
+        if explicit:
+            return Path(explicit).expanduser().absolute()
+        return (Path(base).absolute() if base else Path.home() / ".cache") / "medcheck"
+    except RuntimeError as error:
+        raise UsageError(
+            f"the cache's folder cannot be found: {error}", where=explicit, hint="set MEDCHECK_CACHE to a folder"
+        ) from error
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _listed(value: str, origin: str) -> tuple[str, ...]:
         if not entry:
             continue
         folder = local_folder(entry)
-        if folder is None and not entry.startswith(("http://", "https://")):
+        if folder is None and not _is_http(entry):
             raise UsageError(
                 f"{origin}: {entry} is not an http, https or file URL", hint="or name an existing folder"
             )
@@ -92,6 +92,14 @@ def _listed(value: str, origin: str) -> tuple[str, ...]:
             raise UsageError(f"{origin}: {folder} is not a folder", hint="give a URL or an existing folder")
         result.append(entry.rstrip("/") if folder is None else str(folder.expanduser().absolute()))
     return tuple(result)
+
+
+def _is_http(entry: str) -> bool:
+    try:
+        parts = urlsplit(entry)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _apt_uris(root: Path) -> list[str]:

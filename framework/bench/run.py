@@ -75,6 +75,8 @@ def bench(
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         raise UsageError(f"no benchmark {', '.join(unknown)}", hint=f"one of {', '.join(BENCHMARKS)}")
+    if file is not None and file.is_dir():
+        raise UsageError("--json: expected a file, this is a folder", where=str(file))
     context = Context(options, overrides, output.progress)
     results: dict[str, dict[str, object]] = {}
     for name in names or BENCHMARKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -142,7 +143,11 @@ def explain_rule(name: str) -> str:
         return "\n".join(_rule(RULES[name]))
     if name in DEVIATIONS:
         return "\n".join(_deviation(DEVIATIONS[name]))
-    raise UsageError(f"there is no rule or deviation {name}", hint="`medcheck explain` lists them")
+    near = difflib.get_close_matches(name, [*RULES, *DEVIATIONS], n=1)
+    raise UsageError(
+        f"there is no rule or deviation {name}",
+        hint=f"did you mean {near[0]}?" if near else "`medcheck explain` lists them",
+    )
 
 
 def list_rules() -> str:

@@ -91,7 +91,10 @@ def test_a_machine_without_debian_mirror_is_told_what_to_set(apt: Path) -> None:
     assert "--mirror" in str(caught.value) and "MEDCHECK_MIRROR" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["ftp://x.example/debian", "/no/such/folder", "file:///no/such/folder"])
+@pytest.mark.parametrize(
+    "value",
+    ["ftp://x.example/debian", "http://", "http:///debian", "http://[x", "/no/such/folder", "file:///no/such/folder"],
+)
 def test_a_mirror_that_cannot_be_one_is_a_usage_error(apt: Path, value: str) -> None:
     with pytest.raises(UsageError, match="MEDCHECK_MIRROR"):
         bases(apt, MEDCHECK_MIRROR=value)

@@ -154,6 +154,16 @@ def test_streams_that_are_closed(closing: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("words", [["bench", "--list"], ["run", "--help"], ["--help"], ["explain"], ["nosuch"]])
+def test_an_output_that_knows_only_ascii(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "framework.cli", *words],
+        cwd=ROOT, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == (2 if words == ["nosuch"] else 0)
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_full_disk_under_the_output() -> None:
     with Path("/dev/full").open("wb") as full, _piped(["boards"], stdout=full) as process:
         assert process.stderr is not None

@@ -71,6 +71,19 @@ def test_a_silent_mirror_is_bad_only_where_something_is_to_be_had_of_it(monkeypa
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_mirror_that_is_none_is_wrong_use_and_no_finding() -> None:
+    with pytest.raises(UsageError, match="--mirror"):
+        found_by_doctor("/no/such/folder")
+
+
+def test_a_cache_that_is_a_file_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDCHECK_CACHE", "/dev/null")
+    told = io.StringIO()
+    assert examine(True, None, Output(json=True, stdout=told, stderr=io.StringIO())) == 3
+    assert {f["subject"]: f["state"] for f in json.loads(told.getvalue())}["cache"] == "bad"
+
+
+@pytest.mark.usefixtures("cache")
 def test_one_mirror_that_answers_is_enough() -> None:
     nobody = "http://127.0.0.1:1/debian"
     with Archive() as archive:

@@ -110,6 +110,43 @@ def test_symbols_that_are_no_elf_file(tmp_path: Path) -> None:
     assert "not a readable ELF file" in refused(xen=image(tmp_path), xen_syms=path)
 
 
+@pytest.mark.parametrize("option", ["--report", "--xen", "--optee", "--kernel-modules"])
+def test_an_empty_name_is_not_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "--offline", option, ""])
+    assert ended.value.code == 2
+    assert "found nothing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bench_that_cannot_be_written_is_known_before_it_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "first_run_s", "--json", str(tmp_path)])
+    assert ended.value.code == 2
+
+
+def test_a_rule_that_is_nearly_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["explain", "STD6"])
+    assert ended.value.code == 2
+    assert "did you mean STD-6?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["doctor", "--offline"], ["template", "list"], ["fetch", "--offline"]])
+def test_a_cache_in_the_home_of_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setenv("MEDCHECK_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code in (2, 3)  # doctor goes on and counts it as bad
+    told = capsys.readouterr()
+    assert "MEDCHECK_CACHE" in told.err + told.out
+
+
 @pytest.mark.parametrize("cases", ["nonsense;rm", "", ",", "../1004"])
 def test_xtest_cases_are_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cases: str
