@@ -58,20 +58,20 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
 def _show(options: argparse.Namespace, output: Answer) -> int:
     chosen = Filter(options.domain, options.function, options.since, options.until, options.thread)
     reader = _reader(options, options.file)
-    _lines(show(reader.events(), chosen), [reader], output)
+    _lines(show(reader.sound(), chosen), [reader], output)
     return ExitCode.GOOD
 
 
 def _stats(options: argparse.Namespace, output: Answer) -> int:
     reader = _reader(options, options.file)
-    stats = collect(reader.events())
+    stats = collect(reader.sound())
     output.finish({**stats.to_json(), "problems": _problems([reader], output)}, "\n".join(stats.lines()))
     return ExitCode.GOOD
 
 
 def _diff(options: argparse.Namespace, output: Answer) -> int:
     left, right = _reader(options, options.left), _reader(options, options.right)
-    different = _lines(diff(left.events(), right.events()), [left, right], output)
+    different = _lines(diff(left.sound(), right.sound()), [left, right], output)
     return ExitCode.FAILED if different else ExitCode.GOOD
 
 
@@ -83,7 +83,7 @@ def _export(options: argparse.Namespace, output: Answer) -> int:
                 "the events are many JSON documents, one a line, and --json promises a single one",
                 hint="leave --json out, or let --output take the events",
             )
-        export(reader.events(), sys.stdout)
+        export(reader.sound(), sys.stdout)
         _problems([reader], output)
         return ExitCode.GOOD
     if options.output.exists() and options.output.samefile(options.file):
@@ -93,7 +93,7 @@ def _export(options: argparse.Namespace, output: Answer) -> int:
     except OSError as error:
         raise UsageError(f"--output cannot be written: {error.strerror}", where=str(options.output)) from error
     with stream:
-        count = export(reader.events(), stream)
+        count = export(reader.sound(), stream)
     problems = _problems([reader], output)
     output.finish({"events": count, "problems": problems}, f"{count} events: {options.output}")
     return ExitCode.GOOD

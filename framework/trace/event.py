@@ -26,6 +26,12 @@ _REGS = [struct.Struct(f"<{n}Q") for n in range(64)]
 _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
 _BLOCK_KINDS = frozenset(BlockKind)
+_KINDS = frozenset(Kind)
+_REGS_OF: dict[int, int] = {
+    Kind.GUEST_CALL: 8, Kind.EL3_CALL: 8, Kind.EL3_RETURN: 8, Kind.GUEST_RETURN: 8, Kind.DOORBELL: 1,
+    Kind.COUNTERS: len(COUNTERS),
+}  # fmt: skip
+"""As many as every convention of such a call passes; the plugin records more of a guest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +240,16 @@ class Event:
     def block(self, kind: BlockKind) -> Block | None:
         """The first block of this kind."""
         return next((b for b in self.blocks() if b.kind == kind), None)
+
+    def check(self) -> None:
+        """Raise :class:`TraceError` unless the kind is known, its registers are there and every block is whole."""
+        if self.kind not in _KINDS:
+            raise self._malformed(f"there is no kind {self.kind}")
+        if len(self.regs) < _REGS_OF.get(self.kind, 0):
+            raise self._malformed(f"it has {self.nregs} registers")
+        for block in self.blocks():
+            if block.kind == BlockKind.TRANSLATIONS:
+                list(block.translations())
 
     def _malformed(self, what: str) -> TraceError:
         return TraceError(f"record {self.seq} is malformed: {what}", where=f"record {self.seq}")

@@ -125,6 +125,16 @@ class Reader:
         """All records, in order. May be called again; each call reads the file anew."""
         return map(Event, self.records())
 
+    def sound(self) -> Iterator[Event]:
+        """All records that are what they claim to be; one that is not is damage."""
+        for event in self.events():
+            try:
+                event.check()
+            except TraceError as error:
+                self._damage(error.what)
+            else:
+                yield event
+
     def records(self) -> Iterator[bytes]:
         """All records as bytes, in order, checked for completeness and sequence."""
         self.segments, self.problems, self.truncated = [], [], False
@@ -194,7 +204,11 @@ class Reader:
         body = raw[: SEGMENT.size - 4] + b"\0\0\0\0" + text
         if zlib.crc32(body) != crc:
             raise TraceError("the segment header is damaged: its CRC does not match", where=self._where())
-        self.segments.append(Segment(json.loads(text[:text_length]), started, minor, self._offset))
+        try:
+            meta = json.loads(text[:text_length])
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"the segment header holds no JSON: {error}", where=self._where()) from error
+        self.segments.append(Segment(meta, started, minor, self._offset))
 
     def _chunk(self, stream: IO[bytes]) -> tuple[bytes, bool]:
         """The next chunk's records in one piece, and whether they are all it held."""

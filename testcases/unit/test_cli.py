@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from framework import cli
 from framework.conformance.synthesize import write_trace
-from testcases.unit.conformance_samples import as_traced, busy_board
+from framework.trace.writer import Writer
+from testcases.unit.conformance_samples import as_traced, busy_board, records_of
 from testcases.unit.trace_samples import sample, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +127,26 @@ def test_a_damaged_trace_is_no_wrong_use_and_the_way_out_is_named(
 ) -> None:
     assert run("trace", "show", damaged(trace)) == 3
     assert "--recover" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_records_of_gibberish_are_damage_and_skipped_on_request(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(seed)
+    path = str(tmp_path / "t")
+    with Writer(path) as writer:
+        for number, record in enumerate(records_of(busy_board().events), start=1):
+            raw = bytearray(record.raw)
+            for _ in range(rng.choice((0, 0, 1, 100))):
+                raw[rng.randrange(4, len(raw))] = rng.choice((0, 0xFF, rng.randrange(256)))
+            raw[8:16] = number.to_bytes(8, "little")
+            writer.append(bytes(raw))
+    for command in (["show", path], ["stats", path], ["export", path], ["diff", path, path]):
+        assert run("trace", *command) == 3
+        assert "--recover" in capsys.readouterr().err
+        assert run("trace", *command, "--recover") == 0
+        assert "malformed" in capsys.readouterr().err
 
 
 def _piped(words: list[str], **given: object) -> subprocess.Popen[bytes]:
