@@ -12,7 +12,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,6 +101,22 @@ def overrides_of(config: pytest.Config) -> Overrides:
     return Overrides.given(vars(config.option))
 
 
+class _WrongUse(AbstractContextManager[None]):
+    """A wrong option concerns all tests alike: it is said once, and the run ends as with an option of pytest's own."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        # A worker of pytest-xdist that ends its run counts as crashed.
+        self._alone = not hasattr(config, "workerinput")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        from framework.errors import UsageError
+
+        if self._alone and isinstance(error, UsageError):
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Stack:
     """The files of the stack under test; fetched and built first if that is allowed."""
@@ -106,7 +124,8 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     from framework.session import open_store, prepare_stack
 
     offline = os.environ.get("MEDCHECK_OFFLINE") == "1"
-    return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
+    with _WrongUse(request.config):
+        return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +134,8 @@ def spec(request: pytest.FixtureRequest) -> BoardSpec:
     from framework.board.spec import BoardSpec
     from framework.session import with_guests
 
-    return with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
+    with _WrongUse(request.config):
+        return with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
 
 
 @pytest.fixture(scope="session")
