@@ -43,7 +43,7 @@ class Builder:
         make = {**recipe.make, **changes}
 
         def build(out: Path) -> None:
-            source = self._source(recipe.group, out)
+            source = self._source(recipe.group, out, recipe.patches)
             variables = {
                 **make,
                 "O": str(out / "o"),
@@ -65,7 +65,7 @@ class Builder:
         blobs = {name: optee / name for name in OPTEE_FILES}
 
         def build(out: Path) -> None:
-            source = self._source(recipe.group, out)
+            source = self._source(recipe.group, out, recipe.patches)
             variables = {
                 **recipe.make,
                 "BUILD_BASE": str(out / "b"),
@@ -126,13 +126,15 @@ class Builder:
         }
         return self.cache.get(name, inputs, build)
 
-    def _source(self, group: str, out: Path) -> Path:
+    def _source(self, group: str, out: Path, patches: Sequence[str] = ()) -> Path:
         pins = self.lock.group(group)
         paths = self.store.fetch(pins)
         orig, debian = (
             next(paths[pin.name] for pin in pins if mark in pin.path) for mark in (".orig.tar", ".debian.tar")
         )
         unpack_source(orig, debian, out / "source")
+        for patch in patches:
+            _patch(out / "source", IMAGES / patch)
         return out / "source"
 
     def _make(

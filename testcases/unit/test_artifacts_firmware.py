@@ -67,6 +67,29 @@ def test_xen_is_configured_and_built_in_one_task(builder: firmware.Builder) -> N
     assert builder.progress.titles == ["building Xen (release)"]  # type: ignore[attr-defined]
 
 
+def test_the_patches_are_in_the_source_that_is_built(builder: firmware.Builder, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    (tools / "patch").write_text('#!/bin/sh\necho "$4" >>patched\n')
+    (tools / "patch").chmod(0o755)
+    # The files that TF-A's build leaves; what was patched stands where the FIP does.
+    (tools / "make").write_text(
+        """#!/bin/sh
+for word; do case $word in BUILD_BASE=*) base=${word#*=}/qemu/release; esac; done
+mkdir -p "$base"
+echo bl1 >"$base/bl1.bin"
+cp patched "$base/fip.bin"
+"""
+    )
+    optee = tmp_path / "optee"
+    optee.mkdir()
+    for name in firmware.OPTEE_FILES:
+        (optee / name).touch()
+    flash = (builder.flash(optee) / "flash.bin").read_bytes()
+    found = flash[256 << 10 :].rstrip(b"\0").decode().splitlines()
+    assert found == [str(IMAGES / name) for name in FirmwareConfig.load().tfa.patches]
+    assert found
+
+
 def test_a_failed_step_ends_the_build(builder: firmware.Builder, tmp_path: Path) -> None:
     (tmp_path / "tools/make").write_text("#!/bin/sh\necho no such board\nexit 2\n")
     with pytest.raises(BuildError, match=r"exited with 2.*\n +no such board"):
