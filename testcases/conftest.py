@@ -184,6 +184,11 @@ class Deviations:
         _note(self._node, f"{name} seen by the guest: {DEVIATIONS[name].title}: {evidence}")
 
 
+    def elsewhere(self, name: str, evidence: str) -> None:
+        """A defect that is not the mediator's appeared (``docs/findings/O1.md`` is ``O1``)."""
+        _note(self._node, f"{name} seen by the test, not the mediator's: {evidence}")
+
+
 def _note(node: pytest.Item, text: str) -> None:
     node.user_properties.append(("deviation", text))
 

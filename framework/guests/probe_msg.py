@@ -46,6 +46,9 @@ NO_TA = UUID("5ec0de00-0000-4000-8000-000000000001")
 TEE_ITEM_NOT_FOUND = 0xFFFF0008
 TEE_NOT_SUPPORTED = 0xFFFF000A
 
+UNANSWERED = 0x5A5A5A5A
+"""What stands in a message's ``ret`` before the call: no result code, so that an untouched page is no success."""
+
 _DIRECTIONS = {"in": 0, "out": 1, "inout": 2}
 
 
@@ -208,7 +211,7 @@ class Message:
     func: int = 0
     session: int = 0
     cancel_id: int = 0
-    ret: int = 0
+    ret: int = UNANSWERED
     ret_origin: int = 0
     params: tuple[ParamSpec, ...] = ()
     num_params: int | None = None

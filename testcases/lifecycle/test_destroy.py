@@ -15,7 +15,8 @@ from framework.guests.probe_msg import (
     tmem,
 )
 from framework.guests.xl import GuestConfig
-from mediator_ref.abi import RpcCmd, RpcFunc, Tee
+from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
+from testcases.lifecycle.test_loops import free_pages
 
 POINTS = [RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE]
 
@@ -75,6 +76,35 @@ def test_d3_destroyed_after_a_failed_registration(expendable_probe, live, deviat
         )
         return
     assert gone
+
+
+@pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D4")
+def test_d4_destroyed_with_a_lost_call(make_probe, live, deviations) -> None:  # type: ignore[no-untyped-def]
+    """A call that cannot be resumed any more, then the domain's end: all of its memory comes back, and Xen lives.
+
+    On a board of its own: where the mediator still holds the call to be running, a debug Xen asserts.
+    """
+    dom0 = live.dom0
+    first = make_probe("first", slot=0)
+    assert first.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+    dom0.xl.destroy(first.domid)
+    before = free_pages(live)
+    probe = make_probe("doomed", slot=0)
+    call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+    call.answer(ret=Tee.OUT_OF_MEMORY, x1=0, x2=0)
+    lost = call.x0 == RETURN_FROM_RPC
+    assert lost or (call.x0, call.arg.ret) == (0, Tee.OUT_OF_MEMORY)
+    try:
+        dom0.xl.destroy(probe.domid)
+        gone = dom0.xl.find(probe.domid) is None
+    except MedcheckError:
+        said = "\n".join(live.board.consoles["xen"].tail(200))
+        if not lost or "call->in_flight" not in said:
+            raise
+        deviations.seen("D4", "a debug Xen panics: Assertion '!call->in_flight' failed")
+        return
+    assert gone
+    assert free_pages(live) == before
 
 
 @pytest.mark.rule("R20", "R21", "LIFE-1", "LIFE-5")

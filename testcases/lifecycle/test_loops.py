@@ -32,10 +32,12 @@ from mediator_ref.abi import CALL_WITH_ARG, RpcCmd, RpcFunc, split
 
 if TYPE_CHECKING:
     from framework.session import Session
-    from testcases.conftest import MakeProbe
+    from testcases.conftest import Deviations, MakeProbe
 
 PARTITIONS = 4
 """CFG_VIRT_GUEST_COUNT of images/firmware.yaml: dom0 and three domUs."""
+FEW = 20
+"""As many domains may come and go before finding O1 costs a partition."""
 FOR_EVER = 10_000_000
 _HEAP = re.compile(r"heap\[node=\d+\]\[zone=\d+\] -> (\d+) pages")
 
@@ -152,8 +154,11 @@ POINTS: dict[str, Callable[[Probe], None]] = {
 }
 
 
-def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], None], rounds: int) -> None:
-    """Create, bring to ``point``, destroy; ``rounds`` times, with everything as after the first round in the end."""
+def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], None], rounds: int) -> int:
+    """Create, bring to ``point``, destroy; ``rounds`` times, with everything as after the first round in the end.
+
+    Except for the number of domains that OP-TEE still takes, which is returned.
+    """
     rng = random.Random(rounds)
     witness = Witness.of(make_probe("witness", memory_mib=64))
     before = 0
@@ -169,18 +174,29 @@ def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], N
         if number == 0:
             before = free_pages(live)
     assert free_pages(live) == before
-    assert partitions_left(live) == PARTITIONS - 2
+    left = partitions_left(live)
     heir = make_probe("heir", slot=1)
+    # The measure measures: a domain of 32 MiB is seen.
+    assert free_pages(live) < before - 8000
     call = heir.call_with_arg(OpenSession(NO_TA))
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
     witness.works()
+    return left
 
 
 @pytest.mark.rule("R1", "R5", "R14", "R18", "R20", "R21", "LIFE-1", "LIFE-2", "LIFE-3", "LIFE-5")
 @pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
-def test_r1_domains_come_and_go(make_probe: MakeProbe, live: Session, rounds: int) -> None:
-    """A domain opens a session, registers a buffer and is destroyed: Xen's memory is the same to the page."""
-    come_and_go(make_probe, live, idle, rounds)
+def test_r1_domains_come_and_go(make_probe: MakeProbe, live: Session, deviations: Deviations, rounds: int) -> None:
+    """A domain opens a session, registers a buffer and is destroyed: Xen's memory is the same to the page.
+
+    OP-TEE's partitions are all there again, too, unless OP-TEE itself has used up its memory (finding O1).
+    """
+    left = come_and_go(make_probe, live, idle, rounds)
+    said = "\n".join(live.board.consoles["optee"].tail(50))
+    if left == PARTITIONS - 3 and rounds > FEW and "Can't allocate memory for TA data" in said:
+        deviations.elsewhere("O1", f"OP-TEE takes {left} more domains instead of {PARTITIONS - 2} after {rounds}")
+        return
+    assert left == PARTITIONS - 2
 
 
 @pytest.mark.slow
@@ -188,4 +204,4 @@ def test_r1_domains_come_and_go(make_probe: MakeProbe, live: Session, rounds: in
 @pytest.mark.parametrize("name", POINTS)
 def test_r1_destroyed_at_each_point_again_and_again(make_probe: MakeProbe, live: Session, name: str) -> None:
     """Ten domains in a row destroyed at the same point of their lives, some of them in the middle of a call."""
-    come_and_go(make_probe, live, POINTS[name], 10)
+    assert come_and_go(make_probe, live, POINTS[name], 10) == PARTITIONS - 2

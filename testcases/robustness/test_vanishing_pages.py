@@ -35,6 +35,7 @@ def test_d6_command_page_that_is_gone(expendable_probe: Probe, deviations) -> No
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     page = probe.pages(1)
     call.give_page(page, park=[RpcCmd.SHM_ALLOC])
+    assert call.request().cmd == RpcCmd.SHM_ALLOC
     balloon_out(probe, page)
     # Answered with what stood in the page; the next command finds no page.
     regs = (0x32000003, call.regs[1], call.regs[2], call.thread)
