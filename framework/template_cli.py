@@ -20,7 +20,7 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
 
     ``parents`` carry the options of every command, ``stack`` those that choose the parts under test.
     """
-    template = subparsers.add_parser("template", help="booted boards, saved for cloning")
+    template = subparsers.add_parser("template", help="booted boards, saved for cloning", parents=[*parents])
     commands = template.add_subparsers(dest="template_command", required=True, metavar="COMMAND")
     listed = commands.add_parser("list", help="what there is, least recently used first", parents=[*parents])
     listed.set_defaults(handler=_list)

@@ -15,7 +15,7 @@ from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
 from framework.bench.probe import BATCH, probe_calls
-from framework.bench.templates import clone_answer, clone_private, clone_running, clone_smc
+from framework.bench.templates import answer, clones, private, private_busy, running, smc
 from framework.bench.trace import trace_read, trace_written
 from framework.bench.workloads import checked, cost_of, lockstep, traced
 from framework.console_ui import Output
@@ -45,10 +45,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     "probe_calls_per_s": Benchmark("1/s", "calls by a probe guest, each a program of its own", probe_calls()),
     "probe_batched_calls_per_s": Benchmark("1/s", f"… {BATCH} of them in a program", probe_calls(BATCH)),
     "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
-    "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clone_running),
-    "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clone_answer),
-    "clone_smc_s": Benchmark("s", "… to xtest 1004 done in a domU", clone_smc),
-    "clone_private_mb": Benchmark("MB", "memory of a clone's own, two seconds idle", clone_private),
+    "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clones(running)),
+    "clone_running_pair_s": Benchmark("s", "… two side by side", clones(running, at_once=2)),
+    "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clones(answer)),
+    "clone_answer_pair_s": Benchmark("s", "… two side by side", clones(answer, at_once=2)),
+    "clone_smc_s": Benchmark("s", "… to a session opened, used and closed in a domU (xtest 1002)", clones(smc)),
+    "clone_private_mb": Benchmark("MB", "memory of a clone's own, two seconds idle", clones(private, 5)),
+    "clone_private_busy_mb": Benchmark("MB", "… after xtest 1001 and 1004 in a domU", clones(private_busy, 5)),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }
 

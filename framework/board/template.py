@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -29,7 +30,7 @@ from framework.board.board import Board, Past
 from framework.board.identity import flock, key_of, plain, sha256, vouch, vouched
 from framework.board.qemu import Ram
 from framework.board.saving import copy_logs, save_devices
-from framework.errors import BoardError
+from framework.errors import BoardError, UsageError
 from framework.paths import cache_root
 from framework.progress import Progress, Silent
 
@@ -90,6 +91,7 @@ class TemplateStore:
         tag = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:8]
         self._fast = None if tmpfs is None else tmpfs / f"medcheck-{os.geteuid()}-{tag}"
         self._progress = progress or Silent()
+        _bound()  # A wrong bound is said before anything is made.
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Template]:
@@ -340,7 +342,11 @@ def _same(path: Path, want: str) -> bool:
 
 def _bound() -> int:
     given = os.environ.get("MEDCHECK_TEMPLATES_MIB", "")
-    return int(given) << 20 if given.isdigit() else DEFAULT_BOUND
+    if not given:
+        return DEFAULT_BOUND
+    if not re.fullmatch(r"[0-9]{1,9}", given):
+        raise UsageError(f"MEDCHECK_TEMPLATES_MIB is '{given}'", hint="expected a number of MiB, such as 4096")
+    return int(given) << 20
 
 
 @contextmanager

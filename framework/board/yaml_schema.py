@@ -225,6 +225,9 @@ def load(path: Path, schema: Table) -> Document:
     Raises ConfigError (``where`` is ``file:line``) when the file is missing, is not YAML, or does not fit
     the schema.
     """
+    if path.exists() and not path.is_file():
+        # A pipe would be waited on for ever.
+        raise ConfigError("this is no file", where=str(path))
     try:
         with path.open(encoding="utf-8") as stream:
             text = stream.read(_MOST + 1)

@@ -7,9 +7,11 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 
 from framework.board import sparse
+from framework.board.clone import clone
 from framework.board.identity import sha256
 from framework.board.janitor import Janitor
 from framework.board.standstill import look, verdict
@@ -100,3 +102,24 @@ def test_a_board_that_stands_still_is_told_from_one_that_moves(board, dom0):
     hung = verdict(board, before, look(board))
     assert hung.startswith("hung; stood still: consoles, CPU 0, CPU 1; CPU 0 at 0x")
     assert "X00=" in hung
+
+
+@pytest.mark.slow
+def test_a_thousand_clones_in_a_row_leave_nothing_behind(boards, stack, spec, tmp_path):
+    """Processes, open files, memory on tmpfs and on the heap, temporary files: as after the first few."""
+    me = psutil.Process()
+
+    def held() -> tuple[int, int, int, int]:
+        return me.num_fds(), me.num_threads(), len(me.children(recursive=True)), shutil.disk_usage("/dev/shm").used
+
+    with template(boards._store, spec, stack, READY) as found:
+        for number in range(1000):
+            with clone(found, spec, stack, tmp_path / str(number)) as board:
+                board.consoles["dom0"].sendline('echo ans""wer')
+                board.consoles["dom0"].expect([rb"answer\r?\n"], idle_timeout=30)
+            shutil.rmtree(tmp_path / str(number))
+            if number == 10:
+                before, heap = held(), me.memory_info().rss
+    assert held() == before
+    assert me.memory_info().rss - heap < 64 << 20
+    assert not Janitor().boards()

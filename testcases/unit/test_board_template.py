@@ -16,7 +16,7 @@ import pytest
 
 from framework.board import sparse, template
 from framework.board.template import TemplateStore
-from framework.errors import BoardError, GuestCrash
+from framework.errors import BoardError, GuestCrash, UsageError
 
 SIZE = 8 << 20
 
@@ -293,3 +293,10 @@ def test_written_zeros_and_holes_have_the_same_digest(tmp_path):
     assert sparse.digest(hole) == sparse.digest(zeros)
     os.truncate(hole, 2 << 20)
     assert sparse.digest(hole) != sparse.digest(zeros)
+
+
+@pytest.mark.parametrize("given", ["abc", "-1", "1e3", "12 GiB", "99999999999"])
+def test_a_bound_that_is_no_number_is_wrong_use(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("MEDCHECK_TEMPLATES_MIB", given)
+    with pytest.raises(UsageError, match="MEDCHECK_TEMPLATES_MIB"):
+        TemplateStore(tmp_path)

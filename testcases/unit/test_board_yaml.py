@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,9 @@ def test_files_that_overlap_in_ram_are_refused() -> None:
     check_load_map(board, {"xen": 1 << 20, "dom0_kernel": 32 << 20, "dom0_ramdisk": 100 << 20})
     with pytest.raises(ConfigError, match=r"dom0_kernel at 0x54000000 is .* reaches beyond 0x58000000"):
         check_load_map(board, {"xen": 1 << 20, "dom0_kernel": (64 << 20) + 1, "dom0_ramdisk": 1})
+
+
+def test_a_pipe_is_no_board_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "board.yaml")
+    with pytest.raises(ConfigError, match="no file"):
+        BoardSpec.load(str(tmp_path / "board.yaml"))
