@@ -40,6 +40,7 @@ _MARKERS = {
     "board": "needs a booted board (given automatically to users of the board's fixtures)",
     "artifacts": "needs fetched artifacts, but no booted board",
     "slow": "takes minutes",
+    "nightly": "takes many minutes: left to the nightly run; `medcheck test` asks for it only with an -m of your own",
     "moment(which)": "the moment of a board's life that the test's clone begins at: ready (default), dom0 or a Moment",
     "traced": "every SMC of the test's board is recorded",
     "rule(id, ...)": "the requirements, rules and deviations that the test exercises",

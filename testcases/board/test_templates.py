@@ -107,6 +107,7 @@ def test_a_board_that_stands_still_is_told_from_one_that_moves(board, dom0):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_thousand_clones_in_a_row_leave_nothing_behind(boards, stack, spec, tmp_path):
     """Processes, threads, open files (a memfd is one), memory on the heap: as after the first few."""
     me = psutil.Process()

@@ -185,7 +185,7 @@ def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], N
 
 
 @pytest.mark.rule("R1", "R5", "R14", "R18", "R20", "R21", "LIFE-1", "LIFE-2", "LIFE-3", "LIFE-5")
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_r1_domains_come_and_go(make_probe: MakeProbe, live: Session, deviations: Deviations, rounds: int) -> None:
     """A domain opens a session, registers a buffer and is destroyed: Xen's memory is the same to the page.
 
@@ -200,6 +200,7 @@ def test_r1_domains_come_and_go(make_probe: MakeProbe, live: Session, deviations
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.rule("R1", "R5", "R14", "R18", "R21", "LIFE-2", "LIFE-3")
 @pytest.mark.parametrize("name", POINTS)
 def test_r1_destroyed_at_each_point_again_and_again(make_probe: MakeProbe, live: Session, name: str) -> None:
