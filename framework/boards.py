@@ -6,19 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
-from framework.board.clone import clone
 from framework.board.janitor import Janitor
 from framework.board.pool import Pool, places
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
 from framework.errors import BoardError
-from framework.moments import MOMENTS, Moment, clone_session, template
-from framework.paths import cache_root
+from framework.moments import MOMENTS, Moment, clone_session
 from framework.progress import SilentTask, Task
 from framework.session import Session
-from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
 
 class _Told:
@@ -64,14 +60,17 @@ class Boards:
         """
         which = MOMENTS[moment] if isinstance(moment, str) else moment
         with self._pool.place():
-            chosen = spec or self.spec
-            with self._gone(
-                clone_session(
-                    self._store, chosen, self.stack, folder, which, trace=trace, progress=self._progress
-                )
-                if lockstep is None
-                else self._clone_in_lockstep(chosen, folder, which, lockstep, trace)
-            ) as session:
+            session = clone_session(
+                self._store,
+                spec or self.spec,
+                self.stack,
+                folder,
+                which,
+                trace=trace,
+                lockstep=lockstep,
+                progress=self._progress,
+            )
+            with self._gone(session):
                 yield session
 
     @contextmanager
@@ -80,34 +79,6 @@ class Boards:
         with self._pool.place(), self._gone(Session(spec or self.spec, self.stack, folder, trace=trace)) as session:
             session.boot(self._progress)
             yield session
-
-    def _clone_in_lockstep(
-        self, spec: BoardSpec, folder: Path, moment: Moment, lockstep: Path, trace: bool
-    ) -> Session:
-        cache = BuildCache(cache_root())
-        layout = None if self.stack.xen_syms is None else xen_layout(cache, self.stack.xen_syms)
-        out = (folder / "trace" / "board.trace").absolute() if trace else None
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
-        with template(self._store, spec, self.stack, moment, self._progress) as found:
-            board = clone(
-                found,
-                spec,
-                self.stack,
-                folder,
-                plugin=build_plugin(cache),
-                plugin_args=options.arguments(),
-                outputs=[] if out is None else [out],
-            )
-            session = Session(spec, self.stack, folder, board=board)
-            session.trace = out
-            try:
-                session.adopt(found.about)
-            except BaseException:
-                session.close()
-                raise
-            return session
 
     @contextmanager
     def _gone(self, session: Session) -> Iterator[Session]:

@@ -99,8 +99,12 @@ def clone_session(
     moment: Moment = READY,
     *,
     trace: bool = False,
+    lockstep: Path | None = None,
     progress: Progress | None = None,
 ) -> Session:
-    """A running session of one's own at this moment; the caller closes it."""
+    """A running session of one's own at this moment; the caller closes it.
+
+    ``trace``, ``lockstep``: see :meth:`Session.from_template`.
+    """
     with template(store, spec, stack, moment, progress) as found:
-        return Session.from_template(found, spec, stack, run_dir, trace=trace)
+        return Session.from_template(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)

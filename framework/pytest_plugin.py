@@ -12,9 +12,8 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -102,20 +101,18 @@ def overrides_of(config: pytest.Config) -> Overrides:
     return Overrides.given(vars(config.option))
 
 
-class _WrongUse(AbstractContextManager[None]):
+@contextmanager
+def _wrong_use(config: pytest.Config) -> Iterator[None]:
     """A wrong option concerns all tests alike: it is said once, and the run ends as with an option of pytest's own."""
+    from framework.errors import UsageError
 
-    def __init__(self, config: pytest.Config) -> None:
+    try:
+        yield
+    except UsageError as error:
         # A worker of pytest-xdist that ends its run counts as crashed.
-        self._alone = not hasattr(config, "workerinput")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        from framework.errors import UsageError
-
-        if self._alone and isinstance(error, UsageError):
-            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+        if hasattr(config, "workerinput"):
+            raise
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +122,7 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     from framework.session import open_store, prepare_stack
 
     offline = os.environ.get("MEDCHECK_OFFLINE") == "1"
-    with _WrongUse(request.config):
+    with _wrong_use(request.config):
         return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
 
 
@@ -135,7 +132,7 @@ def spec(request: pytest.FixtureRequest) -> BoardSpec:
     from framework.board.spec import BoardSpec
     from framework.session import with_guests
 
-    with _WrongUse(request.config):
+    with _wrong_use(request.config):
         return with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
 
 

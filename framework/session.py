@@ -114,14 +114,22 @@ class Session(AbstractContextManager["Session"]):
 
     @classmethod
     def from_template(
-        cls, template: Template, spec: BoardSpec, stack: Stack, run_dir: Path, *, trace: bool = False
+        cls,
+        template: Template,
+        spec: BoardSpec,
+        stack: Stack,
+        run_dir: Path,
+        *,
+        trace: bool = False,
+        lockstep: Path | None = None,
     ) -> Session:
         """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
 
         SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
+        ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
         """
         path = run_dir / "trace" / "board.trace" if trace else None
-        board = clone(template, spec, stack, run_dir, **_trace_options(spec, stack, path))
+        board = clone(template, spec, stack, run_dir, **_trace_options(spec, stack, path, lockstep))
         session = cls(spec, stack, run_dir, board=board)
         session.trace = path
         try:
@@ -236,13 +244,17 @@ def _board(spec: BoardSpec, stack: Stack, run_dir: Path, trace: Path | None) -> 
     return Board(spec, stack, run_dir, **_trace_options(spec, stack, trace))
 
 
-def _trace_options(spec: BoardSpec, stack: Stack, trace: Path | None) -> dict[str, Any]:
-    """What a Board is given to record every SMC into ``trace``."""
-    if trace is None:
+def _trace_options(
+    spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None
+) -> dict[str, Any]:
+    """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
+    out = None if trace is None else trace.absolute()
+    if out is None and lockstep is None:
         return {}
-    trace.parent.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     cache = BuildCache(cache_root())
     layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
-    options = PluginOptions(out=trace.absolute(), xen=layout, label=spec.name)
+    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
     plugin = build_plugin(cache)
-    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": [trace.absolute()]}
+    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": [] if out is None else [out]}

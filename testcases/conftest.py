@@ -48,6 +48,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             report.longrepr = f"{item.nodeid} passes although its probe made no call"
         report.outcome = "failed" if report.passed else "passed"
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever makes probes begins where dom0 is ready, and is traced."""
     for item in items:

@@ -16,9 +16,6 @@ from framework.guests.probe_ops import Call, Code, Delay, Drive, Op, Write
 from framework.guests.probe_program import Program
 from framework.guests.probe_wire import Record
 
-ANSWERS = ("zeros", "unchanged")
-"""What a call that was left out seems to answer: zeros in x0..x17 (OK, whatever was asked), or what it was given."""
-
 _STUB = 0x4030_0000
 """A page that the probe would answer OP-TEE with, which asks for nothing here."""
 _RET = 0xD65F03C0
@@ -27,7 +24,11 @@ _REGISTERS = 18
 
 
 class MuteProbe(Probe):
-    """The probe ``real``, whose calls are never made."""
+    """The probe ``real``, whose calls are never made.
+
+    ``answer``: what they seem to answer: ``zeros`` in x0..x17 (OK, whatever was asked), or ``unchanged``, what they
+    were given.
+    """
 
     def __init__(self, real: Probe, memory_mib: int, answer: str) -> None:
         super().__init__(real.transport, name=real.name, domid=real.domid, memory_mib=memory_mib)

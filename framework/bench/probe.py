@@ -17,7 +17,7 @@ from framework.guests.probe_build import build_probe
 from framework.guests.probe_link import Doorbells
 from framework.guests.probe_ops import Call
 from framework.paths import cache_root
-from mediator_ref.abi import CALLS_UID
+from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
 
 CALLS = 4000
 """Calls of one sample."""
@@ -27,7 +27,6 @@ BATCH = 50
 
 _SAMPLES = 5
 _WARM_UP = 200
-_OPTEE_API = (0x384FB3E0, 0xE7F811E3, 0xAF630002, 0xA5D5C51B)
 
 
 def ask(probe: Probe, calls: int, batch: int = 1) -> float:
@@ -37,7 +36,7 @@ def ask(probe: Probe, calls: int, batch: int = 1) -> float:
     wrong = 0
     begin = time.perf_counter()
     for _ in range(calls // batch):
-        wrong += sum(record.regs[:4] != _OPTEE_API for record in probe.run(*ops))
+        wrong += sum(record.regs[:4] != OPTEE_MSG_UID for record in probe.run(*ops))
     seconds = time.perf_counter() - begin
     if wrong:
         raise InfrastructureError(f"{wrong} of {calls} answers were not OP-TEE's", where=probe.name)

@@ -5,39 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
-from framework.artifacts.stack import Overrides
+from framework.bench.context import Context
 from framework.board.clone import clone
 from framework.board.hostspeed import host_factor
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
 from framework.moments import READY, template
-from framework.progress import Progress
-from framework.session import Session, open_store, prepare_stack
+from framework.session import Session
 
 SAMPLES = 50
 _IDLE_SECONDS = 2.0
-
-
-class Context(Protocol):
-    """What a benchmark may use (:class:`framework.bench.run.Context`)."""
-
-    @property
-    def options(self) -> Namespace:
-        """The command line."""
-
-    @property
-    def overrides(self) -> Overrides:
-        """The user's own parts."""
-
-    @property
-    def progress(self) -> Progress:
-        """Who is told."""
 
 
 Look = Callable[[Session, Callable[[], float]], float]
@@ -93,9 +74,7 @@ def clones(look: Look, samples: int = SAMPLES, at_once: int = 1) -> Callable[[Co
 
 
 def _measure(context: Context, look: Look, samples: int, at_once: int) -> list[float]:
-    store = open_store(context.options.offline, context.options.mirror, context.progress)
-    stack = prepare_stack(context.overrides, store, context.progress)
-    spec = BoardSpec.load("default")
+    stack, spec = context.stack(), BoardSpec.load("default")
     templates = TemplateStore(progress=context.progress)
     with template(templates, spec, stack, READY, context.progress):
         host_factor()

@@ -91,7 +91,7 @@ class TemplateStore:
         tag = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:8]
         self._fast = None if tmpfs is None else tmpfs / f"medcheck-{os.geteuid()}-{tag}"
         self._progress = progress or Silent()
-        _bound()  # A wrong bound is said before anything is made.
+        self._most = _bound()  # Now, so that a wrong one is said before anything is made.
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Template]:
@@ -133,7 +133,7 @@ class TemplateStore:
         """Remove the least recently used templates until the others take at most ``max_bytes`` on disk, and
         whatever interrupted work left; return the names of the removed. One in use stays."""
         self._remove_remains()
-        bound = _bound() if max_bytes is None else max_bytes
+        bound = self._most if max_bytes is None else max_bytes
         entries = self.entries()
         total = sum(entry.disk_bytes for entry in entries)
         removed = []

@@ -64,7 +64,7 @@ class Optee:
         if fid in (abi.CALL_WITH_ARG, abi.RETURN_FROM_RPC):
             return self._standard(fid, client, regs)
         answers = {
-            abi.CALLS_UID: (0x384FB3E0, 0xE7F811E3, 0xAF630002, 0xA5D5C51B),
+            abi.CALLS_UID: abi.OPTEE_MSG_UID,
             abi.FID["CALLS_REVISION"]: (2, 0, 0, 0),
             abi.FID["GET_OS_UUID"]: (0x486178E0, 0xE7F811E3, 0xBC5E0002, 0xA5D5C51B),
             abi.FID["GET_OS_REVISION"]: (4, 10, 0x1234, 0),

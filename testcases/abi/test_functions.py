@@ -6,7 +6,7 @@ import pytest
 
 from framework.guests.probe import Probe
 from framework.guests.probe_ops import Call
-from mediator_ref.abi import FID, FUNCTIONS, SMCCC_UNKNOWN_FUNCTION, Handling
+from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))
 """Distinct values for x1..x17; x7 among them is a client id the guest has no right to."""
@@ -16,7 +16,6 @@ FORWARDED = [
     row for row in FUNCTIONS.values() if row.handling is Handling.FORWARD and "SHM_CACHE" not in row.name
 ]
 NOBODYS = (0xF2000004, 0x72000004, 0xB20000FF, 0x320000FF, 0xBFFFFFFF, 0xB2010000, 0x30000000, 0xB0000000)
-OPTEE_API_UID = (0x384FB3E0, 0xE7F811E3, 0xAF630002, 0xA5D5C51B)
 
 
 @pytest.mark.rule("R6", "R10", "DISP-2", "REGS-1")
@@ -46,7 +45,7 @@ def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: o
 @pytest.mark.rule("R6", "FAST-2")
 def test_the_api_is_optees(probe: Probe) -> None:
     """CALLS_UID and CALLS_REVISION name OP-TEE's API, revision 2.0."""
-    assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_API_UID
+    assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
     assert probe.smc(FID["CALLS_REVISION"])[:2] == (2, 0)
 
 
@@ -72,7 +71,7 @@ def test_capabilities(probe: Probe, given: int) -> None:
 @pytest.mark.rule("DISP-2")
 def test_only_the_low_half_of_x0_is_the_function(probe: Probe) -> None:
     """SMCCC: a function id is 32 bits wide."""
-    assert probe.smc(0xDEAD_BEEF << 32 | FID["CALLS_UID"])[:4] == OPTEE_API_UID
+    assert probe.smc(0xDEAD_BEEF << 32 | FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
 
 
 @pytest.mark.rule("DISP-1", "R2")
@@ -86,7 +85,7 @@ def test_other_immediates_are_undefined(probe: Probe, conduit: str, imm: int) ->
     (record,) = probe.run(Call((FID["CALLS_UID"],), conduit, imm, catch=True))
     assert record.fault is not None
     assert record.fault.exception_class == 0
-    assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_API_UID
+    assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
 
 
 @pytest.mark.rule("CACHE-1", "R6")

@@ -16,9 +16,7 @@ from framework.guests.probe_msg import (
 )
 from framework.guests.xl import GuestConfig
 from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
-from testcases.lifecycle.test_loops import free_pages
-
-POINTS = [RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE]
+from testcases.lifecycle.test_loops import REQUESTS, free_pages
 
 
 def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
@@ -27,7 +25,7 @@ def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.rule("R1", "R21", "LIFE-2", "LIFE-3")
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", REQUESTS, ids=lambda point: point.name)
 def test_r1_destroyed_while_a_call_waits(make_probe, live, point: object) -> None:  # type: ignore[no-untyped-def]
     """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
     dom0 = live.dom0

@@ -142,15 +142,15 @@ def parked(point: RpcFunc | RpcCmd) -> Callable[[Probe], None]:
     return at_request
 
 
+REQUESTS = (RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE)
+"""What OP-TEE asks for while a session with a missing TA is opened, in this order."""
+
 POINTS: dict[str, Callable[[Probe], None]] = {
     "before the first call": nothing,
     "between calls": idle,
     "in OP-TEE": inside,
     "registering": registering,
-    **{
-        point.name: parked(point)
-        for point in (RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE)
-    },
+    **{point.name: parked(point) for point in REQUESTS},
 }
 
 

@@ -14,6 +14,7 @@ from mediator_ref.abi import (
     CALL_WITH_ARG,
     CALLS_UID,
     FUNCTIONS,
+    OPTEE_MSG_UID,
     SMCCC_UNKNOWN_FUNCTION,
     TRUSTED_OWNERS,
     U32,
@@ -29,12 +30,11 @@ from testcases.robustness.test_malformed import DEFINED_X0, message, word
 PAGES = 4000
 FUNCTION_IDS = 4000
 NEAR = tuple(FUNCTIONS)
-OPTEE_API = (0x384FB3E0, 0xE7F811E3, 0xAF630002, 0xA5D5C51B)
 
 
 def everybody_lives(probe: Probe, live: Session) -> None:
     """The guest is answered, OP-TEE opens a session, dom0 runs a command, Xen has not complained."""
-    assert probe.smc(CALLS_UID)[:4] == OPTEE_API
+    assert probe.smc(CALLS_UID)[:4] == OPTEE_MSG_UID
     assert probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.ret == 0
     assert live.dom0.run("xl list probe0").rc == 0
     live.check_alive()
