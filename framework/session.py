@@ -257,4 +257,6 @@ def _trace_options(
     layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
     options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
     plugin = build_plugin(cache)
-    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": [] if out is None else [out]}
+    # The socket as well: QEMU may run as somebody else, who could not connect to it.
+    outputs = [path for path in (out, lockstep) if path is not None]
+    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": outputs}

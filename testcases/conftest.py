@@ -139,8 +139,11 @@ def doorbells() -> Iterator[Doorbells]:
     from framework.guests.probe_link import Doorbells
 
     # Not in the test's own folder: a socket's path is at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Doorbells(Path(folder) / "lockstep") as bells:
-        yield bells
+    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
+        # QEMU runs as nobody only if nobody reaches its files.
+        Path(folder).chmod(0o755)
+        with Doorbells(Path(folder) / "lockstep") as bells:
+            yield bells
 
 
 @pytest.fixture

@@ -71,6 +71,13 @@ def test_calls_are_traced_in_a_clone(live, domu):
     assert {Kind.GUEST_CALL} <= kinds
 
 
+@pytest.mark.usefixtures("doorbells")
+def test_a_board_in_lockstep_runs_as_whoever_any_board_runs_as(boards, live, tmp_path):
+    with boards.clone(tmp_path / "plain") as plain:
+        owners = [psutil.Process(session.board.pid).uids().real for session in (plain, live)]
+    assert owners[0] == owners[1]
+
+
 def test_a_killed_clone_is_named_and_its_neighbour_lives(boards, live, tmp_path):
     with boards.clone(tmp_path / "other") as other:
         os.kill(other.board.pid, signal.SIGKILL)
