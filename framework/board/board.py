@@ -25,6 +25,7 @@ from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.qmp import Qmp
 from framework.board.spec import BoardSpec, check_load_map
+from framework.board.standstill import Witness
 from framework.errors import BoardError, GuestCrash, MedcheckError
 
 _QUIT_SECONDS = 5.0
@@ -55,10 +56,11 @@ class Past:
 class Board:
     """One board. ``start()`` returns with the board powered on (or, with ``incoming``, waiting to be filled).
 
-    ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb`` and ``consoles/*.log`` and stays;
-    throwing it away is the caller's choice. ``incoming`` makes a clone: no files are loaded, QEMU runs with
-    ``-incoming defer`` and stays paused until the caller has filled it over :attr:`qmp` and calls
-    :meth:`resume`; ``past`` is what its consoles said before, and continue.
+    ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb``, ``consoles/*.log`` and, when a wait
+    expired, ``standstill.txt``. It stays; throwing it away is the caller's choice.
+    ``incoming`` makes a clone: no files are loaded, QEMU runs with ``-incoming defer`` and stays paused until
+    the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles said
+    before, and continue.
     ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
@@ -96,7 +98,9 @@ class Board:
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
-        self._outputs = tuple(outputs)
+        self.witness = Witness(self)
+        self.in_lockstep = any(argument.startswith("lockstep=") for argument in plugin_args)
+        self.outputs = tuple(outputs)
         self._problem_callbacks: list[Callable[[Problem], None]] = []
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
@@ -134,9 +138,11 @@ class Board:
     @property
     def alive(self) -> bool:
         """Whether QEMU runs."""
-        return (
-            self._process is not None and self._process.pid is not None and not self._process.ended.is_set()
-        )
+        return self._process is not None and self._process.pid is not None and not self._process.ended.is_set()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait so long for QEMU's end; whether it has ended."""
+        return self._running().ended.wait(seconds)
 
     @property
     def ending(self) -> str:
@@ -167,8 +173,7 @@ class Board:
             try:
                 self._qmp.execute("quit", answer_seconds=_QUIT_SECONDS)
             except BoardError:
-                # QEMU may close the connection before its answer is read. Whether it goes is seen below,
-                # not here.
+                # QEMU may close the connection before its answer is read; below is seen whether it goes.
                 pass
             process.ended.wait(_QUIT_SECONDS * host_factor())
         self.kill()
@@ -266,10 +271,9 @@ class Board:
             log = self.run_dir / "consoles" / f"{name}.log"
             if self._past is not None:
                 self._past.begin_log(name, log)
-            console = Console(
-                name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None
-            )
+            console = Console(name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None)
             console.on_sign(self._on_sign)
+            console.on_silence(self.witness)
             self.consoles[name] = console
             self._drain.add(console)
         self._qmp = Qmp(self.id, pairs["qmp"][0])
@@ -308,11 +312,11 @@ class Board:
         program = files.qemu.argv()
         read = [Path(program[0]), Path(program[-1]), files.flash, *([] if self._incoming else boot)]
         read += [] if self._plugin is None else [self._plugin]
-        write = [*self._outputs]
+        write = [*self.outputs]
         if self.ram is not None:
             (write if self.ram.share else read).append(self.ram.path)
         uid = qemu.choose_uid(self._run_as, read, write)
-        for path in self._outputs:
+        for path in self.outputs:
             _give(path, None, uid)
         if self.ram is not None and self.ram.share:
             # A board from power-on begins with empty RAM, whatever an earlier one left in the file.
@@ -380,9 +384,7 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     for end in (ours, theirs):
         try:
             # A byte sent alone costs the sender's buffer some 700: the default holds fewer than 300 of them.
-            end.setsockopt(
-                socket.SOL_SOCKET, 32, _SOCKET_BUFFER
-            )  # SO_SNDBUFFORCE, Linux asm-generic/socket.h
+            end.setsockopt(socket.SOL_SOCKET, 32, _SOCKET_BUFFER)  # SO_SNDBUFFORCE, Linux asm-generic/socket.h
         except PermissionError:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
     return ours, theirs

@@ -14,95 +14,47 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pexpect
-from pexpect.spawnbase import SpawnBase
 
 from framework.board import problems
+from framework.board.feed import Feed
 from framework.board.hostspeed import host_factor
 from framework.errors import BoardError, MedcheckError
 
-_WINDOW = 16 * 1024
-_CHUNK = 8 * 1024
-"""pexpect searches only the last ``searchwindowsize`` bytes after each read: a read as large as the window
-would let matches slip by. With half a window per read, a match of up to the other half is never missed."""
-
-_BACKLOG = 64 << 20
 _UNFINISHED = 4096
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
+_POLL_SECONDS = 2.0
+"""A wait that gives up sooner is somebody's polling: what it finds is nobody's hang, and no look is taken."""
+
+_LOOK_SECONDS = 5.0
+"""Between two looks at a board whose console is silent, scaled: what moved since the last one decides."""
+
+_DEATH_SECONDS = 1.0
+
 Watcher = Callable[[bytes], None]
+
+
+class Witness(Protocol):
+    """Who looks into a silence (:class:`framework.board.standstill.Witness`)."""
+
+    def look(self) -> Any:
+        """Look at the board, quickly; called now and then while a console is silent."""
+
+    def hopeless(self) -> bool:
+        """Whether the looks so far show that nothing will ever come by itself."""
+
+    def explain(self, before: Any, /) -> str | None:
+        """Say in words why nothing came since that look; None when the board is gone. Never raises."""
 
 
 def strip_ansi(data: bytes) -> bytes:
     """Remove terminal control sequences: colours, cursor movements, titles."""
     return _ANSI.sub(b"", data)
-
-
-if TYPE_CHECKING:
-    _Base = SpawnBase[bytes]
-else:
-    _Base = SpawnBase  # generic in its type stubs only
-
-
-class _Feed(_Base):
-    """pexpect's machinery on top of bytes that the drain thread hands over."""
-
-    def __init__(self) -> None:
-        super().__init__(timeout=None, maxread=_CHUNK, searchwindowsize=_WINDOW)
-        self.delaybeforesend = None
-        self.delayafterread = None
-        self.ready = threading.Condition()
-        self.chunks: deque[bytes] = deque()
-        self.waiting_bytes = 0
-        self.dropped = 0
-        self.last_byte = time.monotonic()
-        self.idle_limit = 0.0
-        self.expect_began = 0.0
-        self.deadline: float | None = None
-        self.end: MedcheckError | None = None
-        self.alarm: MedcheckError | None = None
-
-    def put(self, data: bytes) -> None:
-        """Take bytes from the drain thread; the oldest go when nobody has wanted 64 MiB of them."""
-        with self.ready:
-            self.last_byte = time.monotonic()
-            for start in range(0, len(data), _CHUNK):
-                self.chunks.append(data[start : start + _CHUNK])
-            self.waiting_bytes += len(data)
-            while self.waiting_bytes > _BACKLOG:
-                gone = len(self.chunks.popleft())
-                self.waiting_bytes -= gone
-                self.dropped += gone
-            self.ready.notify_all()
-
-    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:  # noqa: ARG002 - pexpect's shape
-        """Give pexpect the next bytes, or wait until the console has been silent for too long."""
-        with self.ready:
-            while not self.chunks:
-                if self.alarm is not None:
-                    raise self.alarm
-                if self.end is not None:
-                    raise pexpect.EOF("the console ended")
-                now = time.monotonic()
-                limit = max(self.expect_began, self.last_byte) + self.idle_limit
-                if self.deadline is not None:
-                    limit = min(limit, self.deadline)
-                if now >= limit:
-                    raise pexpect.TIMEOUT("the console is silent")
-                self.ready.wait(limit - now)
-            # One-byte chunks are what a UART produces; handing them on together saves a search per byte.
-            taken = [self.chunks.popleft()]
-            size = len(taken[0])
-            while self.chunks and size + len(self.chunks[0]) <= _CHUNK:
-                taken.append(self.chunks.popleft())
-                size += len(taken[-1])
-            self.waiting_bytes -= size
-            return b"".join(taken)
 
 
 LOG_BYTES = 1 << 30
@@ -123,11 +75,12 @@ class Console:
         self.bytes_seen = 0
         self._socket = end
         self._clock = clock
-        self._feed = _Feed()
+        self._feed = Feed()
         self._expecting = threading.Lock()
         self._sending = threading.Lock()
         self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
         self._on_sign: Callable[[Console, problems.Sign, bytes], None] = lambda _console, _sign, _line: None
+        self._witness: Witness | None = None
         self._unfinished = b""
         self._at_line_start = True
         self._log_room = LOG_BYTES
@@ -157,6 +110,11 @@ class Console:
         chatter for ever. The match's ``lastindex`` and groups are the pattern's own; which pattern it was
         is ``match.re.pattern``. Raises BoardError with the last lines when the console stays silent, and at
         once when the board dies.
+
+        When a wait of 2 s or more expires, the error also says whether the board is hung, idle or slow, what
+        of it stood still and where its CPUs are. That costs no time but the monitor's answer (a tenth of a
+        second): what moved during the last 5 s (scaled; half of a shorter wait) of the wait itself decides.
+        A board whose CPUs all sleep with nothing to wake them, for 15 s (scaled), is not waited for any longer.
         """
         wanted = [patterns] if isinstance(patterns, bytes) else list(patterns)
         compiled: list[Any] = [re.compile(pattern, re.DOTALL) for pattern in wanted]
@@ -166,10 +124,13 @@ class Console:
             feed.expect_began = time.monotonic()
             feed.idle_limit = idle_timeout * factor
             feed.deadline = None if deadline is None else feed.expect_began + deadline * factor
+            patience = idle_timeout if deadline is None else min(idle_timeout, deadline)
+            looks = self._witness is not None and patience >= _POLL_SECONDS
+            feed.window = min(patience / 2, _LOOK_SECONDS) * factor if looks else 0.0
             try:
                 feed.expect_list(compiled, timeout=None)
             except pexpect.TIMEOUT:
-                raise self._silent(wanted) from None
+                raise self._expired(wanted) from None
             except pexpect.EOF:
                 raise self._ended(wanted) from None
             match = feed.match
@@ -296,6 +257,18 @@ class Console:
         """Say who is told about problems (the board)."""
         self._on_sign = callback
 
+    def on_silence(self, witness: Witness) -> None:
+        """Say who is asked why nothing comes (the board's)."""
+        self._witness = witness
+        self._feed.look = self._look
+
+    def _look(self) -> Any:
+        assert self._witness is not None
+        seen = self._witness.look()
+        if self._witness.hopeless():
+            raise pexpect.TIMEOUT("the board sleeps for ever")
+        return seen
+
     def _write_log(self, data: bytes) -> None:
         stamp = b"[%10.3f] " % self._clock()
         text = data.replace(b"\n", b"\n" + stamp)
@@ -321,10 +294,27 @@ class Console:
         lines = self.tail(12)
         return "\n".join(f"    {line}" for line in lines) if lines != [""] else "    (nothing was printed)"
 
-    def _silent(self, wanted: Sequence[bytes]) -> BoardError:
+    def _expired(self, wanted: Sequence[bytes]) -> MedcheckError:
+        """The error of a wait that nothing ended; the board's death if that is why nothing came."""
+        feed, idle, now = self._feed, self.idle, time.monotonic()
+        why = self._witness.explain(feed.seen) if self._witness is not None and feed.window else ""
+        with feed.ready:
+            if why is None:
+                feed.ready.wait_for(lambda: feed.end is not None, _DEATH_SECONDS)
+            if feed.alarm is not None:
+                return feed.alarm
+            if feed.end is not None:
+                return self._ended(wanted)
         names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
+        what = f"no byte for {idle:.1f} s while waiting for {names}"
+        if feed.deadline is not None and now >= feed.deadline:
+            what = (
+                f"{now - feed.expect_began:.1f} s passed while waiting for {names}, which is all it was given "
+                f"(the last byte came {idle:.1f} s ago)"
+            )
+        text = f"\n    {why}\n" if why else "; "
         return BoardError(
-            f"no byte for {self.idle:.1f} s while waiting for {names}; the last lines:\n{self._tail_text()}",
+            f"{what}{text}the last lines:\n{self._tail_text()}",
             where=self._where(),
             hint=f"the whole console is in {self.log}",
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from framework.board.board import Board
+from framework.board.hostspeed import host_factor
 from framework.board.janitor import Janitor
 from framework.board.qemu import Bundle, Ram
 from framework.board.spec import BoardSpec
@@ -227,6 +228,74 @@ def test_panic_of_xen_is_a_crash_for_everyone_who_waits(make: Make) -> None:
     assert board.problems == seen
 
 
+def silence(board: Board) -> str:
+    """What the error says of a wait that expires after 2 s (scaled)."""
+    with pytest.raises(BoardError) as caught:
+        board.consoles["dom0"].expect(b"never", idle_timeout=2)
+    return str(caught.value)
+
+
+def test_a_cpu_that_would_sleep_for_ever_is_noticed(make: Make) -> None:
+    with make() as board:
+        board.consoles["xen"].expect(HELLO, idle_timeout=10)
+        said = silence(board)
+    assert "\n    hung: every CPU sleeps, and nothing woke one, not even a timer; stood still for" in said
+    assert re.search(r"CPU 0 at 0x1c: in the firmware \(EL3\)\n    all registers: .*/run/standstill.txt\n", said)
+    written = (board.run_dir / "standstill.txt").read_text()
+    assert "PC=000000000000001c" in written
+    assert "QEMU's state: running" in written
+
+
+def test_a_board_that_sleeps_for_ever_is_not_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.board.standstill._FOREVER_SECONDS", 2.0)
+    monkeypatch.setattr("framework.board.consoles._LOOK_SECONDS", 1.0)
+    with make() as board:
+        board.consoles["xen"].expect(HELLO, idle_timeout=10)
+        with pytest.raises(BoardError, match="every CPU sleeps, and nothing woke one"):
+            board.consoles["dom0"].expect(b"never", idle_timeout=600)
+        assert board.alive
+
+
+def test_a_cpu_that_spins_is_slow_and_its_place_is_named(make: Make) -> None:
+    board = make()
+    with board.stack.flash.open("r+b") as flash:
+        flash.seek(24)
+        assert flash.read(4) == struct.pack("<I", 0xD503_207F)  # wfi
+        flash.seek(24)
+        flash.write(struct.pack("<I", 0x1400_0000))  # b .
+    with board:
+        said = silence(board)
+    assert "\n    slow: code is executed (CPU 0 for " in said
+    assert "CPU 0 at 0x18: in the firmware (EL3), 5 times in a row" in said
+
+
+def test_a_qemu_that_a_signal_has_stopped_is_named_at_once(make: Make) -> None:
+    with make() as board:
+        board.consoles["xen"].expect(HELLO, idle_timeout=10)
+        os.kill(board.pid, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            assert "\n    hung: a signal has stopped QEMU itself" in silence(board)
+            assert time.monotonic() - begin < 3 * host_factor()
+        finally:
+            os.kill(board.pid, signal.SIGCONT)
+
+
+def test_a_board_that_dies_while_somebody_looks_into_its_silence_is_dead_not_hung(make: Make) -> None:
+    with make() as board:
+        asked = board.qmp.execute
+
+        def die_first(command: str, /, **arguments: object) -> object:
+            os.kill(board.pid, signal.SIGKILL)
+            return asked(command, **arguments)
+
+        board.qmp.execute = die_first  # type: ignore[method-assign,assignment]
+        said = silence(board)
+    assert "QEMU was ended by signal 9 (SIGKILL)" in said
+    assert "it happened while waiting for 'never'" in said
+    assert not (board.run_dir / "standstill.txt").exists()
+
+
 def test_board_may_be_killed_from_a_callback(make: Make) -> None:
     board = make(PANIC)
     board.on_problem(lambda _problem: board.kill())
@@ -277,4 +346,4 @@ def test_saved_board_continues_in_a_clone(make: Make, tmp_path: Path) -> None:
         clone.resume()
         assert clone.qmp.execute("query-status")["status"] == "running"
         registers = clone.qmp.hmp("info registers")
-    assert "PC=0000000000000018" in registers or "PC=000000000000001c" in registers
+    assert "PC=000000000000001c" in registers or "PC=000000000000001c" in registers

@@ -175,6 +175,131 @@ def test_deadline_ends_the_wait_on_a_chattering_console(wire: Wire) -> None:
         thread.join()
 
 
+class Witness:
+    """Remembers what it was asked, and when; ``during`` happens while it explains."""
+
+    def __init__(self, answer: str | None = "hung: nothing moves") -> None:
+        self.answer = answer
+        self.looks: list[float] = []
+        self.explained: list[object] = []
+        self.hopeless = lambda: False
+        self.while_looking = lambda: None
+        self.during = lambda: None
+
+    def look(self) -> object:
+        self.looks.append(time.monotonic())
+        self.while_looking()
+        return len(self.looks)
+
+    def explain(self, before: object) -> str | None:
+        self.explained.append(before)
+        self.during()
+        return self.answer
+
+
+@pytest.fixture
+def witness(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Witness:
+    monkeypatch.setattr("framework.board.consoles._POLL_SECONDS", 0.3)
+    witness = Witness()
+    wire.console.on_silence(witness)
+    return witness
+
+
+def test_silence_is_explained_by_what_moved_before_the_wait_expired(wire: Wire, witness: Witness) -> None:
+    begin = time.monotonic()
+    with pytest.raises(BoardError) as caught:
+        wire.console.expect(b"never", idle_timeout=0.6)
+    expired = time.monotonic()
+    (looked,) = witness.looks
+    assert begin + 0.3 <= looked <= expired - 0.3
+    assert witness.explained == [1]
+    assert "while waiting for 'never'\n    hung: nothing moves\nthe last lines:" in caught.value.what
+
+
+def test_each_silence_has_its_own_first_look(wire: Wire, witness: Witness) -> None:
+    threading.Timer(0.5, lambda: wire.far.sendall(b"still here\n")).start()
+    with pytest.raises(BoardError):
+        wire.console.expect(b"never", idle_timeout=0.6)
+    assert len(witness.looks) == 2
+    assert witness.explained == [2]
+
+
+def test_a_long_silence_is_looked_at_again_and_again(
+    wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.board.consoles._LOOK_SECONDS", 0.2)
+    with pytest.raises(BoardError):
+        wire.console.expect(b"never", idle_timeout=1.0)
+    assert len(witness.looks) == 4
+    assert witness.explained == [4]
+
+
+def test_a_hopeless_wait_ends_at_once(wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.board.consoles._LOOK_SECONDS", 0.2)
+    witness.hopeless = lambda: len(witness.looks) == 3
+    begin = time.monotonic()
+    with pytest.raises(BoardError, match=r"no byte for 0\.\d s while waiting for 'never'\n    hung"):
+        wire.console.expect(b"never", idle_timeout=60)
+    assert time.monotonic() - begin < 10
+    assert witness.explained == [2]
+
+
+def test_what_comes_in_time_and_what_is_polled_for_is_not_explained(wire: Wire, witness: Witness) -> None:
+    threading.Timer(0.1, lambda: wire.far.sendall(b"ready\n")).start()
+    wire.console.expect(b"ready", idle_timeout=0.6)
+    with pytest.raises(BoardError, match="'never'; the last lines"):
+        wire.console.expect(b"never", idle_timeout=0.2)
+    with pytest.raises(BoardError, match=r"0\.\d s passed while waiting for 'never'.*; the last lines"):
+        wire.console.expect(b"never", idle_timeout=5, deadline=0.2)
+    assert (witness.looks, witness.explained) == ([], [])
+
+
+def test_the_console_drains_while_somebody_looks(wire: Wire, witness: Witness) -> None:
+    def send_and_see() -> None:
+        wire.far.sendall(b"it came\n")
+        assert seen.wait(5)
+
+    seen = threading.Event()
+    wire.console.watch(b"it came", lambda _line: seen.set())
+    witness.while_looking = send_and_see
+    wire.console.expect(b"it came", idle_timeout=0.6)
+    assert witness.explained == []
+
+
+def test_a_death_that_the_diagnosis_meets_is_the_error(wire: Wire, witness: Witness) -> None:
+    witness.answer = None
+    reason = BoardError("QEMU was ended by signal 9 (SIGKILL)")
+    witness.during = threading.Timer(0.1, lambda: wire.console.close(reason)).start
+    with pytest.raises(BoardError, match=r"signal 9 .*; it happened while waiting for 'never'"):
+        wire.console.expect(b"never", idle_timeout=0.4)
+
+
+def test_a_crash_that_is_seen_during_the_diagnosis_is_the_error(wire: Wire, witness: Witness) -> None:
+    witness.during = lambda: wire.console.alarm(GuestCrash("Xen panicked"))
+    with pytest.raises(GuestCrash, match="Xen panicked"):
+        wire.console.expect(b"never", idle_timeout=0.4)
+
+
+def test_a_deadline_that_passed_is_not_called_silence(wire: Wire, witness: Witness) -> None:
+    stop = threading.Event()
+
+    def chatter() -> None:
+        while not stop.wait(0.05):
+            wire.far.sendall(b"chatter\n")
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    try:
+        with pytest.raises(BoardError, match=r"\d\.\d s passed while waiting for 'never'") as caught:
+            wire.console.expect(b"never", idle_timeout=5, deadline=0.6)
+    finally:
+        stop.set()
+        thread.join()
+    assert "no byte for" not in caught.value.what
+    assert "hung: nothing moves" in caught.value.what
+    assert len(witness.explained) == 1
+
+
 def test_end_of_the_board_ends_the_wait_at_once(wire: Wire) -> None:
     reason = BoardError("QEMU was ended by signal 9 (SIGKILL)")
     threading.Timer(0.1, lambda: wire.console.close(reason)).start()
@@ -226,7 +351,7 @@ def test_board_that_takes_no_input_is_an_error(wire: Wire) -> None:
 def test_what_nobody_expects_is_bounded_and_stays_in_the_log(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.board.consoles._BACKLOG", 100_000)
+    monkeypatch.setattr("framework.board.feed._BACKLOG", 100_000)
     wire.far.sendall(b"y" * 300_000)
     wire.finish()
     assert wire.console.dropped >= 200_000
