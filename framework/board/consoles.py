@@ -16,40 +16,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pexpect
 
-from framework.board import problems
+from framework.board import patience, problems
 from framework.board.feed import Feed
 from framework.board.hostspeed import host_factor
+from framework.board.patience import Witness
 from framework.errors import BoardError, MedcheckError
 
 _UNFINISHED = 4096
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
-_POLL_SECONDS = 2.0
-"""A wait that gives up sooner is somebody's polling: what it finds is nobody's hang, and no look is taken."""
-
-_LOOK_SECONDS = 5.0
-"""Between two looks at a board whose console is silent, scaled: what moved since the last one decides."""
-
 _DEATH_SECONDS = 1.0
 
 Watcher = Callable[[bytes], None]
-
-
-class Witness(Protocol):
-    """Who looks into a silence (:class:`framework.board.standstill.Witness`)."""
-
-    def look(self) -> Any:
-        """Look at the board, quickly; called now and then while a console is silent."""
-
-    def hopeless(self) -> bool:
-        """Whether the looks so far show that nothing will ever come by itself."""
-
-    def explain(self, before: Any, /) -> str | None:
-        """Say in words why nothing came since that look; None when the board is gone. Never raises."""
 
 
 def strip_ansi(data: bytes) -> bytes:
@@ -124,9 +106,8 @@ class Console:
             feed.expect_began = time.monotonic()
             feed.idle_limit = idle_timeout * factor
             feed.deadline = None if deadline is None else feed.expect_began + deadline * factor
-            patience = idle_timeout if deadline is None else min(idle_timeout, deadline)
-            looks = self._witness is not None and patience >= _POLL_SECONDS
-            feed.window = min(patience / 2, _LOOK_SECONDS) * factor if looks else 0.0
+            shorter = idle_timeout if deadline is None else min(idle_timeout, deadline)
+            feed.window = 0.0 if self._witness is None else patience.window(shorter)
             try:
                 feed.expect_list(compiled, timeout=None)
             except pexpect.TIMEOUT:

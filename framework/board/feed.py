@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
+from framework.board.patience import next_look
 from framework.errors import MedcheckError
 
 _WINDOW = 16 * 1024
@@ -91,12 +91,9 @@ class Feed(_Base):
             if now >= limit:
                 raise pexpect.TIMEOUT("the console is silent")
             if self.window:
-                # The looks are counted from the end of the wait, as the last one matters most.
-                left = limit - max(began, self.looked_at)
-                due = limit - (math.ceil(left / self.window - 1e-6) - 1) * self.window
-                if now >= due:
+                limit = next_look(began, self.looked_at, limit, self.window)
+                if now >= limit:
                     return None
-                limit = due
             self.ready.wait(limit - now)
         # One-byte chunks are what a UART produces; handing them on together saves a search per byte.
         taken = [self.chunks.popleft()]

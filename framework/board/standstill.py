@@ -157,8 +157,7 @@ def judge(before: Look, now: Look, status: str | None) -> Verdict:
 
 
 class Witness:
-    """Looks into the silence on a board's consoles, for :meth:`Console.on_silence
-    <framework.board.consoles.Console.on_silence>`. May be called from several threads."""
+    """Looks into the silence on a board's consoles, and of its guests. May be called from several threads."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -213,6 +212,7 @@ class Witness:
             if said.mute and self._board.ends_within(_DEATH_SECONDS):
                 return None
         except OSError:
+            self._board.ends_within(_DEATH_SECONDS)
             return None
         except BoardError as error:
             return f"unknown: {error.what}"

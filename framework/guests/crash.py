@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from framework.board.patience import Witness
 from framework.errors import GuestCrash, MedcheckError
 
 SHARED_CONSOLES = ("xen", "optee")
@@ -75,6 +76,10 @@ class BoardLike(Protocol):
     @property
     def problems(self) -> Sequence[ProblemLike]:
         """What broke so far; grows."""
+
+    @property
+    def witness(self) -> Witness | None:
+        """Who looks into a guest's silence."""
 
     @property
     def alive(self) -> bool:

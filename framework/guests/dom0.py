@@ -45,6 +45,7 @@ class Dom0:
                 "127.0.0.1", self.board.ssh_port, self.key, host_key=self.host_key, name="dom0"
             )
             self._ssh.alive = self.check_alive
+            self._ssh.witness = self.board.witness
         return self._ssh
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:

@@ -36,6 +36,7 @@ class LinuxGuest:
             self.address, 22, dom0.key, via=dom0.ssh, host_key=dom0.host_key, name=name
         )  # fmt: skip
         self.ssh.alive = self.check_alive
+        self.ssh.witness = dom0.board.witness
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:
         """Wait until the guest's userland is up, OP-TEE and its supplicant with it, and SSH answers.

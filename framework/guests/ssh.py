@@ -20,6 +20,7 @@ from pathlib import Path
 import paramiko
 
 from framework.board.hostspeed import host_factor
+from framework.board.patience import Witness
 from framework.errors import GuestError
 from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
 
@@ -86,6 +87,8 @@ class SshClient:
     ) -> None:
         self.name = name or f"{host}:{port}"
         self.alive: Alive = always_alive
+        self.witness: Witness | None = None
+        """Who says why a command is silent for too long."""
         self._address = (host, port)
         self._user = user
         self._key = key
@@ -256,7 +259,7 @@ class SshClient:
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
             self._begin(channel, command, alive)
-            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name)
+            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
@@ -272,7 +275,7 @@ class SshClient:
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
         self._begin(channel, command, alive)
-        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name)
+        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
         return CommandStream(channel, talk)
 
     def put(self, data: bytes, path: str, mode: int = 0o644) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import paramiko
 
 from framework.board.hostspeed import host_factor
+from framework.board.patience import Witness, next_look, window
 from framework.errors import GuestError
 
 Alive = Callable[[], None]
@@ -59,7 +60,7 @@ class Talk:
 
     def __init__(
         self, channel: paramiko.Channel, stdin: bytes, idle_timeout: float, alive: Alive, what: str,
-        where: str,
+        where: str, witness: Witness | None = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._stdin = memoryview(stdin)
@@ -69,6 +70,10 @@ class Talk:
         self._where = where
         self._moved = time.monotonic()
         self._wrote_all = False
+        self._witness = witness
+        self._window = 0.0 if witness is None else window(idle_timeout)
+        self._looked = 0.0
+        self._seen: object = None
 
     def pieces(self) -> Iterator[tuple[bytes, bool]]:
         """Give what the command prints, True for stderr, until it has closed both streams."""
@@ -126,12 +131,28 @@ class Talk:
             self._moved = time.monotonic()
 
     def _patience(self, now: float) -> None:
-        if now - self._moved > self._limit:
+        limit = self._moved + self._limit
+        if now <= limit and not self._hopeless(now, limit):
+            return
+        self._alive()
+        why = self._witness.explain(self._seen) if self._witness is not None and self._window else ""
+        if why is None:
             self._alive()
-            raise GuestError(
-                f"{self._what}: no byte for {now - self._moved:.0f} s", where=self._where,
-                hint="it hangs, or the guest does; the consoles say more",
-            )  # fmt: skip
+        raise GuestError(
+            f"{self._what}: no byte for {now - self._moved:.0f} s" + (f"\n    {why}" if why else ""),
+            where=self._where, hint="it hangs, or the guest does; the consoles say more",
+        )  # fmt: skip
+
+    def _hopeless(self, now: float, limit: float) -> bool:
+        """Look at the board if it is time to; whether it sleeps for ever."""
+        if self._witness is None or not self._window or now < next_look(self._moved, self._looked, limit, self._window):
+            return False
+        self._looked = now
+        seen = self._witness.look()
+        if self._witness.hopeless():
+            return True
+        self._seen = seen
+        return False
 
 
 def split_lines(data: bytes) -> list[bytes]:

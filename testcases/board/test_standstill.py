@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from framework.board.places import parse
-from framework.errors import BoardError
+from framework.errors import BoardError, GuestError
 
 XEN_IDLES = re.compile(r"CPU \d at 0x[0-9a-f]+: idle_loop\+0x[0-9a-f]+ in Xen \(EL2\)")
 IN_LINUX = re.compile(r"CPU (\d) at (0x[0-9a-f]+): (\w+)\+(0x[0-9a-f]+) in Linux \(EL1: dom0 or a guest\)")
@@ -60,6 +60,18 @@ def test_a_guest_that_computes_in_silence_is_slow_not_hung(board, dom0, domu):
     assert re.search(r"\n    slow: code is executed \(.*CPU \d for \d+% of the time", said)
     assert "a guest (EL" in said or "in Linux (EL1" in said or "in Xen (EL2)" in said
     assert re.search(r"stood still for \d+\.\d s: consoles\n", said)
+
+
+def test_a_command_over_ssh_that_is_silent_is_explained_too(board, dom0, domu):
+    dom0.run_on_console("true")
+    with pytest.raises(GuestError, match=r"`sleep 60`: no byte for \d+ s\n    idle: all CPUs wait for an interrupt"):
+        domu.ssh.run("sleep 60", idle_timeout=4)
+    stream = dom0.ssh.stream("echo begun; sleep 60", idle_timeout=4)
+    lines = iter(stream)
+    assert next(lines) == b"begun\n"
+    board.qmp.execute("stop")
+    with pytest.raises(GuestError, match=r"\n    hung: QEMU does not let the board run"):
+        next(lines)
 
 
 def test_a_place_in_linux_is_named_although_the_kernel_has_moved_itself(board, dom0):

@@ -199,7 +199,8 @@ class Witness:
 
 @pytest.fixture
 def witness(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Witness:
-    monkeypatch.setattr("framework.board.consoles._POLL_SECONDS", 0.3)
+    monkeypatch.setattr("framework.board.patience._POLL_SECONDS", 0.3)
+    monkeypatch.setattr("framework.board.patience.host_factor", lambda: 1.0)
     witness = Witness()
     wire.console.on_silence(witness)
     return witness
@@ -227,7 +228,7 @@ def test_each_silence_has_its_own_first_look(wire: Wire, witness: Witness) -> No
 def test_a_long_silence_is_looked_at_again_and_again(
     wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.board.consoles._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.2)
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=1.0)
     assert len(witness.looks) == 4
@@ -235,7 +236,7 @@ def test_a_long_silence_is_looked_at_again_and_again(
 
 
 def test_a_hopeless_wait_ends_at_once(wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.board.consoles._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.2)
     witness.hopeless = lambda: len(witness.looks) == 3
     begin = time.monotonic()
     with pytest.raises(BoardError, match=r"no byte for 0\.\d s while waiting for 'never'\n    hung"):

@@ -47,6 +47,7 @@ class _Board:
     problems: list = field(default_factory=list)
     alive: bool = True
     ssh_port: int = 1
+    witness: None = None
 
     def death(self):
         return BoardError("the board died")

@@ -77,6 +77,61 @@ def test_silence_ends_the_wait_and_names_the_command(client):
         client.run("sleep 30", idle_timeout=0.5)
 
 
+class Witness:
+    """Sees a board that hangs; from its third look on, one that sleeps for ever."""
+
+    def __init__(self, answer="hung: nothing moves"):
+        self.answer = answer
+        self.looks = 0
+        self.explained = []
+
+    def look(self):
+        self.looks += 1
+        return self.looks
+
+    def hopeless(self):
+        return self.looks >= 3
+
+    def explain(self, before):
+        self.explained.append(before)
+        return self.answer
+
+
+def test_silence_is_explained_by_who_watches_the_board(client, monkeypatch):
+    monkeypatch.setattr("framework.board.patience._POLL_SECONDS", 1.0)
+    client.witness = Witness()
+    with pytest.raises(GuestError, match=r"sleep 30`: no byte for \d+ s\n    hung: nothing moves\n  -> "):
+        client.run("sleep 30", idle_timeout=2.0)
+    assert client.witness.explained == [1]
+    with pytest.raises(GuestError, match=r"no byte for \d+ s\n  -> "):
+        client.run("sleep 30", idle_timeout=0.5)
+    assert client.witness.looks == 1
+
+
+def test_a_board_that_sleeps_for_ever_is_not_waited_for(client, monkeypatch):
+    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.5)
+    client.witness = Witness()
+    begin = time.monotonic()
+    with pytest.raises(GuestError, match="hung: nothing moves"):
+        list(client.stream("sleep 60", idle_timeout=50))
+    assert time.monotonic() - begin < 40
+    assert client.witness.explained == [2]
+
+
+def test_a_board_that_is_gone_is_not_asked_twice(client):
+    class GoneError(Exception):
+        """What the board says of its end."""
+
+    client.witness = Witness(None)
+
+    def alive():
+        if client.witness.explained:
+            raise GoneError
+
+    with pytest.raises(GoneError):
+        client.run("sleep 30", idle_timeout=2.0, alive=alive)
+
+
 def test_a_slow_command_that_prints_is_not_hung(client):
     done = client.run("for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done", idle_timeout=1.0)
     assert done.stdout.split() == [b"1", b"2", b"3", b"4", b"5", b"6"]
