@@ -8,18 +8,22 @@ what boots a board. So a template is made at first use, made again when anything
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
 from framework.board import qemu
 from framework.board.board import Board
 from framework.board.qemu import Ram
 from framework.board.spec import BoardSpec
 from framework.board.template import Template, TemplateStore
+from framework.guests import parked
+from framework.guests.probe_build import build_probe
+from framework.paths import cache_root
 from framework.progress import Progress, Silent
 from framework.session import Session
 
@@ -32,11 +36,12 @@ _SOURCES = ("session.py", "moments.py", "guests/restored.py", "guests/xl.py", "g
 class Moment:
     """When to save. ``further`` goes on from a board with all its guests ready (``guests``) or with dom0 only;
     it may leave JSON in :attr:`Session.notes <framework.session.Session>` for the clones. It must be a plain
-    function: its source is part of the template's key."""
+    function: its source is part of the template's key, and so is the content of the ``files`` that it uses."""
 
     name: str
     guests: bool = True
     further: Callable[[Session], None] | None = None
+    files: Callable[[], Sequence[Path]] | None = None
 
     @property
     def source(self) -> str:
@@ -50,7 +55,28 @@ READY = Moment("ready")
 DOM0 = Moment("dom0", guests=False)
 """dom0 up, no guest yet."""
 
-MOMENTS = {moment.name: moment for moment in (READY, DOM0)}
+
+def _park(session: Session) -> None:
+    """A probe on the first guest port; a standard call of it waits in OP-TEE."""
+    port = "guest0"
+    console = session.board.consoles[port]
+    session.notes["parked"] = parked.park(session.dom0, port, console, build_probe(BuildCache(cache_root())))
+
+
+def _park_files() -> Sequence[Path]:
+    return [build_probe(BuildCache(cache_root())), *parked.SOURCES]
+
+
+PARKED = Moment("parked", guests=False, further=_park, files=_park_files)
+"""dom0 up, and a probe guest whose standard call is suspended in OP-TEE at an RPC: see :func:`take_over_parked`."""
+
+MOMENTS = {moment.name: moment for moment in (READY, DOM0, PARKED)}
+
+
+def take_over_parked(session: Session) -> parked.Parked:
+    """The probe and its waiting call in a clone of :data:`PARKED`. Raises GuestError when the probe is silent."""
+    notes = session.notes["parked"]
+    return parked.take_over(session.board.consoles[notes["port"]], notes)
 
 
 def label_of(spec: BoardSpec, moment: Moment) -> str:
@@ -66,6 +92,7 @@ def inputs_of(spec: BoardSpec, stack: Stack, moment: Moment) -> dict[str, object
         "files": [stack.flash, stack.xen, stack.kernel, stack.dom0_ramdisk, Path(stack.qemu.argv()[-1])],
         "line": [*qemu.common_argv("id"), *qemu.machine_argv(spec, None), *qemu.device_argv(spec, fds)],
         "moment": [moment.name, moment.guests, moment.source],
+        "used": [] if moment.files is None else list(moment.files()),
         "code": [_HERE / name for name in _SOURCES],
         "key": stack.keys.host_public.read_text(),
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MakeProbe = Callable[..., "Probe"]
 
 _THREADS = re.compile(rb"OP-TEE supports (\d+) simultaneous threads per guest")
-_trace_key = pytest.StashKey[Path]()
+_traces_key = pytest.StashKey[list[Path]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,34 +50,38 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever makes probes begins where dom0 is ready, and is traced."""
+    """Whoever makes probes begins where dom0 is ready, unless another moment was asked for, and is traced."""
     for item in items:
         if "make_probe" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.moment("dom0"))
             item.add_marker(pytest.mark.traced)
+            if item.get_closest_marker("moment") is None:
+                item.add_marker(pytest.mark.moment("dom0"))
 
 
 @pytest.fixture(autouse=True)
 def verdict_of_the_checker(request: pytest.FixtureRequest) -> Iterator[None]:
     """Set up first and so torn down last, when the board is gone and its trace is complete."""
     yield
-    trace = request.node.stash.get(_trace_key, None)
-    if trace is None:
-        return
+    for trace in request.node.stash.get(_traces_key, []):
+        _judge(request.node, trace)
+
+
+def _judge(node: pytest.Item, trace: Path) -> None:
+    """Hold a trace against the reference; a nonconformance fails the test."""
     from framework.conformance.checker import check_file
     from mediator_ref import Limits
 
     # The trace begins after Xen asked OP-TEE for its number of threads; the console remembers the answer.
     said = _THREADS.search((trace.parent.parent / "consoles/xen.log").read_bytes())
     result = check_file(trace, limits=Limits(threads=int(said[1]) if said else None))
-    request.node.user_properties.append(("events_checked", str(result.events_checked)))
+    node.user_properties.append(("events_checked", str(result.events_checked)))
     for rule in result.rules:
         if rule.verdict in ("pass", "deviation", "fail"):
-            request.node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
+            node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
     for deviation in result.deviations:
         if deviation.status == "seen":
             private = " (report to the Xen security team before publishing)" if deviation.report_privately else ""
-            _note(request.node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
+            _note(node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
     if result.failed:
         pytest.fail(_story(result), pytrace=False)
 
@@ -98,7 +102,20 @@ def probe_image() -> Path:
 
 
 @pytest.fixture
-def make_probe(request: pytest.FixtureRequest, live: Session, probe_image: Path) -> MakeProbe:
+def judge(request: pytest.FixtureRequest) -> Callable[[Session], None]:
+    """Have the traces of further boards judged like that of a probe's board: ``judge(session)``, while it runs."""
+
+    def later(session: Session) -> None:
+        assert session.trace is not None, "a board that is judged is traced"
+        request.node.stash.setdefault(_traces_key, []).append(session.trace)
+
+    return later
+
+
+@pytest.fixture
+def make_probe(
+    request: pytest.FixtureRequest, live: Session, probe_image: Path, judge: Callable[[Session], None]
+) -> MakeProbe:
     """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee, slot)``; it ends with the test's board.
 
     ``slot`` counts the board's console ports that no Linux guest has; a port whose domain is gone can be used again.
@@ -106,7 +123,7 @@ def make_probe(request: pytest.FixtureRequest, live: Session, probe_image: Path)
     from framework.guests.probe import create_probe
 
     if live.trace is not None:
-        request.node.stash[_trace_key] = live.trace
+        judge(live)
     made: list[Probe] = []
 
     def make(
