@@ -78,6 +78,7 @@ class LoopbackServer:
         while True:
             try:
                 client, _ = self._listen.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 return
             threading.Thread(target=self._talk, args=(client,), daemon=True).start()
@@ -97,6 +98,7 @@ class LoopbackServer:
 
     def _join(self, channel: paramiko.Channel, address: tuple[str, int]) -> None:
         far = socket.create_connection(address)
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         # paramiko raises EOFError where the transport under a channel has gone.
         def copy(read, write):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,11 +16,7 @@ from framework.guests import ssh, ssh_talk
 from framework.guests.ssh import SshClient
 from testcases.unit.guests_loopback import LoopbackServer, new_key
 
-
-@pytest.fixture(autouse=True)
-def _normal_host(monkeypatch):
-    for module in (ssh, ssh_talk):
-        monkeypatch.setattr(module, "host_factor", lambda: 1.0)
+pytestmark = pytest.mark.usefixtures("brisk")
 
 
 @pytest.fixture
@@ -97,27 +95,34 @@ class Witness:
         return self.answer
 
 
-def test_silence_is_explained_by_who_watches_the_board(client, monkeypatch):
-    monkeypatch.setattr("framework.board.patience._POLL_SECONDS", 1.0)
+@pytest.fixture
+def _own_time(monkeypatch, brisk):  # noqa: ARG001 - after it
+    """A wait for output sees 0.3 s pass with each look at its channel, however busy this host is."""
+    clock = itertools.count(1000.0, 0.3)
+    monkeypatch.setattr(ssh_talk, "TICK", 0.01)
+    monkeypatch.setattr(ssh_talk, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
+@pytest.mark.usefixtures("_own_time")
+def test_silence_is_explained_by_who_watches_the_board(client):
     client.witness = Witness()
     with pytest.raises(GuestError, match=r"sleep 30`: no byte for \d+ s\n    hung: nothing moves\n  -> "):
         client.run("sleep 30", idle_timeout=2.0)
     assert client.witness.explained == [1]
     with pytest.raises(GuestError, match=r"no byte for \d+ s\n  -> "):
-        client.run("sleep 30", idle_timeout=0.5)
+        client.run("sleep 30", idle_timeout=1.9)
     assert client.witness.looks == 1
 
 
-def test_a_board_that_sleeps_for_ever_is_not_waited_for(client, monkeypatch):
-    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.5)
+@pytest.mark.usefixtures("_own_time")
+def test_a_board_that_sleeps_for_ever_is_not_waited_for(client):
     client.witness = Witness()
-    begin = time.monotonic()
-    with pytest.raises(GuestError, match="hung: nothing moves"):
+    with pytest.raises(GuestError, match=r"no byte for 1\d s\n    hung: nothing moves"):
         list(client.stream("sleep 60", idle_timeout=50))
-    assert time.monotonic() - begin < 40
     assert client.witness.explained == [2]
 
 
+@pytest.mark.usefixtures("_own_time")
 def test_a_board_that_is_gone_is_not_asked_twice(client):
     class GoneError(Exception):
         """What the board says of its end."""
@@ -133,8 +138,8 @@ def test_a_board_that_is_gone_is_not_asked_twice(client):
 
 
 def test_a_slow_command_that_prints_is_not_hung(client):
-    done = client.run("for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done", idle_timeout=1.0)
-    assert done.stdout.split() == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    done = client.run("for i in 1 2 3 4; do echo $i; sleep 0.3; done", idle_timeout=1.0)
+    assert done.stdout.split() == [b"1", b"2", b"3", b"4"]
 
 
 def test_a_death_seen_elsewhere_ends_the_wait_at_once(client):

@@ -52,7 +52,7 @@ def test_a_file_cut_at_any_byte_gives_its_whole_records(tmp_path: Path, codec: C
     header = SEGMENT.size + SEGMENT.unpack_from(whole)[5]
     best = -1
     for size in range(header, len(whole), 1 if codec == Codec.NONE else 3):
-        (tmp_path / "cut").write_bytes(whole[:size])
+        _again(tmp_path / "cut", whole[:size])
         reader = Reader(tmp_path / "cut")
         read = [event.raw for event in reader.events()]
         assert read == [*talk.records, *read[len(talk.records) :]][: len(read)]
@@ -62,9 +62,15 @@ def test_a_file_cut_at_any_byte_gives_its_whole_records(tmp_path: Path, codec: C
         if codec == Codec.NONE and len(read) < len(talk.records):
             assert _next_record_is_missing_a_byte(whole, size, talk, len(read))
     for size in range(header):
-        (tmp_path / "cut").write_bytes(whole[:size])
+        _again(tmp_path / "cut", whole[:size])
         with pytest.raises(TraceError):
             Reader(tmp_path / "cut")
+
+
+def _again(path: Path, data: bytes) -> None:
+    # A new file each time: ext4 writes one that is emptied and filled to the disk at once.
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
 
 
 def _chunk_end(whole: bytes, size: int) -> int:
@@ -88,7 +94,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path, codec: Codec) -
     for at in range(0, len(whole), 7):
         damaged = bytearray(whole)
         damaged[at] ^= 0x10
-        (tmp_path / "bad").write_bytes(damaged)
+        _again(tmp_path / "bad", damaged)
         with pytest.raises(TraceError) as caught:
             reader = Reader(tmp_path / "bad")
             list(reader.events())
