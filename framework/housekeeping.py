@@ -13,21 +13,28 @@ from framework.paths import cache_root
 
 
 def clean(everything: bool, keep_bytes: int, output: Output) -> int:
-    """End orphaned boards, remove their files, prune templates to their bound and builds to
-    ``keep_bytes``; with ``everything`` the whole cache. Raises UsageError if boards still run from it."""
+    """End orphaned boards, remove their files, prune templates to their bound and builds to ``keep_bytes``; with
+    ``everything`` the whole cache. What this user's caches that are gone left on tmpfs goes as well.
+
+    Raises UsageError if boards still run from a cache that is to go.
+    """
     root = cache_root()
     janitor = Janitor()
     swept = janitor.sweep()
     if everything and (running := janitor.boards()):
         raise UsageError(f"{len(running)} boards of this cache are running", hint="end their owners first")
     # What templates have on tmpfs lies outside the cache folder and goes with them.
-    removed = TemplateStore(root).prune(0 if everything else None)
+    templates = TemplateStore(root)
+    left = templates.reclaim()
+    removed = templates.prune(0 if everything else None)
     if everything:
         if root.exists():
             shutil.rmtree(root)
         removed = ["the whole cache"]
+        left += templates.reclaim()
     else:
         removed += [str(entry) for entry in BuildCache(root).prune(keep_bytes)]
+    removed += map(str, left)
     output.finish(
         {"orphans": [str(item) for item in swept], "removed": removed},
         f"{len(swept)} orphans ended or removed; removed from the cache: {', '.join(removed) or 'nothing'}",

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from framework.artifacts.digest import sha256_file as sha256
 from framework.paths import atomic_write_text, cache_root
 
 
@@ -56,12 +57,6 @@ def content_hash(path: Path) -> str:
     with contextlib.suppress(OSError):
         atomic_write_text(memory, json.dumps({"stamp": stamp, "sha256": value}), mode=0o600)
     return value
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stamp(path: Path) -> list[int]:

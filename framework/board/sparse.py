@@ -37,6 +37,12 @@ def allocated(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
+def copied(path: Path) -> int:
+    """Return how many bytes a copy takes at most: a hole of less than 64 KiB may be written there."""
+    with path.open("rb", buffering=0) as stream:
+        return _BLOCK * sum(1 for _ in _blocks(stream.fileno(), os.fstat(stream.fileno()).st_size))
+
+
 def _pass(source: Path, target: Path | None) -> str:
     total = hashlib.sha256()
     with source.open("rb", buffering=0) as stream:

@@ -4,20 +4,17 @@ Layout of ``<cache>/templates/<label>-<key>/``: ``ram`` (guest RAM, with holes),
 ``consoles/*.log``, ``manifest.json`` (hashes, and what the board's maker wants to remember). A folder appears by
 one rename, complete, and is read-only to everything that follows.
 
-Guest RAM is mapped by every clone, so a working copy on tmpfs saves the disk: it is made when there is room and
-lasts until the machine's next boot. RAM is hashed once per boot of the machine; after that its stamp (inode,
+Guest RAM is mapped by every clone, so a working copy on tmpfs saves the disk: see
+:mod:`framework.board.working_copies`. RAM is hashed once per boot of the machine; after that its stamp (inode,
 size, times) vouches for it, because the kernel sets the change time on every write.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,21 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framework.artifacts.digest import sha256_file
 from framework.board import sparse
 from framework.board.board import Board, Past
-from framework.board.identity import flock, key_of, plain, sha256, vouch, vouched
+from framework.board.identity import flock, key_of, plain, vouch, vouched
 from framework.board.qemu import Ram
 from framework.board.saving import copy_logs, save_devices
-from framework.errors import BoardError, UsageError
+from framework.board.working_copies import TMPFS, WorkingCopies, mib_of, reclaim
+from framework.errors import BoardError
 from framework.paths import cache_root
 from framework.progress import Progress, Silent
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_TMPFS = Path("/dev/shm")
-_SPARE = 256 << 20
-"""What a working copy leaves free on tmpfs: clones' own files and other programs live there too."""
-
 DEFAULT_BOUND = 12 << 30
 """Bytes that all templates may take before the least recently used go; ``MEDCHECK_TEMPLATES_MIB`` overrides."""
 
@@ -82,16 +77,22 @@ class Entry:
 
 
 class TemplateStore:
-    """All templates of one cache. ``tmpfs`` None keeps everything on disk."""
+    """All templates of one cache. ``tmpfs`` None keeps everything on disk; ``most_memory`` bounds the working copies
+    there, in bytes. Raises UsageError for a bound in the environment that is no number."""
 
     def __init__(
-        self, root: Path | None = None, *, tmpfs: Path | None = _TMPFS, progress: Progress | None = None
+        self,
+        root: Path | None = None,
+        *,
+        tmpfs: Path | None = TMPFS,
+        progress: Progress | None = None,
+        most_memory: int | None = None,
     ) -> None:
         self.root = (cache_root() if root is None else root) / "templates"
-        tag = hashlib.sha256(str(self.root.absolute()).encode()).hexdigest()[:8]
-        self._fast = None if tmpfs is None else tmpfs / f"medcheck-{os.geteuid()}-{tag}"
         self._progress = progress or Silent()
-        self._most = _bound()  # Now, so that a wrong one is said before anything is made.
+        self._tmpfs = tmpfs
+        self._copies = WorkingCopies(self.root, tmpfs, self._alone, self._progress.say, most_memory)
+        self._most = mib_of("MEDCHECK_TEMPLATES_MIB", DEFAULT_BOUND)
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Template]:
@@ -104,34 +105,36 @@ class TemplateStore:
         """
         key = key_of(label, inputs, FORMAT)
         name = f"{label}-{key}"
-        with self._locked(name, exclusive=False):
-            template = self._open(name)
-            if template is not None:
+        # There before the copies are claimed: those of a cache without it are taken for left behind.
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._copies.used():
+            with self._locked(name, exclusive=False):
+                template = self._open(name)
+                if template is not None:
+                    yield template
+                    return
+            with self._locked(name, exclusive=True):
+                if self._open(name) is None:
+                    self._make(name, label, key, inputs, make)
+            with self._locked(name, exclusive=False):
+                template = self._open(name)
+                if template is None:
+                    raise BoardError("a template that was just made is damaged", where=str(self.root / name))
                 yield template
-                return
-        with self._locked(name, exclusive=True):
-            if self._open(name) is None:
-                self._make(name, label, key, inputs, make)
-        with self._locked(name, exclusive=False):
-            template = self._open(name)
-            if template is None:
-                raise BoardError("a template that was just made is damaged", where=str(self.root / name))
-            yield template
 
     def entries(self) -> list[Entry]:
         """Return what is there, least recently used first."""
         found = []
         for folder in self.root.glob("[!.]*-*"):
             files = [path for path in folder.rglob("*") if path.is_file()]
-            working = None if self._fast is None else self._fast / folder.name / "ram"
-            memory = sparse.allocated(working) if working is not None and working.exists() else 0
+            memory = self._copies.size(folder.name)
             disk = sum(sparse.allocated(path) for path in files)
             found.append(Entry(folder.name, disk, memory, folder.stat().st_mtime, _manifest(folder) is not None))
         return sorted(found, key=lambda entry: entry.last_use)
 
     def prune(self, max_bytes: int | None = None) -> list[str]:
         """Remove the least recently used templates until the others take at most ``max_bytes`` on disk, and
-        whatever interrupted work left; return the names of the removed. One in use stays."""
+        whatever interrupted work left there or on tmpfs; return the names of the removed. One in use stays."""
         self._remove_remains()
         bound = self._most if max_bytes is None else max_bytes
         entries = self.entries()
@@ -148,11 +151,15 @@ class TemplateStore:
     def remove(self, name: str) -> bool:
         """Remove one template; False when somebody is at it."""
         try:
-            with self._locked(name, exclusive=True, wait=False):
+            with self._alone(name):
                 self._discard(name)
         except BlockingIOError:
             return False
         return True
+
+    def reclaim(self) -> list[Path]:
+        """Remove what caches that are gone (this one, too, if it is) left on tmpfs; return their folders."""
+        return [] if self._tmpfs is None else reclaim(self._tmpfs)
 
     # One template
 
@@ -176,13 +183,12 @@ class TemplateStore:
     def _ram(self, folder: Path, want: str) -> Path | None:
         """The verified file to map: on tmpfs if possible, else on disk."""
         source = folder / "ram"
-        if self._fast is not None:
-            working = self._fast / folder.name / "ram"
-            if vouched(working, want):
-                # A disk that lost the original is noticed now, not after the next boot of the machine.
-                return working if source.exists() and source.stat().st_size == working.stat().st_size else None
-            if copied := self._copy_to_fast(source, working, want):
-                return working if copied == want else None
+        working = self._copies.ram(folder.name)
+        if self._copies.verified(folder.name, want):
+            # A disk that lost the original is noticed now, not after the next boot of the machine.
+            return working if source.exists() and source.stat().st_size == working.stat().st_size else None
+        if copied := self._copies.copy(folder.name, source, want):
+            return working if copied == want else None
         if vouched(source, want):
             return source
         if not source.exists() or sparse.digest(source) != want:
@@ -190,40 +196,16 @@ class TemplateStore:
         vouch(source, want)
         return source
 
-    def _copy_to_fast(self, source: Path, working: Path, want: str) -> str | None:
-        """The digest of what was copied; None when there is no room, or another process is at it."""
-        if not source.exists() or not self._room(sparse.allocated(source)):
-            return None
-        folder = self._fast_folder(working.parent.name)
-        if folder is None:
-            return None
-        try:
-            with flock(folder / "copying", exclusive=True):
-                if vouched(working, want):
-                    return want
-                working.unlink(missing_ok=True)
-                copied = sparse.copy(source, working)
-                if copied == want:
-                    working.chmod(0o444)
-                    vouch(working, want)
-                else:
-                    working.unlink()
-                return copied
-        except OSError as error:
-            self._progress.say(f"no working copy on tmpfs ({error.strerror}); clones read from disk")
-            return None
-
     def _make(self, name: str, label: str, key: str, inputs: Mapping[str, object], make: Maker) -> None:
         self._remove_remains()
         self._discard(name)
         self.prune()
-        # The lock is ours: whatever was begun under this name was left by a process that died.
-        for base in (self.root, self._fast):
-            if base is not None and (base / f".{name}.partial").exists():
-                shutil.rmtree(base / f".{name}.partial")
         folder = self.root / f".{name}.partial"
+        # The lock is ours: whatever was begun under this name was left by a process that died.
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        fast = self._fast_folder(f".{name}.partial") if self._room(_MOST_RAM) else None
+        fast = self._copies.begin(name)
         begin = time.monotonic()
         try:
             with self._progress.task(f"making template {label}"), _room_errors(folder):
@@ -240,7 +222,7 @@ class TemplateStore:
                 # QEMU's uid owned it; from here on nobody writes it.
                 os.chown(live, os.geteuid(), os.getegid())
                 ram = sparse.digest(live) if fast is None else sparse.copy(live, folder / "ram")
-                files = {str(path.relative_to(folder)): sha256(path) for path in _small_files(folder)}
+                files = {str(path.relative_to(folder)): sha256_file(path) for path in _small_files(folder)}
                 document = {
                     "format": FORMAT, "label": label, "key": key, "inputs": plain(inputs), "uptime": uptime,
                     "about": about, "ram": ram, "files": files, "woken": [str(item) for item in woken],
@@ -251,9 +233,7 @@ class TemplateStore:
                 folder.rename(self.root / name)
                 vouch(self.root / name / "ram", ram)
                 if fast is not None:
-                    live.chmod(0o444)
-                    fast.rename(fast.with_name(name))
-                    vouch(fast.with_name(name) / "ram", ram)
+                    self._copies.finish(name, ram)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if fast is not None:
@@ -264,41 +244,21 @@ class TemplateStore:
     def _discard(self, name: str) -> None:
         # On disk first: without its manifest, nothing of it counts.
         (self.root / name / MANIFEST).unlink(missing_ok=True)
-        for base in (self.root, self._fast):
-            if base is not None and (base / name).exists():
-                shutil.rmtree(base / name)
+        if (self.root / name).exists():
+            shutil.rmtree(self.root / name)
+        self._copies.remove(name)
 
     def _remove_remains(self) -> None:
         """Remove what a process that was killed while making a template left."""
-        for base in (self.root, self._fast):
-            for folder in [] if base is None or not base.exists() else base.glob(".*.partial"):
-                name = folder.name[1 : -len(".partial")]
-                try:
-                    # Whoever holds the lock is alive and at it.
-                    with self._locked(name, exclusive=True, wait=False):
-                        shutil.rmtree(folder, ignore_errors=True)
-                except BlockingIOError:
-                    continue
+        for folder in self.root.glob(".*.partial"):
+            # Whoever holds the lock is alive and at it.
+            with contextlib.suppress(BlockingIOError), self._alone(folder.name[1 : -len(".partial")]):
+                shutil.rmtree(folder, ignore_errors=True)
+        self._copies.tidy()
 
-    def _room(self, size: int) -> bool:
-        if self._fast is None or not self._fast.parent.is_dir():
-            return False
-        free = shutil.disk_usage(self._fast.parent).free
-        return free >= size + _SPARE
-
-    def _fast_folder(self, name: str) -> Path | None:
-        """A folder of this user's own on tmpfs; None when somebody else has taken the name."""
-        assert self._fast is not None
-        try:
-            self._fast.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
-            seen = self._fast.lstat()
-            if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
-                return None
-            folder = self._fast / name
-            folder.mkdir(exist_ok=True)
-        except OSError:
-            return None
-        return folder
+    def _alone(self, name: str) -> AbstractContextManager[None]:
+        """Hold a template as its only user; raises BlockingIOError when somebody is at it."""
+        return self._locked(name, exclusive=True, wait=False)
 
     @contextmanager
     def _locked(self, name: str, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
@@ -319,10 +279,6 @@ class TemplateStore:
             lock.__exit__(None, None, None)
 
 
-_MOST_RAM = 2 << 30
-"""What a board's RAM takes at most while it boots; the rest of it stays a hole."""
-
-
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
         document = json.loads((folder / MANIFEST).read_text())
@@ -337,16 +293,7 @@ def _small_files(folder: Path) -> list[Path]:
 
 
 def _same(path: Path, want: str) -> bool:
-    return path.is_file() and sha256(path) == want
-
-
-def _bound() -> int:
-    given = os.environ.get("MEDCHECK_TEMPLATES_MIB", "")
-    if not given:
-        return DEFAULT_BOUND
-    if not re.fullmatch(r"[0-9]{1,9}", given):
-        raise UsageError(f"MEDCHECK_TEMPLATES_MIB is '{given}'", hint="expected a number of MiB, such as 4096")
-    return int(given) << 20
+    return path.is_file() and sha256_file(path) == want
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def fill_ram(path: Path) -> None:
     with path.open("wb") as stream:
         stream.truncate(SIZE)
         stream.seek(1 << 20)
-        stream.write(b"a guest" * 1000)
+        stream.write(b"a guest!" * 8192)
 
 
 class Maker:
@@ -264,6 +264,34 @@ def test_prune_leaves_a_template_that_is_in_use(tmp_path, tmpfs):
     assert store.prune(0) == [found.folder.name]
 
 
+def test_templates_take_turns_in_a_memory_that_has_room_for_one(tmp_path, tmpfs):
+    make, told = Maker(), Told()
+    size = sparse.allocated(get(TemplateStore(tmp_path, tmpfs=tmpfs), make).folder / "ram")
+    store = TemplateStore(tmp_path, tmpfs=tmpfs, progress=told, most_memory=size * 3 // 2)
+    with store.get("board", {"xen": "1"}, make) as first:
+        second = get(store, make, {"xen": "2"})
+        assert first.ram.is_relative_to(tmpfs)
+        assert second.ram == second.folder / "ram"
+    second = get(store, make, {"xen": "2"})
+    assert second.ram.is_relative_to(tmpfs)
+    assert not first.ram.exists()
+    assert sparse.digest(get(store, make).ram) == sparse.digest(first.folder / "ram")
+    copied = {entry.name: entry.memory_bytes > 0 for entry in store.entries()}
+    assert copied == {first.folder.name: True, second.folder.name: False}
+    assert make.times == 2
+    assert not [line for line in told.lines if "damaged" in line]
+
+
+def test_the_copies_of_a_template_in_use_are_not_those_of_a_cache_that_is_gone(tmp_path, tmpfs):
+    store = TemplateStore(tmp_path, tmpfs=tmpfs)
+    with store.get("board", {"xen": "1"}, Maker()) as found:
+        store.root.rename(tmp_path / "elsewhere")
+        assert store.reclaim() == []
+        assert found.ram.exists()
+    assert store.reclaim() == [found.ram.parent.parent]
+    assert list(tmpfs.iterdir()) == []
+
+
 def test_a_manifest_of_another_format_is_made_again(tmp_path, tmpfs):
     make = Maker()
     found = get(TemplateStore(tmp_path, tmpfs=tmpfs), make)
@@ -296,7 +324,8 @@ def test_written_zeros_and_holes_have_the_same_digest(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["abc", "-1", "1e3", "12 GiB", "99999999999"])
-def test_a_bound_that_is_no_number_is_wrong_use(tmp_path, monkeypatch, given):
-    monkeypatch.setenv("MEDCHECK_TEMPLATES_MIB", given)
-    with pytest.raises(UsageError, match="MEDCHECK_TEMPLATES_MIB"):
+@pytest.mark.parametrize("variable", ["MEDCHECK_TEMPLATES_MIB", "MEDCHECK_TMPFS_MIB"])
+def test_a_bound_that_is_no_number_is_wrong_use(tmp_path, monkeypatch, variable, given):
+    monkeypatch.setenv(variable, given)
+    with pytest.raises(UsageError, match=variable):
         TemplateStore(tmp_path)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from framework import doctor
+from framework import doctor, housekeeping
 from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import GROUP
 from framework.board.janitor import Janitor, new_board_id, write_entry
 from framework.board.template import TemplateStore
+from framework.board.working_copies import WorkingCopies
 from framework.console_ui import Output
 from framework.doctor import examine
 from framework.errors import UsageError
@@ -27,6 +30,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDCHECK_CACHE", str(root))
     # Other processes of this machine are none of this test's business.
     monkeypatch.setattr(Janitor, "survivors", lambda _self: [])
+    tmpfs = tmp_path / "tmpfs"
+    tmpfs.mkdir()
+    monkeypatch.setattr(housekeeping, "TemplateStore", partial(TemplateStore, tmpfs=tmpfs))
     return root
 
 
@@ -51,6 +57,25 @@ def test_the_whole_cache_takes_its_templates_off_tmpfs_too(cache: Path, monkeypa
     (cache / "builds").mkdir(parents=True)
     clean(False, 0, output())
     assert asked == [0, None]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_caches_left_on_tmpfs_goes(
+    cache: Path, tmp_path: Path, everything: bool
+) -> None:
+    gone = tmp_path / "gone"
+    for root in (gone, cache, tmp_path / "stays"):
+        (root / "templates").mkdir(parents=True)
+        with WorkingCopies(root / "templates", tmp_path / "tmpfs", Mock(), Mock()).used():
+            pass
+    names = {path.name for path in (tmp_path / "tmpfs").iterdir()}
+    (gone / "templates").rmdir()
+    told = io.StringIO()
+    clean(everything, 0, Output(json=True, stdout=told, stderr=io.StringIO()))
+    left = names - {path.name for path in (tmp_path / "tmpfs").iterdir()}
+    assert len(left) == 1 + everything
+    removed = json.loads(told.getvalue())["removed"]
+    assert {Path(item).name for item in removed if "tmpfs" in item} == left
 
 
 def found_by_doctor(mirror: str) -> tuple[int, dict[str, str]]:
