@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     # These two may stand before or behind any subcommand; a default of its own would undo what stands before.
     options, rest = parser.parse_known_args(arguments, argparse.Namespace(quiet=False, json=False))
+    if options.version:
+        options.handler = _version
+    elif options.command is None:
+        parser.error("the following arguments are required: COMMAND")
     if rest and options.command != "test":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.json and options.command in _WITHOUT_JSON:
@@ -131,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Integration and conformance tests for mediators between VMs and a TEE.",
         parents=[as_json],
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="print the version and do nothing else")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(
         name: str,
@@ -200,11 +205,12 @@ def _mirror(text: str) -> str:
 
 def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
     """The commands that parts of the framework bring themselves."""
-    from framework import template_cli
+    from framework import replay_cli, template_cli
     from framework.conformance import cli as conformance
     from framework.trace import cli as trace
 
     template_cli.add_parser(commands, common, stack=stack)
+    replay_cli.add_parser(commands, common, stack=stack)
     trace.add_parser(commands, [common])
     conformance.add_parser(commands, [common])
 
@@ -239,6 +245,13 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         output.result(summary(report))
         output.result(f"report: {folder / 'index.html'}")
     return code
+
+
+def _version(_options: argparse.Namespace, output: Output) -> int:
+    from importlib.metadata import version
+
+    output.finish({"version": version("medcheck")}, f"medcheck {version('medcheck')}")
+    return ExitCode.GOOD
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:

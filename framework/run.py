@@ -85,9 +85,9 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     known = profiles()
     if options.profile not in known:
         raise UsageError(f"no profile {options.profile}", hint=f"one of {', '.join(known)}")
-    if options.xtest is not None and not case_ids(options.xtest):
+    cases = known[options.profile].cases if options.xtest is None else options.xtest
+    if not case_ids(cases) and options.xtest is not None:
         raise UsageError("--xtest names no case", hint="such as --xtest 1004,6001")
-    cases = options.xtest or known[options.profile].cases
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     if options.report is not None:
         _make_folder(options.report)

@@ -96,11 +96,6 @@ class Dom0:
         output = console.before.replace(b"\r\n", b"\n")
         return Completed(command, "dom0's console", int(match[1]), output, b"")
 
-    def reconnect(self) -> None:
-        """Connect anew: connections do not survive the saving and restoring of a board."""
-        self.ssh.close()
-        self.ssh.connect()
-
     def close(self) -> None:
         """End the connection; may be called twice."""
         if self._ssh is not None:

@@ -202,7 +202,8 @@ def case_ids(cases: Sequence[str] | None, suite: str = "regression") -> list[str
     """Full case ids, each once.
 
     xtest matches substrings of ids: ``1004`` alone would run ``pkcs11_1004``, too, but no full id lies
-    within another one. Raises UsageError for what cannot be a case of ``suite``.
+    within another one. Raises UsageError for what cannot be a case of ``suite``: an id begins with its suite and
+    holds a number (``regression_1004``, and ``regression_nxp_001`` of a vendor's).
     """
     if not _SUITE.fullmatch(suite):
         raise UsageError(f"'{suite}' is no xtest suite", hint="such as regression, or regression+pkcs11")
@@ -215,6 +216,9 @@ def case_ids(cases: Sequence[str] | None, suite: str = "regression") -> list[str
                 full = f"{suite.partition('+')[0]}_{case}"
                 raise UsageError(f"'{case}' could be of any suite", hint=f"such as {full}")
             case = f"{suite}_{case}"
+        elif not case.startswith(tuple(f"{part}_" for part in suite.split("+"))) or not re.search("[0-9]", case):
+            full = f"{suite.partition('+')[0]}_1004"
+            raise UsageError(f"'{case}' is no case of xtest's suite {suite}", hint=f"such as {full}")
         result.append(case)
     return list(dict.fromkeys(result))
 

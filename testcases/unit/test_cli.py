@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_quiet_leaves_out_what_is_wrong_with_a_trace(trace: str, capsys: pytest.
     assert not capsys.readouterr().err
     assert run("trace", "show", "--recover", "--json", trace) == 0
     assert "damaged" in json.loads(capsys.readouterr().out)["problems"][0]["text"]
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"medcheck {project['version']}\n"
+    assert run("--version", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"version": project["version"]}
+    assert run() == 2
 
 
 def test_pinning_anew_is_nothing_to_do_offline() -> None:

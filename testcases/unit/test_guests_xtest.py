@@ -302,12 +302,18 @@ def test_an_infrastructure_failure_in_one_guest_stops_all_and_is_raised(make):
 def test_case_names_become_full_ids_once():
     assert case_ids(["1004", "regression_1004", "4006_rsa"]) == ["regression_1004", "regression_4006_rsa"]
     assert case_ids(["pkcs11_1001"], "regression+pkcs11") == ["pkcs11_1001"]
+    assert case_ids(["regression_nxp_001"]) == ["regression_nxp_001"]
     assert case_ids(None) == []
 
 
 @pytest.mark.parametrize(
-    ("cases", "suite"), [(["-x"], "regression"), (["1; reboot"], "regression"), ([""], "regression"),
-                         (["1004"], "regression+pkcs11"), (None, "a b"), (None, "")],
+    ("cases", "suite"),
+    [
+        (["-x"], "regression"), (["1; reboot"], "regression"), ([""], "regression"), (["abc"], "regression"),
+        (["nxp_001"], "regression"), (["regression"], "regression"), (["regression_abc"], "regression"),
+        (["pkcs11_1001"], "regression"), (["benchmark_2001"], "regression+pkcs11"), (["1004"], "regression+pkcs11"),
+        (None, "a b"), (None, ""),
+    ],
 )  # fmt: skip
 def test_what_cannot_be_a_case_is_refused_before_anything_runs(cases, suite):
     with pytest.raises(UsageError):

@@ -149,11 +149,12 @@ def test_a_cache_in_the_home_of_nobody(
     assert "MEDCHECK_CACHE" in told.err + told.out
 
 
-@pytest.mark.parametrize("cases", ["nonsense;rm", "", ",", "../1004"])
+@pytest.mark.parametrize("cases", ["nonsense;rm", "", ",", "../1004", "abc", "1004,abc", "pkcs11_1000"])
 def test_xtest_cases_are_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cases: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("framework.run.open_store", lambda *_arguments: pytest.fail("it goes on"))
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "--offline", "--xtest", cases])
     assert ended.value.code == 2
