@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from framework.artifacts.stack import Stack
@@ -11,8 +14,8 @@ from framework.board.janitor import Janitor
 from framework.board.pool import Pool, places
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
-from framework.errors import BoardError
-from framework.moments import MOMENTS, Moment, clone_session
+from framework.errors import BoardError, UsageError
+from framework.moments import MOMENTS, READY, Moment, clone_session
 from framework.progress import SilentTask, Task
 from framework.session import Session
 
@@ -33,6 +36,21 @@ class _Told:
         self._say(text)
 
 
+def named(moment: Moment | str) -> Moment:
+    """The moment that a test asks for."""
+    return MOMENTS[moment] if isinstance(moment, str) else moment
+
+
+def _places(smp: int) -> int:
+    """How many boards this process's pool lets run at once; ``MEDCHECK_BOARDS`` overrides what the machine bears."""
+    given = os.environ.get("MEDCHECK_BOARDS", "")
+    if not given:
+        return places(smp)
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", given):
+        raise UsageError(f"MEDCHECK_BOARDS is '{given}'", hint="expected how many boards may run at once, such as 2")
+    return int(given)
+
+
 class Boards:
     """Makes the boards of one process. ``say`` receives what a waiting person wants to know."""
 
@@ -41,7 +59,7 @@ class Boards:
         self.spec = spec
         self._progress = _Told(say or (lambda _text: None))
         self._store = TemplateStore(progress=self._progress)
-        self._pool = Pool(places(spec.smp), say=say)
+        self._pool = Pool(_places(spec.smp), say=say)
         self._janitor = Janitor()
 
     @contextmanager
@@ -58,7 +76,7 @@ class Boards:
 
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
         """
-        which = MOMENTS[moment] if isinstance(moment, str) else moment
+        which = named(moment)
         with self._pool.place():
             session = clone_session(
                 self._store,
@@ -74,10 +92,14 @@ class Boards:
                 yield session
 
     @contextmanager
-    def cold(self, folder: Path, *, trace: bool = False, spec: BoardSpec | None = None) -> Iterator[Session]:
-        """A board booted from power-on, all guests ready."""
+    def cold(
+        self, folder: Path, moment: Moment = READY, *, trace: bool = False, spec: BoardSpec | None = None
+    ) -> Iterator[Session]:
+        """A board booted from power-on up to a moment."""
         with self._pool.place(), self._gone(Session(spec or self.spec, self.stack, folder, trace=trace)) as session:
-            session.boot(self._progress)
+            session.boot(self._progress, guests=moment.guests)
+            if moment.further is not None:
+                moment.further(session)
             yield session
 
     @contextmanager
@@ -91,3 +113,57 @@ class Boards:
             left.append(f"the entry file of board {board.id}")
         if left:
             raise BoardError("a board outlived its test: " + ", ".join(left), hint="`medcheck clean` ends it")
+
+
+class SharedBoard:
+    """One board booted from power-on for many tests, as without templates: what a clone per test is measured against.
+
+    It is booted anew when it cannot serve the next test: that wants another moment, or to be traced or not; or the
+    one before failed, killed the board, or had it print a problem. ``boots`` counts these reasons.
+    """
+
+    def __init__(self, boards: Boards, folder: Path) -> None:
+        self.boots: Counter[str] = Counter()
+        self.tests = 0
+        self._boards = boards
+        self._folder = folder
+        self._kind: tuple[Moment, bool] | None = None
+        self._running = ExitStack()
+        self._session: Session | None = None
+        self._broken = ""
+
+    @contextmanager
+    def lend(self, moment: Moment, *, trace: bool, failed: Callable[[], bool]) -> Iterator[Session]:
+        """The board, for one test; ``failed`` is asked at the end whether the test did."""
+        kind = (moment, trace)
+        if self._kind is not None and kind != self._kind:
+            self._broken = self._broken or "another moment or tracing was wanted"
+        if self._session is None or self._broken:
+            self._boot(kind)
+        session = self._session
+        assert session is not None
+        self.tests += 1
+        problems = len(session.board.problems)
+        try:
+            yield session
+        finally:
+            if failed():
+                self._broken = "a test failed"
+            elif not session.board.alive:
+                self._broken = "a test ended the board"
+            elif len(session.board.problems) > problems:
+                self._broken = "a console showed a problem"
+            elif moment.further is not None:
+                self._broken = "the moment was used up"
+
+    def close(self) -> None:
+        """End the board; may be called twice."""
+        self._session = None
+        self._running.close()
+
+    def _boot(self, kind: tuple[Moment, bool]) -> None:
+        self.close()
+        self.boots[self._broken or "it was the first"] += 1
+        self._kind, self._broken = kind, ""
+        folder = self._folder / str(self.boots.total())
+        self._session = self._running.enter_context(self._boards.cold(folder, kind[0], trace=kind[1]))

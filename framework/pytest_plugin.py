@@ -4,6 +4,8 @@ The ladder of boards: ``board`` is a fresh clone for each test and the default; 
 tests share; ``cold_board`` boots from power-on. Each has its :class:`~framework.session.Session` (``live``,
 ``module_live``, ``cold_live``); ``dom0``, ``domus`` (all Linux guests) and ``domu`` (the first) belong to ``board``.
 Clones come from a template that is made at first use and cached (``boards``); ``stack``, ``spec``: what is tested.
+
+Under pytest-xdist each worker has its own ``boards``; how many run at once over all of them, the pool decides.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides, Stack
     from framework.board.board import Board
     from framework.board.spec import BoardSpec
-    from framework.boards import Boards
+    from framework.boards import Boards, SharedBoard
     from framework.guests.dom0 import Dom0
     from framework.guests.linux import LinuxGuest
     from framework.session import Session
@@ -62,6 +65,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--board-logs", type=Path, default=Path("reports/tests"), help="where boards keep their logs")
     group.addoption(
         "--keep-on-failure", action="store_true", help="keep a failed test's board, for `medcheck resume`"
+    )
+    group.addoption(
+        "--board-source",
+        choices=("clone", "cold-shared"),
+        default="clone",
+        help="clone (default): each test has a board of its own; cold-shared: for measurements, one cold-booted "
+        "board for all tests, booted anew after a test that failed or broke it",
     )
 
 
@@ -126,14 +136,24 @@ def stack(request: pytest.FixtureRequest) -> Stack:
         return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
 
 
-@pytest.fixture(scope="session")
-def spec(request: pytest.FixtureRequest) -> BoardSpec:
-    """The board under test, as chosen by ``--board`` and ``--domus``."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Say once, before there are workers, which would say it for each test, that there is no such board."""
+    _spec(config)
+
+
+def _spec(config: pytest.Config) -> BoardSpec:
     from framework.board.spec import BoardSpec
     from framework.session import with_guests
 
-    with _wrong_use(request.config):
-        return with_guests(BoardSpec.load(request.config.getoption("board")), request.config.getoption("domus"))
+    with _wrong_use(config):
+        return with_guests(BoardSpec.load(config.getoption("board")), config.getoption("domus"))
+
+
+@pytest.fixture(scope="session")
+def spec(request: pytest.FixtureRequest) -> BoardSpec:
+    """The board under test, as chosen by ``--board`` and ``--domus``."""
+    return _spec(request.config)
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +161,27 @@ def boards(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpec) -> Boa
     """The maker of boards for this process."""
     from framework.boards import Boards
 
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    return Boards(stack, spec, (lambda text: reporter.write_line(text)) if reporter else None)
+    with _wrong_use(request.config):
+        return Boards(stack, spec, _speaker(request.config))
+
+
+def _speaker(config: pytest.Config) -> Callable[[str], None]:
+    """How fixtures tell a waiting person something at once, whatever pytest captures."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    # A worker of pytest-xdist writes its terminal's output to nowhere; its standard error is that of pytest.
+    worker = getattr(config, "workerinput", {}).get("workerid")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            if worker:
+                sys.stderr.write(f"[{worker}] {text}\n")
+                sys.stderr.flush()
+            elif reporter:
+                reporter.ensure_newline()
+                reporter.write_line(text)
+
+    return say
 
 
 @pytest.fixture
@@ -158,12 +197,32 @@ def live(request: pytest.FixtureRequest, boards: Boards, lockstep_socket: Path |
     Markers: ``moment(...)`` clones another moment (a name or a :class:`~framework.moments.Moment`);
     ``traced`` records every SMC from the clone's first instruction.
     """
+    from framework.boards import named
+
     node = request.node
     wanted = node.get_closest_marker("moment")
-    moment = wanted.args[0] if wanted else "ready"
+    moment = named(wanted.args[0] if wanted else "ready")
     traced = node.get_closest_marker("traced") is not None
-    with boards.clone(_folder(request), moment, trace=traced, lockstep=lockstep_socket) as session:
+    if request.config.getoption("board_source") == "clone" or lockstep_socket is not None:
+        lent = boards.clone(_folder(request), moment, trace=traced, lockstep=lockstep_socket)
+    else:
+        shared: SharedBoard = request.getfixturevalue("_shared_board")
+        lent = shared.lend(moment, trace=traced, failed=lambda: node.stash.get(_failed_key, False))
+    with lent as session:
         yield from _lent(request, session)
+
+
+@pytest.fixture(scope="session")
+def _shared_board(request: pytest.FixtureRequest, boards: Boards) -> Iterator[SharedBoard]:
+    """The board of ``--board-source cold-shared``."""
+    from framework.boards import SharedBoard
+
+    logs: Path = request.config.getoption("board_logs")
+    shared = SharedBoard(boards, logs / "shared")
+    yield shared
+    shared.close()
+    reasons = ", ".join(f"{count} because {reason}" for reason, count in shared.boots.items())
+    _speaker(request.config)(f"shared board: {shared.boots.total()} boots for {shared.tests} tests ({reasons})")
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +288,7 @@ def _lent(request: pytest.FixtureRequest, session: Session) -> Iterator[Session]
 
         identity = keep(session, node.nodeid)
         node.add_report_section("teardown", "kept board", f"medcheck resume {identity}")
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter:
-            reporter.write_line(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
+        _speaker(request.config)(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
 
 
 def _folder(request: pytest.FixtureRequest) -> Path:

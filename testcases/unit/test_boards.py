@@ -1,0 +1,102 @@
+"""Boards for tests: how many at once, and when a board that tests share is booted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from framework.boards import SharedBoard, _places, named
+from framework.errors import UsageError
+from framework.moments import DOM0, PARKED, READY, Moment
+
+
+def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDCHECK_BOARDS", "17")
+    assert _places(2) == 17
+    monkeypatch.setenv("MEDCHECK_BOARDS", "")
+    assert _places(1 << 20) == 1
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", "1000"])
+def test_a_wrong_number_of_boards_is_said(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("MEDCHECK_BOARDS", given)
+    with pytest.raises(UsageError, match="MEDCHECK_BOARDS"):
+        _places(2)
+
+
+def test_moments_have_names() -> None:
+    assert named("parked") is PARKED
+    assert named(READY) is READY
+
+
+class Cold:
+    """Stands for Boards: keeps what was booted, and how many run."""
+
+    def __init__(self) -> None:
+        self.booted: list[tuple[Moment, bool]] = []
+        self.running = 0
+
+    @contextmanager
+    def cold(self, folder: Path, moment: Moment, *, trace: bool) -> Iterator[Any]:
+        assert folder.name == str(len(self.booted) + 1)
+        self.booted.append((moment, trace))
+        self.running += 1
+        yield SimpleNamespace(board=SimpleNamespace(alive=True, problems=[]))
+        self.running -= 1
+
+
+def test_a_shared_board_is_booted_anew_only_after_it_broke_or_for_another_kind(tmp_path: Path) -> None:
+    cold: Any = Cold()
+    shared = SharedBoard(cold, tmp_path)
+
+    def use(moment: Moment = READY, *, trace: bool = False, failed: bool = False) -> Any:
+        return shared.lend(moment, trace=trace, failed=lambda: failed)
+
+    with use() as first:
+        pass
+    with use() as second:
+        assert second is first
+    with use(failed=True):
+        pass
+    with use() as third:
+        assert third is not first
+        third.board.alive = False
+    with use() as fourth:
+        fourth.board.problems.append("oops")
+    with use() as fifth:
+        assert fifth is not fourth
+    with use(trace=True) as traced:
+        assert traced is not fifth
+    with use(DOM0):
+        pass
+    with use(PARKED) as parked:
+        pass
+    with use(PARKED) as again:
+        assert again is not parked, "its call may have been completed"
+    assert cold.running == 1
+    shared.close()
+    shared.close()
+    assert cold.running == 0
+    assert shared.tests == 10
+    assert cold.booted == [(READY, False)] * 4 + [(READY, True), (DOM0, False), (PARKED, False), (PARKED, False)]
+    assert shared.boots == {
+        "it was the first": 1, "a test failed": 1, "a test ended the board": 1, "a console showed a problem": 1,
+        "another moment or tracing was wanted": 3, "the moment was used up": 1,
+    }  # fmt: skip
+
+
+def test_a_board_that_did_not_come_up_is_tried_again(tmp_path: Path) -> None:
+    cold: Any = Cold()
+    shared = SharedBoard(cold, tmp_path)
+    cold.cold, good = None, cold.cold
+    with pytest.raises(TypeError), shared.lend(READY, trace=False, failed=lambda: False):
+        pass
+    cold.cold = lambda _folder, moment, trace: good(tmp_path / "1", moment, trace=trace)
+    with shared.lend(READY, trace=False, failed=lambda: False):
+        assert cold.running == 1
+    shared.close()
