@@ -29,7 +29,8 @@ from framework.session import Session
 
 _HERE = Path(__file__).parent
 _SOURCES = ("session.py", "moments.py", "guests/restored.py", "guests/xl.py", "guests/linux.py", "guests/dom0.py",
-            "board/saving.py", "board/migration.py", "board/template.py", "board/devicetree.py")  # fmt: skip
+            "board/saving.py", "board/migration.py", "board/device_state.py", "board/template.py",
+            "board/devicetree.py")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -122,18 +122,22 @@ class Session(AbstractContextManager["Session"]):
         *,
         trace: bool = False,
         lockstep: Path | None = None,
+        instruction_clock: bool = False,
+        wake: bool = True,
     ) -> Session:
         """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
 
         SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
+        ``instruction_clock``: as in :func:`framework.board.clone.clone`. Without ``wake``, nothing is typed.
         """
         path = run_dir / "trace" / "board.trace" if trace else None
-        board = clone(template, spec, stack, run_dir, **_trace_options(spec, stack, path, lockstep))
+        options = trace_options(spec, stack, path, lockstep)
+        board = clone(template, spec, stack, run_dir, instruction_clock=instruction_clock, **options)
         session = cls(spec, stack, run_dir, board=board)
         session.trace = path
         try:
-            session.adopt(template.about)
+            session.adopt(template.about, wake=wake)
         except BaseException:
             session.close()
             raise
@@ -241,10 +245,10 @@ class Session(AbstractContextManager["Session"]):
 
 
 def _board(spec: BoardSpec, stack: Stack, run_dir: Path, trace: Path | None) -> Board:
-    return Board(spec, stack, run_dir, **_trace_options(spec, stack, trace))
+    return Board(spec, stack, run_dir, **trace_options(spec, stack, trace))
 
 
-def _trace_options(
+def trace_options(
     spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None
 ) -> dict[str, Any]:
     """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""

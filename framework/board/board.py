@@ -65,7 +65,7 @@ class Board:
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
     else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`.
+    :func:`framework.board.qemu.choose_uid`. ``instruction_clock``: see :mod:`framework.board.instruction_clock`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Board:
         extra_args: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         outputs: Sequence[Path] = (),
+        instruction_clock: bool = False,
     ) -> None:
         self.spec = spec
         self.stack = stack
@@ -101,6 +102,7 @@ class Board:
         self.witness = Witness(self)
         self.in_lockstep = any(argument.startswith("lockstep=") for argument in plugin_args)
         self.outputs = tuple(outputs)
+        self._instruction_clock = instruction_clock
         self._problem_callbacks: list[Callable[[Problem], None]] = []
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
@@ -299,8 +301,8 @@ class Board:
 
     def _job(self, fds: dict[str, int]) -> Job:
         spec, files = self.spec, self.stack
-        argv = [*files.qemu.argv(), *qemu.common_argv(self.id), *qemu.machine_argv(spec, self.ram)]
-        argv += qemu.flash_argv(files)
+        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, instruction_clock=self._instruction_clock)]
+        argv += [*qemu.machine_argv(spec, self.ram), *qemu.flash_argv(files)]
         if self._incoming:
             argv += ["-incoming", "defer"]
         else:

@@ -6,24 +6,38 @@ from pathlib import Path
 from typing import Any
 
 from framework.board.board import Board
+from framework.board.instruction_clock import converted, keep_order
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.saving import fill
 from framework.board.spec import BoardSpec
 from framework.board.template import Template
 
 
-def clone(template: Template, spec: BoardSpec, stack: BoardFiles, run_dir: Path, **options: Any) -> Board:
+def clone(
+    template: Template,
+    spec: BoardSpec,
+    stack: BoardFiles,
+    run_dir: Path,
+    *,
+    instruction_clock: bool = False,
+    **options: Any,
+) -> Board:
     """Start a private copy of a saved board; it runs when this returns.
 
     ``options`` are Board's own (plugin, outputs, …). ``spec`` and ``stack`` must be those of the template.
+    ``instruction_clock``: it does the same as every such clone, instruction by instruction, for as long as
+    nothing comes in from outside (:mod:`framework.board.instruction_clock`).
     Raises BoardError, with nothing left running, when it cannot be filled.
     """
     board = Board(
-        spec, stack, run_dir, ram=Ram(template.ram, share=False), incoming=True, past=template.past, **options
-    )
+        spec, stack, run_dir, ram=Ram(template.ram, share=False), incoming=True, past=template.past,
+        instruction_clock=instruction_clock, **options
+    )  # fmt: skip
     board.start()
     try:
-        fill(board, template.state)
+        fill(board, converted(template.state.read_bytes()) if instruction_clock else template.state)
+        if instruction_clock:
+            keep_order(board.pid)
         board.resume()
     except BaseException:
         board.kill()

@@ -18,6 +18,17 @@ an entry file."""
 
 _NOBODY = 65534
 
+_INSTRUCTION_CLOCK = [
+    # One thread executes all CPUs in turns, each instruction takes 4 ns, and time in which all CPUs wait is
+    # skipped; the calendar and what QEMU takes for random begin with the same values each time.
+    "-accel", "tcg,thread=single",
+    "-icount", "shift=2,sleep=off",
+    "-rtc", "base=2026-01-01T00:00:00,clock=vm",
+    "-seed", "1",
+    # What a guest gives a virtio device is handled at once, by the thread of the CPU that gave it.
+    "-global", "virtio-mmio.ioeventfd=off",
+]  # fmt: skip
+
 
 class Bundle(Protocol):
     """A QEMU that can be started (framework.artifacts.qemu_bundle.QemuBundle)."""
@@ -126,11 +137,12 @@ def flash_argv(files: BoardFiles) -> list[str]:
     return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
 
 
-def common_argv(board_id: str) -> list[str]:
-    """Return what every board has: its name, the accelerator, the sandbox, paused at power-on."""
+def common_argv(board_id: str, *, instruction_clock: bool = False) -> list[str]:
+    """Return what every board has: its name, the accelerator, the clock, the sandbox, paused at power-on."""
+    clock = _INSTRUCTION_CLOCK if instruction_clock else ["-accel", "tcg,thread=multi"]
     return [
         "-name", f"{NAME_PREFIX}{board_id},debug-threads=on",
-        "-accel", "tcg,thread=multi",
+        *clock,
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         # A reset of the board would boot it again behind the test's back: QEMU ends instead, and the owner
         # sees it.

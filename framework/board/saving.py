@@ -54,6 +54,8 @@ def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:
     ``shared``: its RAM lies in the file that the state belongs to, rather than in the state itself.
     """
     board.qmp.execute("migrate-set-capabilities", capabilities=_capabilities(shared))
+    # A machine that moved tells its network so, five times; a clone's network is new and knows nobody.
+    board.qmp.execute("migrate-set-parameters", announce_rounds=0)
     if isinstance(state, bytes):
         fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
         try:

@@ -20,8 +20,9 @@ def section(number: int, name: str, instance: int, version: int, data: bytes) ->
     return head + data + struct.pack(">BI", 0x7E, number)
 
 
-def stream(controls: list[dict[int, int]], ram: bytes = b"") -> bytearray:
-    """A board whose CPUs have these registers; the redistributors' pending bits are all clear."""
+def stream(controls: list[dict[int, int]], ram: bytes = b"", clock: int | None = None) -> bytearray:
+    """A board whose CPUs have these registers; the redistributors' pending bits are all clear. ``clock``: when it was
+    saved, in nanoseconds of its own time."""
     gic = b"\x11\x22\x33\x44" + b"".join(struct.pack(">II", 0xAAAA, 0) for _ in controls)
     redistributor = {
         "fields": [
@@ -51,6 +52,11 @@ def stream(controls: list[dict[int, int]], ram: bytes = b"") -> bytearray:
                 ],
             }
         )  # fmt: skip
+    if clock is not None:
+        body = section(0, "timer", 0, 2, struct.pack(">qqq", -1, 0, clock)) + body
+        names = ("cpu_ticks_offset", "unused", "cpu_clock_offset")
+        fields = [{"name": name, "type": "int64", "size": 8} for name in names]
+        devices.append({"name": "timer", "instance_id": 0, "version": 2, "fields": fields})
     text = json.dumps({"page_size": 4096, "devices": devices}).encode()
     return bytearray(b"QEVM\0\0\0\x03" + ram + body + struct.pack(">BBI", 0, 6, len(text)) + text)
 

@@ -1,0 +1,153 @@
+"""The same stimulus, the same trace, bit by bit: a board that does it again and again, instruction by instruction.
+
+A stimulus is a shell script of dom0. It is put into a clone of a moment (``ready``, if nothing else is said) and told
+to begin a little later; then the board is saved, *armed*. The armed board is a template like any other, made once for
+each stimulus. Its clones run on the instruction clock (:mod:`framework.board.instruction_clock`), so nothing comes from
+outside while they do it. The script's end is the end of all guests, so that no call can follow it.
+
+    in_guest vm1 "xtest -t regression 1004"      types a line into a guest
+    settle 20                                    waits; time in which all CPUs wait costs next to nothing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts.stack import Stack
+from framework.board import sparse
+from framework.board.board import Board
+from framework.board.qemu import Ram
+from framework.board.saving import fill
+from framework.board.spec import BoardSpec
+from framework.board.template import Template, TemplateStore
+from framework.errors import BoardError, UsageError
+from framework.moments import READY, Moment, inputs_of, label_of, template
+from framework.progress import Progress
+from framework.session import Session
+from framework.trace.format import Kind
+from framework.trace.reader import Reader
+
+_SCRIPT = "/run/medcheck-stimulus"
+_BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
+_DELAY = 10
+"""Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
+_PIECE = 200
+"""Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
+_QUIET = 300.0
+
+_WRAPPER = """#!/bin/sh
+in_guest() {{ echo "$2" >"$(xenstore-read "/local/domain/$(xl domid "$1")/console/tty")"; }}
+settle() {{ sleep "${{1:-10}}"; }}
+sleep {delay}
+echo "{begins}" >/dev/console
+(
+{stimulus}
+)
+code=$?
+for domain in $(xenstore-list /local/domain); do
+    [ "$domain" = 0 ] || xl destroy "$domain"
+done
+echo "{ended} $code" >/dev/console
+"""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One run of an armed board: ``digest`` is over all events of its trace, ``seconds`` are of wall time, ``code``
+    is the stimulus' exit code."""
+
+    trace: Path
+    digest: str
+    events: int
+    seconds: float
+    code: int
+
+
+def script_of(stimulus: str) -> str:
+    """The whole script that an armed board runs. Raises UsageError for a stimulus that no script can hold."""
+    if not stimulus.strip() or "\0" in stimulus:
+        raise UsageError("the stimulus is empty or not text", hint="a shell script of dom0, such as 'settle 1'")
+    begins, ended = _BEGINS.decode(), _ENDED.decode()
+    return _WRAPPER.format(delay=_DELAY, begins=begins, ended=ended, stimulus=stimulus.strip())
+
+
+@contextmanager
+def armed(
+    store: TemplateStore,
+    spec: BoardSpec,
+    stack: Stack,
+    stimulus: str,
+    moment: Moment = READY,
+    progress: Progress | None = None,
+) -> Iterator[Template]:
+    """The template of a board that is about to run ``stimulus``, made if there is none.
+
+    Raises UsageError for an impossible stimulus, BoardError when the host was too slow to save it in time.
+    """
+    script = script_of(stimulus)
+
+    @contextmanager
+    def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
+        with template(store, spec, stack, moment, progress) as parent:
+            sparse.copy(parent.ram, ram.path)
+            board = Board(spec, stack, run_dir, ram=ram, incoming=True, past=parent.past)
+            with Session(spec, stack, run_dir, board=board) as session:
+                board.start()
+                fill(board, parent.state)
+                board.resume()
+                session.adopt(parent.about)
+                _arm(session, script)
+                yield board, session.about()
+                if _BEGINS in board.consoles["dom0"].log.read_bytes():
+                    raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
+
+    inputs = {**inputs_of(spec, stack, moment), "stimulus": script, "arm": inspect.getsource(_arm)}
+    with store.get(f"{label_of(spec, moment)}-armed", inputs, make) as found:
+        yield found
+
+
+def _arm(session: Session, script: str) -> None:
+    """Type the script into dom0 and start it. Over the network it would leave packets that somebody answers."""
+    session.dom0.run_on_console(f": >{_SCRIPT}").check()
+    text = script.encode()
+    for at in range(0, len(text), _PIECE):
+        piece = "".join(f"\\{byte:03o}" for byte in text[at : at + _PIECE])
+        session.dom0.run_on_console(f"printf '{piece}' >>{_SCRIPT}").check()
+    session.dom0.run_on_console(f"setsid sh {_SCRIPT} </dev/null >/dev/null 2>&1 &").check()
+
+
+def replay(
+    found: Template, spec: BoardSpec, stack: Stack, run_dir: Path, *, host_clock: bool = False, quiet: float = _QUIET
+) -> Replay:
+    """Run an armed board once, its trace in ``run_dir``.
+
+    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``quiet``: the
+    longest silence of dom0's console (seconds, scaled). Raises BoardError when that is exceeded or the board dies.
+    """
+    begin = time.monotonic()
+    with Session.from_template(
+        found, spec, stack, run_dir, trace=True, instruction_clock=not host_clock, wake=False
+    ) as session:
+        match = session.board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], quiet)
+        seconds = time.monotonic() - begin
+        session.board.qmp.execute("stop")
+    assert session.trace is not None
+    digest, events = digest_of(session.trace)
+    return Replay(session.trace, digest, events, seconds, int(match[1]))
+
+
+def digest_of(trace: Path) -> tuple[str, int]:
+    """SHA-256 over all events of a trace, times included, and their number. Raises TraceError for a damaged one."""
+    digest, events = hashlib.sha256(), 0
+    for event in Reader(trace).events():
+        if event.kind != Kind.COUNTERS:  # The plugin's own, of what it did until it was stopped.
+            digest.update(event.raw)
+            events += 1
+    return digest.hexdigest(), events

@@ -1,0 +1,51 @@
+"""The same stimulus, the same trace: armed boards on the instruction clock."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from framework.artifacts.stack import Stack
+from framework.board.spec import BoardSpec
+from framework.board.template import TemplateStore
+from framework.boards import Boards
+from framework.conformance.checker import check_file
+from framework.replay import Replay, armed, replay
+from framework.trace.format import Kind
+from framework.trace.reader import Reader
+
+RUNS = 10
+BOTH = """
+in_guest vm1 "xtest -t regression 1004"
+in_guest vm2 "xtest -t regression 1004"
+settle 15
+"""
+
+
+def replayed(boards: Boards, stack: Stack, spec: BoardSpec, folder: Path, stimulus: str, runs: int) -> list[Replay]:
+    with boards._pool.place(), armed(TemplateStore(), spec, stack, stimulus) as found:
+        return [replay(found, spec, stack, folder / str(number)) for number in range(runs)]
+
+
+@pytest.mark.board
+def test_ten_runs_of_a_stimulus_give_one_trace(boards: Boards, stack: Stack, spec: BoardSpec, tmp_path: Path) -> None:
+    """Two guests at once on two CPUs: every event, register, copy of memory and time is the same each time."""
+    runs = replayed(boards, stack, spec, tmp_path, BOTH, RUNS)
+    assert len({run.digest for run in runs}) == 1
+    assert {run.code for run in runs} == {0}
+    callers = [event.domain for event in Reader(runs[0].trace).events() if event.kind == Kind.GUEST_CALL]
+    assert min(callers.count(1), callers.count(2)) > 100
+    turns = sum(before != after for before, after in pairwise(callers))
+    assert turns > 20  # one after the other would be no test
+    assert check_file(runs[0].trace).failed == 0
+
+
+@pytest.mark.board
+def test_another_stimulus_gives_another_trace(boards: Boards, stack: Stack, spec: BoardSpec, tmp_path: Path) -> None:
+    """A millisecond before one of the guests begins is enough; and a stimulus that fails says so."""
+    (plain,) = replayed(boards, stack, spec, tmp_path / "a", BOTH, 1)
+    (late,) = replayed(boards, stack, spec, tmp_path / "b", f"usleep 1000; {BOTH}\nexit 3", 1)
+    assert plain.digest != late.digest
+    assert (plain.code, late.code) == (0, 3)
