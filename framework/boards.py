@@ -37,8 +37,12 @@ class _Told:
 
 
 def named(moment: Moment | str) -> Moment:
-    """The moment that a test asks for."""
-    return MOMENTS[moment] if isinstance(moment, str) else moment
+    """The moment that a test asks for. Raises UsageError for a name that none has."""
+    if isinstance(moment, Moment):
+        return moment
+    if moment not in MOMENTS:
+        raise UsageError(f"no moment is called '{moment}'", hint=f"one of {', '.join(MOMENTS)}")
+    return MOMENTS[moment]
 
 
 def _places(smp: int) -> int:

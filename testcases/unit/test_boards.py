@@ -32,6 +32,8 @@ def test_a_wrong_number_of_boards_is_said(monkeypatch: pytest.MonkeyPatch, given
 def test_moments_have_names() -> None:
     assert named("parked") is PARKED
     assert named(READY) is READY
+    with pytest.raises(UsageError, match="no moment is called 'steady'"):
+        named("steady")
 
 
 class Cold:
