@@ -4,9 +4,10 @@ Layout of ``<tmpfs>/medcheck-<uid>-<tag of the cache>/``: ``<template>/ram`` (wi
 ``.<template>.partial/ram`` (of a board that boots to become one), ``.owner`` (says whose all this is, and is locked
 by whoever uses it), ``.room`` (locked by whoever counts and fills).
 
-A copy is made only where all of this cache's copies then keep :func:`default_bound`; for its sake the least recently
-used ones go. One whose template is in use stays, by the same lock that keeps the template. Other caches' copies are
-none of our business, except that those of a cache that is gone are removed.
+A copy is made only where all of this cache's copies then keep :func:`default_bound`; for its sake ones that have
+grown a lot go (a hole that a clone reads becomes a page), then the least recently used. One whose template is in use
+stays, by the same lock that keeps the template. Other caches' copies are none of our business, except that those of a
+cache that is gone are removed.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class WorkingCopies:
         )
         victims: list[str] = []
         with ExitStack() as held:
-            for name in sorted(filter(lambda name: not name.startswith("."), folders), key=self._last_use):
+            for name in sorted(filter(lambda name: not name.startswith("."), folders), key=self._worth):
                 if missing <= 0:
                     break
                 with contextlib.suppress(BlockingIOError):
@@ -192,11 +193,14 @@ class WorkingCopies:
             return []
         return [path for path in self._folder.iterdir() if path.is_dir()]
 
-    def _last_use(self, name: str) -> float:
+    def _worth(self, name: str) -> tuple[bool, float]:
+        """The least goes first: one that has grown to twice a new one (a clone whose RAM was read as a whole filled
+        its holes), then by last use."""
         try:
-            return (self._templates / name).stat().st_mtime
+            lean = self.size(name) <= 2 * sparse.copied(self._templates / name / "ram")
+            return lean, (self._templates / name).stat().st_mtime
         except FileNotFoundError:
-            return 0.0
+            return False, 0.0
 
     def _ours(self) -> bool:
         """Make the folder if need be; whether it is this user's own and nobody else can write there."""

@@ -106,6 +106,16 @@ def test_nothing_goes_for_a_copy_that_does_not_fit_even_so(cache):
     assert cache.copied[0] == ["a", "b"]
 
 
+def test_one_that_has_grown_to_more_than_twice_goes_first(tmp_path, tmpfs):
+    cache = Cache(tmp_path / "cache", tmpfs, most=9 * BLOCK // 2)
+    cache.copy("a", used=1)
+    cache.copy("b", used=2)
+    with cache.copies.ram("b").open("ab") as stream:
+        stream.write(b"x" * 2 * BLOCK)
+    assert cache.copy("c", used=3)
+    assert cache.copied[0] == ["a", "c"]
+
+
 def test_a_copy_counts_with_the_holes_that_it_will_not_have(cache):
     assert cache.copy("a", used=1)
     assert cache.copy("b", used=2)
