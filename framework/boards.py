@@ -14,7 +14,7 @@ from framework.board.janitor import Janitor
 from framework.board.pool import Pool, places
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
-from framework.errors import BoardError, UsageError
+from framework.errors import BoardError, MedcheckError, UsageError
 from framework.moments import MOMENTS, READY, Moment, clone_session
 from framework.progress import SilentTask, Task
 from framework.session import Session
@@ -123,7 +123,8 @@ class SharedBoard:
     """One board booted from power-on for many tests, as without templates: what a clone per test is measured against.
 
     It is booted anew when it cannot serve the next test: that wants another moment, or to be traced or not; or the
-    one before failed, killed the board, or had it print a problem. ``boots`` counts these reasons.
+    one before failed, or left a board that is dead or stopped, has shown a problem, or whose dom0 does not answer or
+    misses a guest. What else a test changes, the next one finds. ``boots`` counts these reasons.
     """
 
     def __init__(self, boards: Boards, folder: Path) -> None:
@@ -153,12 +154,12 @@ class SharedBoard:
         finally:
             if failed():
                 self._broken = "a test failed"
-            elif not session.board.alive:
-                self._broken = "a test ended the board"
             elif len(session.board.problems) > problems:
                 self._broken = "a console showed a problem"
             elif moment.further is not None:
                 self._broken = "the moment was used up"
+            else:
+                self._broken = _unfit(session)
 
     def close(self) -> None:
         """End the board; may be called twice."""
@@ -171,3 +172,16 @@ class SharedBoard:
         self._kind, self._broken = kind, ""
         folder = self._folder / str(self.boots.total())
         self._session = self._running.enter_context(self._boards.cold(folder, kind[0], trace=kind[1]))
+
+
+def _unfit(session: Session) -> str:
+    """Why this board is of no use to another test; empty if nothing can be seen."""
+    if not session.board.alive:
+        return "a test ended the board"
+    try:
+        if not session.board.qmp.execute("query-status")["running"]:
+            return "a test left the board stopped"
+        missing = set(session.guests) - {domain.name for domain in session.dom0.xl.list()}
+    except MedcheckError:
+        return "the board did not answer after a test"
+    return "a test left a guest missing" if missing else ""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from framework.boards import SharedBoard, _places, named
-from framework.errors import UsageError
+from framework.errors import GuestError, UsageError
 from framework.moments import DOM0, PARKED, READY, Moment
 
 
@@ -48,13 +48,21 @@ class Cold:
         assert folder.name == str(len(self.booted) + 1)
         self.booted.append((moment, trace))
         self.running += 1
-        yield SimpleNamespace(board=SimpleNamespace(alive=True, problems=[]))
+        qmp = SimpleNamespace(execute=lambda _command: {"running": True})
+        yield SimpleNamespace(
+            board=SimpleNamespace(alive=True, problems=[], qmp=qmp),
+            guests={"vm1": None},
+            dom0=SimpleNamespace(xl=SimpleNamespace(list=lambda: [SimpleNamespace(name="vm1")])),
+        )
         self.running -= 1
 
 
 def test_a_shared_board_is_booted_anew_only_after_it_broke_or_for_another_kind(tmp_path: Path) -> None:
     cold: Any = Cold()
     shared = SharedBoard(cold, tmp_path)
+
+    def failing() -> None:
+        raise GuestError("no answer")
 
     def use(moment: Moment = READY, *, trace: bool = False, failed: bool = False) -> Any:
         return shared.lend(moment, trace=trace, failed=lambda: failed)
@@ -72,8 +80,14 @@ def test_a_shared_board_is_booted_anew_only_after_it_broke_or_for_another_kind(t
         fourth.board.problems.append("oops")
     with use() as fifth:
         assert fifth is not fourth
+        fifth.board.qmp.execute = lambda _command: {"running": False}
+    with use() as sixth:
+        sixth.dom0.xl.list = list
+    with use() as seventh:
+        assert seventh not in (fifth, sixth)
+        seventh.dom0.xl.list = failing
     with use(trace=True) as traced:
-        assert traced is not fifth
+        assert traced is not seventh
     with use(DOM0):
         pass
     with use(PARKED) as parked:
@@ -84,11 +98,13 @@ def test_a_shared_board_is_booted_anew_only_after_it_broke_or_for_another_kind(t
     shared.close()
     shared.close()
     assert cold.running == 0
-    assert shared.tests == 10
-    assert cold.booted == [(READY, False)] * 4 + [(READY, True), (DOM0, False), (PARKED, False), (PARKED, False)]
+    assert shared.tests == 12
+    assert cold.booted == [(READY, False)] * 6 + [(READY, True), (DOM0, False), (PARKED, False), (PARKED, False)]
     assert shared.boots == {
         "it was the first": 1, "a test failed": 1, "a test ended the board": 1, "a console showed a problem": 1,
-        "another moment or tracing was wanted": 3, "the moment was used up": 1,
+        "a test left the board stopped": 1, "a test left a guest missing": 1,
+        "the board did not answer after a test": 1,
+        "another moment or tracing was wanted": 2, "the moment was used up": 1,
     }  # fmt: skip
 
 
