@@ -19,10 +19,12 @@ from framework.artifacts.stack import Stack
 from framework.board import qemu
 from framework.board.board import Board
 from framework.board.qemu import Ram
+from framework.board.saving import wait_until_calm
 from framework.board.spec import BoardSpec
 from framework.board.template import Template, TemplateStore
 from framework.guests import parked
 from framework.guests.probe_build import build_probe
+from framework.guests.restored import LostTimerError
 from framework.paths import cache_root
 from framework.progress import Progress, Silent
 from framework.session import Session
@@ -108,15 +110,31 @@ def template(
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
-        with Session(spec, stack, run_dir, board=Board(spec, stack, run_dir, ram=ram)) as session:
-            session.boot(told, guests=moment.guests)
-            if moment.further is not None:
-                moment.further(session)
-            session.prepare_to_save()
+        with _ready_to_save(spec, stack, moment, ram, run_dir, told) as session:
             yield session.board, session.about()
 
     with store.get(label_of(spec, moment), inputs_of(spec, stack, moment), make) as found:
         yield found
+
+
+def _ready_to_save(spec: BoardSpec, stack: Stack, moment: Moment, ram: Ram, run_dir: Path, told: Progress) -> Session:
+    """A board at the moment, calm; booted once more when a guest of the first one has lost its timer."""
+    for last in (False, True):
+        session = Session(spec, stack, run_dir, board=Board(spec, stack, run_dir, ram=ram))
+        try:
+            session.boot(told, guests=moment.guests)
+            if moment.further is not None:
+                moment.further(session)
+            session.prepare_to_save()
+            wait_until_calm(session.board)
+        except BaseException as error:
+            session.close()
+            if last or not isinstance(error, LostTimerError):
+                raise
+            told.say(f"{error}; booting once more")
+        else:
+            return session
+    raise AssertionError("the last boot returns or raises")
 
 
 def clone_session(

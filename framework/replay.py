@@ -35,7 +35,8 @@ from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
 _SCRIPT = "/run/medcheck-stimulus"
-_BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
+BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
+"""What dom0's console says."""
 _DELAY = 10
 """Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
 _PIECE = 200
@@ -74,7 +75,7 @@ def script_of(stimulus: str) -> str:
     """The whole script that an armed board runs. Raises UsageError for a stimulus that no script can hold."""
     if not stimulus.strip() or "\0" in stimulus:
         raise UsageError("the stimulus is empty or not text", hint="a shell script of dom0, such as 'settle 1'")
-    begins, ended = _BEGINS.decode(), _ENDED.decode()
+    begins, ended = BEGINS.decode(), _ENDED.decode()
     return _WRAPPER.format(delay=_DELAY, begins=begins, ended=ended, stimulus=stimulus.strip())
 
 
@@ -105,7 +106,7 @@ def armed(
                 session.adopt(parent.about)
                 _arm(session, script)
                 yield board, session.about()
-                if _BEGINS in board.consoles["dom0"].log.read_bytes():
+                if BEGINS in board.consoles["dom0"].log.read_bytes():
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
 
     inputs = {**inputs_of(spec, stack, moment), "stimulus": script, "arm": inspect.getsource(_arm)}

@@ -14,10 +14,14 @@ from framework.board.clone import clone
 from framework.board.hostspeed import host_factor
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
-from framework.moments import READY, template
+from framework.errors import InfrastructureError
+from framework.moments import READY, Moment, take_over_parked, template
+from framework.progress import Silent
 from framework.session import Session
+from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
 
 SAMPLES = 50
+_BUILDS = 3
 _IDLE_SECONDS = 2.0
 
 
@@ -39,6 +43,14 @@ def answer(session: Session, seconds: Callable[[], float]) -> float:
 
 
 def smc(session: Session, seconds: Callable[[], float]) -> float:
+    """Seconds until a probe guest has made an SMC and its answer is here. Raises InfrastructureError for another's."""
+    probe = take_over_parked(session).probe
+    if probe.smc(CALLS_UID)[:4] != OPTEE_MSG_UID:
+        raise InfrastructureError("the answer was not OP-TEE's", where=probe.name)
+    return seconds()
+
+
+def xtest(session: Session, seconds: Callable[[], float]) -> float:
     """Seconds until a domU's xtest has opened a session, invoked it and closed it again: dozens of SMCs."""
     console = next(iter(session.guests.values())).console
     console.sendline("xtest -t regression 1002")
@@ -68,21 +80,43 @@ def _anonymous_mb(session: Session) -> float:
     return sum(map(int, found)) * 1024 / 1e6
 
 
-def clones(look: Look, samples: int = SAMPLES, at_once: int = 1) -> Callable[[Context], list[float]]:
-    """A benchmark: ``samples`` clones, always ``at_once`` of them side by side."""
-    return lambda context: _measure(context, look, samples, at_once)
+def build_beyond_boot(context: Context) -> list[float]:
+    """A benchmark: seconds that making a template takes longer than booting the same board."""
+    stack, spec = context.stack(), BoardSpec.load("default")
+    found = []
+    for _ in range(_BUILDS):
+        with tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder:
+            begin = time.monotonic()
+            with Session(spec, stack, Path(folder) / "boot") as session:
+                session.boot(Silent())
+                boot = time.monotonic() - begin
+            store = TemplateStore(Path(folder))
+            begin = time.monotonic()
+            with template(store, spec, stack, READY):
+                build = time.monotonic() - begin
+            store.prune(0)
+            found.append(build - boot)
+            context.progress.say(f"{boot:.1f} s to boot, {build:.1f} s to make a template")
+    return found
 
 
-def _measure(context: Context, look: Look, samples: int, at_once: int) -> list[float]:
+def clones(
+    look: Look, samples: int = SAMPLES, at_once: int = 1, moment: Moment = READY
+) -> Callable[[Context], list[float]]:
+    """A benchmark: ``samples`` clones of a moment, always ``at_once`` of them side by side."""
+    return lambda context: _measure(context, look, samples, at_once, moment)
+
+
+def _measure(context: Context, look: Look, samples: int, at_once: int, moment: Moment) -> list[float]:
     stack, spec = context.stack(), BoardSpec.load("default")
     templates = TemplateStore(progress=context.progress)
-    with template(templates, spec, stack, READY, context.progress):
+    with template(templates, spec, stack, moment, context.progress):
         host_factor()
 
     def sample(_number: int) -> float:
         with tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder:
             begin = time.monotonic()
-            with template(templates, spec, stack, READY) as found:
+            with template(templates, spec, stack, moment) as found:
                 board = clone(found, spec, stack, Path(folder))
             with Session(spec, stack, Path(folder), board=board) as session:
                 session.adopt(found.about, wake=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from framework.board.hostspeed import host_factor
 from framework.errors import BoardError
 
 _START_SECONDS = 20.0
+_PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class QemuProcess:
             json.dumps(wish),
         ]
         try:
-            with job.log.open("wb") as log:
+            with job.log.open("wb") as log, _small_pages():
                 self._sitter = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -147,3 +150,20 @@ class QemuProcess:
             # A failed exec has already said what went wrong, in better words than its exit status.
             if self.ending == "QEMU runs":
                 self.ending = f"QEMU ended with exit status {self.exit_code}"
+
+
+@contextmanager
+def _small_pages() -> Iterator[None]:
+    """What is started meanwhile, and what that starts, gets no huge pages, even where it asks for them.
+
+    QEMU asks for them for its translated code and its RAM, and begins more of them than it fills: every idle clone
+    has 6 MB less without, and xtest takes 2 % longer. Source: prctl(2).
+    """
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        if before == 0:
+            libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)

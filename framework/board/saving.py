@@ -5,14 +5,39 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import time
 from pathlib import Path
 
 from framework.board.board import Board
+from framework.board.hostspeed import host_factor
 from framework.board.migration import Woken, wake_timers
+from framework.board.standstill import look
 from framework.errors import BoardError
 
 _SECONDS = 60.0
 """For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
+
+
+_CALM, _CALM_SECONDS, _CALM_PATIENCE = 0.1, 0.2, 5.0
+"""A board whose CPUs compute for less than this share of this many seconds is calm; how long to wait for that."""
+
+
+def wait_until_calm(board: Board) -> bool:
+    """Let a board end what it has begun: every clone would have to, again and again. False: it does not end.
+
+    Raises OSError when the board is gone.
+    """
+    end = time.monotonic() + _CALM_PATIENCE * host_factor()
+    before = look(board)
+    while time.monotonic() < end:
+        # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.
+        time.sleep(_CALM_SECONDS)
+        now = look(board)
+        used = sum(cpu.ran - before.cpus[name].ran for name, cpu in now.cpus.items() if name in before.cpus)
+        if used < _CALM * (now.at - before.at):
+            return True
+        before = now
+    return False
 
 
 def save_devices(board: Board) -> tuple[bytes, list[Woken]]:

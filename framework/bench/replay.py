@@ -1,0 +1,48 @@
+"""What doing the same each time costs: the same work of a guest on the instruction clock and on the host's."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from framework.bench.context import Context
+from framework.board.spec import BoardSpec
+from framework.board.template import TemplateStore
+from framework.replay import BEGINS, armed
+from framework.session import Session
+
+PAIRS = 4
+STIMULUS = """
+in_guest vm1 "xtest -t regression 4001"
+in_guest vm2 "xtest -t regression 4001"
+settle 100
+"""
+"""Hashes: both CPUs compute all the time. What waits costs nothing on the instruction clock, and may even be faster."""
+_DONE = rb"TEE test application done!"
+
+
+def cost(context: Context) -> list[float]:
+    """A benchmark: how many times longer xtest in two guests takes, of the host's time, on the instruction clock."""
+    stack, spec = context.stack(), BoardSpec.load("default")
+    found = []
+    with armed(TemplateStore(progress=context.progress), spec, stack, STIMULUS, progress=context.progress) as template:
+
+        def seconds(instruction_clock: bool) -> float:
+            with (
+                tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder,
+                Session.from_template(
+                    template, spec, stack, Path(folder), instruction_clock=instruction_clock, wake=False
+                ) as session,
+            ):
+                session.board.consoles["dom0"].expect(BEGINS, 60)
+                begin = time.monotonic()
+                for guest in session.guests.values():
+                    guest.console.expect([_DONE], 120)
+                return time.monotonic() - begin
+
+        for _ in range(PAIRS):
+            counted, plain = seconds(instruction_clock=True), seconds(instruction_clock=False)
+            found.append(counted / plain)
+            context.progress.say(f"{plain:.2f} s on the host's clock, {counted:.2f} s on the instruction clock")
+    return found
