@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from framework.artifacts.stack import Stack
 from framework.board.janitor import Janitor
-from framework.board.pool import Pool, places
+from framework.board.pool import Pool, places_here
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
 from framework.errors import BoardError, MedcheckError, UsageError
@@ -45,16 +43,6 @@ def named(moment: Moment | str) -> Moment:
     return MOMENTS[moment]
 
 
-def _places(smp: int) -> int:
-    """How many boards this process's pool lets run at once; ``MEDCHECK_BOARDS`` overrides what the machine bears."""
-    given = os.environ.get("MEDCHECK_BOARDS", "")
-    if not given:
-        return places(smp)
-    if not re.fullmatch(r"[1-9][0-9]{0,2}", given):
-        raise UsageError(f"MEDCHECK_BOARDS is '{given}'", hint="expected how many boards may run at once, such as 2")
-    return int(given)
-
-
 class Boards:
     """Makes the boards of one process. ``say`` receives what a waiting person wants to know."""
 
@@ -63,7 +51,7 @@ class Boards:
         self.spec = spec
         self._progress = _Told(say or (lambda _text: None))
         self._store = TemplateStore(progress=self._progress)
-        self._pool = Pool(_places(spec.smp), say=say)
+        self._pool = Pool(places_here(spec.smp), say=say)
         self._janitor = Janitor()
 
     @contextmanager

@@ -39,6 +39,7 @@ def _positive(text: str) -> int:
 
 def _replay(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.stack import Overrides
+    from framework.board.pool import Pool, places_here
     from framework.board.spec import BoardSpec
     from framework.board.template import TemplateStore
     from framework.errors import UsageError
@@ -54,6 +55,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     store = TemplateStore(progress=output.progress)
     runs = []
     with (
+        Pool(places_here(spec.smp), say=output.progress.say).place(),
         armed(store, spec, stack, options.stimulus, MOMENTS[options.moment], output.progress) as found,
         output.progress.task("replaying", total=options.runs, unit="runs") as task,
     ):

@@ -27,7 +27,11 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     built = commands.add_parser("build", help="make a board's template now", parents=[*parents, stack])
     built.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     built.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
-    built.add_argument("--moment", default="ready", help="ready (default): all guests up; dom0: no guest yet")
+    built.add_argument(
+        "--moment",
+        default="ready",
+        help="ready (default): all guests up; dom0: no guest yet; parked: a probe's call waits in OP-TEE",
+    )
     built.set_defaults(handler=_build)
     pruned = commands.add_parser("prune", help="remove the least recently used", parents=[*parents])
     pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")

@@ -7,6 +7,8 @@ whatever way a process ends, its place is free again.
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from framework.board.identity import flock
+from framework.errors import UsageError
 from framework.paths import cache_root
 
 CLONE_BYTES = 400 << 20
@@ -33,6 +36,16 @@ def places(smp: int, *, cores: int | None = None, memory: int | None = None) -> 
     cores = len(psutil.Process().cpu_affinity()) if cores is None else cores
     memory = psutil.virtual_memory().available if memory is None else memory
     return max(1, min(int(cores * _OVERCOMMIT / smp), memory // CLONE_BYTES))
+
+
+def places_here(smp: int) -> int:
+    """How many boards this process's pool lets run at once; ``MEDCHECK_BOARDS`` overrides what the machine bears."""
+    given = os.environ.get("MEDCHECK_BOARDS", "")
+    if not given:
+        return places(smp)
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", given):
+        raise UsageError(f"MEDCHECK_BOARDS is '{given}'", hint="expected how many boards may run at once, such as 2")
+    return int(given)
 
 
 class Pool:

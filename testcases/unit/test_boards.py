@@ -10,23 +10,24 @@ from typing import Any
 
 import pytest
 
-from framework.boards import SharedBoard, _places, named
+from framework.board.pool import places_here
+from framework.boards import SharedBoard, named
 from framework.errors import GuestError, UsageError
 from framework.moments import DOM0, PARKED, READY, Moment
 
 
 def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDCHECK_BOARDS", "17")
-    assert _places(2) == 17
+    assert places_here(2) == 17
     monkeypatch.setenv("MEDCHECK_BOARDS", "")
-    assert _places(1 << 20) == 1
+    assert places_here(1 << 20) == 1
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", "1000"])
 def test_a_wrong_number_of_boards_is_said(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("MEDCHECK_BOARDS", given)
     with pytest.raises(UsageError, match="MEDCHECK_BOARDS"):
-        _places(2)
+        places_here(2)
 
 
 def test_moments_have_names() -> None:

@@ -1,0 +1,126 @@
+"""What a board must be like before it is saved, without a board: calm, and with timers that fire."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework import moments
+from framework.board import process, saving
+from framework.board.standstill import Look, Use
+from framework.errors import GuestError
+from framework.guests import restored
+from framework.guests.restored import LostTimerError
+from framework.progress import Silent
+
+THP_DISABLED = "import ctypes; print(ctypes.CDLL(None).prctl(42, 0, 0, 0, 0))"
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, shares: Sequence[float]) -> list[Look]:
+    """Make a board's two CPUs compute for these shares of each second of its own; the last share goes on."""
+    taken: list[Look] = []
+    ran = [0.0]
+
+    def look(_board: object) -> Look:
+        ran[0] += shares[min(len(taken), len(shares) - 1)]
+        each = Use(ran[0] / 2, 0.0, len(taken))
+        taken.append(Look(float(len(taken)), {}, None, {"CPU 0": each, "CPU 1": each}))
+        return taken[-1]
+
+    monkeypatch.setattr(saving, "look", look)
+    monkeypatch.setattr(saving, "_CALM_SECONDS", 0.001)
+    return taken
+
+
+def test_a_board_is_saved_as_soon_as_it_is_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = looks(monkeypatch, [0, 1.5, 0.4, 0.11, 0.09])
+    assert saving.wait_until_calm(None)  # type: ignore[arg-type]
+    assert len(taken) == 5
+
+
+def test_a_board_that_never_calms_down_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = looks(monkeypatch, [0, 0.2])
+    monkeypatch.setattr(saving, "_CALM_PATIENCE", 0.05)
+    assert not saving.wait_until_calm(None)  # type: ignore[arg-type]
+    assert len(taken) > 2
+
+
+class Ssh:
+    name = "vm1"
+
+    def __init__(self, sleeps_for_ever: bool) -> None:
+        self.sleeps_for_ever = sleeps_for_ever
+
+    def put(self, *_: object) -> None:
+        pass
+
+    def run(self, command: str, **_: object) -> Any:
+        if self.sleeps_for_ever and "sleep" in command:
+            raise GuestError("no byte for 10 s", where=self.name)
+        return self
+
+    def check(self) -> None:
+        pass
+
+
+def test_a_guest_that_sleeps_for_ever_is_not_saved() -> None:
+    restored.prepare(Ssh(sleeps_for_ever=False))  # type: ignore[arg-type]
+    with pytest.raises(LostTimerError, match=r"timer no longer fires.*10 ms") as caught:
+        restored.prepare(Ssh(sleeps_for_ever=True))  # type: ignore[arg-type]
+    assert "vm1" in str(caught.value)
+
+
+class Boot:
+    """A session whose guests lose their timers in the first ``bad`` boots."""
+
+    all: list[Boot]
+    bad: int
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.board, self.closed = self, False
+        self.all.append(self)
+
+    def boot(self, *_: object, **__: object) -> None:
+        pass
+
+    def prepare_to_save(self) -> None:
+        if len(self.all) <= self.bad:
+            raise LostTimerError("its timer no longer fires", where="dom0")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def ready_to_save(monkeypatch: pytest.MonkeyPatch, bad: int) -> Any:
+    Boot.all, Boot.bad = [], bad
+    monkeypatch.setattr(moments, "Session", Boot)
+    monkeypatch.setattr(moments, "Board", lambda *_, **__: None)
+    monkeypatch.setattr(moments, "wait_until_calm", lambda _board: True)
+    nothing: Any = None
+    return moments._ready_to_save(nothing, nothing, moments.READY, nothing, Path(), Silent())
+
+
+def test_a_board_with_a_lost_timer_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ready_to_save(monkeypatch, bad=1) is Boot.all[1]
+    assert [boot.closed for boot in Boot.all] == [True, False]
+
+
+def test_two_lost_timers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LostTimerError):
+        ready_to_save(monkeypatch, bad=2)
+    assert [boot.closed for boot in Boot.all] == [True, True]
+
+
+def test_boards_get_small_pages_and_we_keep_ours() -> None:
+    def asked() -> str:
+        return subprocess.run([sys.executable, "-c", THP_DISABLED], capture_output=True, text=True, check=True).stdout
+
+    before = asked()
+    with process._small_pages():
+        assert asked() == "1\n"
+    assert asked() == before
