@@ -8,6 +8,7 @@ what boots a board. So a template is made at first use, made again when anything
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,7 +132,11 @@ def _ready_to_save(spec: BoardSpec, stack: Stack, moment: Moment, ram: Ram, run_
             session.close()
             if last or not isinstance(error, LostTimerError):
                 raise
-            told.say(f"{error}; booting once more")
+            # How it came to that is worth more than disk space.
+            evidence = run_dir.with_name(f"{run_dir.name}.lost-timer")
+            shutil.rmtree(evidence, ignore_errors=True)
+            run_dir.rename(evidence)
+            told.say(f"{error}; its logs are in {evidence}; booting once more")
         else:
             return session
     raise AssertionError("the last boot returns or raises")

@@ -34,28 +34,35 @@ from framework.session import Session
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
-_SCRIPT = "/run/medcheck-stimulus"
+_SCRIPT, _GIVEN = "/run/medcheck-armed", "/run/medcheck-stimulus"
 BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
 """What dom0's console says."""
 _DELAY = 10
 """Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
 _PIECE = 200
 """Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
-_QUIET = 300.0
+PATIENCE = 300.0
 
-_WRAPPER = """#!/bin/sh
-in_guest() {{ echo "$2" >"$(xenstore-read "/local/domain/$(xl domid "$1")/console/tty")"; }}
-settle() {{ sleep "${{1:-10}}"; }}
-sleep {delay}
-echo "{begins}" >/dev/console
-(
-{stimulus}
-)
+_PRELUDE = """in_guest() {
+    medcheck_domain=$(xl domid "$1") || { echo "in_guest: there is no guest $1"; exit 1; }
+    echo "$2" >"$(xenstore-read "/local/domain/$medcheck_domain/console/tty")"
+}
+settle() { sleep "${1:-10}"; }
+"""
+"""Stands before the given text."""
+
+# The given text is a file and a session of its own: it cannot end, or run beyond, what is around it.
+_ARMED = f"""sleep {_DELAY}
+echo "{BEGINS.decode()}"
+setsid sh {_GIVEN} &
+given=$!
+wait $given
 code=$?
+kill -9 -$given 2>/dev/null
 for domain in $(xenstore-list /local/domain); do
     [ "$domain" = 0 ] || xl destroy "$domain"
 done
-echo "{ended} $code" >/dev/console
+echo "{_ENDED.decode()} $code"
 """
 
 
@@ -71,12 +78,15 @@ class Replay:
     code: int
 
 
-def script_of(stimulus: str) -> str:
-    """The whole script that an armed board runs. Raises UsageError for a stimulus that no script can hold."""
-    if not stimulus.strip() or "\0" in stimulus:
+def given(stimulus: str) -> bytes:
+    """The script that holds a stimulus. Raises UsageError for one that no script can hold."""
+    try:
+        text = (_PRELUDE + stimulus.strip() + "\n").encode()
+    except UnicodeEncodeError:
+        text = b""
+    if not stimulus.strip() or not text or b"\0" in text:
         raise UsageError("the stimulus is empty or not text", hint="a shell script of dom0, such as 'settle 1'")
-    begins, ended = BEGINS.decode(), _ENDED.decode()
-    return _WRAPPER.format(delay=_DELAY, begins=begins, ended=ended, stimulus=stimulus.strip())
+    return text
 
 
 @contextmanager
@@ -90,9 +100,9 @@ def armed(
 ) -> Iterator[Template]:
     """The template of a board that is about to run ``stimulus``, made if there is none.
 
-    Raises UsageError for an impossible stimulus, BoardError when the host was too slow to save it in time.
+    Raises UsageError for a stimulus that no shell can read, BoardError when the host was too slow to save it in time.
     """
-    script = script_of(stimulus)
+    script = given(stimulus)
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
@@ -109,36 +119,52 @@ def armed(
                 if BEGINS in board.consoles["dom0"].log.read_bytes():
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
 
-    inputs = {**inputs_of(spec, stack, moment), "stimulus": script, "arm": inspect.getsource(_arm)}
+    inputs = {**inputs_of(spec, stack, moment), "stimulus": script.decode(), "arm": [_ARMED, inspect.getsource(_arm)]}
     with store.get(f"{label_of(spec, moment)}-armed", inputs, make) as found:
         yield found
 
 
-def _arm(session: Session, script: str) -> None:
-    """Type the script into dom0 and start it. Over the network it would leave packets that somebody answers."""
-    session.dom0.run_on_console(f": >{_SCRIPT}").check()
-    text = script.encode()
-    for at in range(0, len(text), _PIECE):
-        piece = "".join(f"\\{byte:03o}" for byte in text[at : at + _PIECE])
-        session.dom0.run_on_console(f"printf '{piece}' >>{_SCRIPT}").check()
-    session.dom0.run_on_console(f"setsid sh {_SCRIPT} </dev/null >/dev/null 2>&1 &").check()
+def _arm(session: Session, script: bytes) -> None:
+    """Type the scripts into dom0 and start them. Over the network it would leave packets that somebody answers."""
+    for path, text in ((_GIVEN, script), (_SCRIPT, _ARMED.encode())):
+        session.dom0.run_on_console(f": >{path}").check()
+        for at in range(0, len(text), _PIECE):
+            piece = "".join(f"\\{byte:03o}" for byte in text[at : at + _PIECE])
+            session.dom0.run_on_console(f"printf '{piece}' >>{path}").check()
+    read = session.dom0.run_on_console(f"sh -n {_GIVEN}")
+    if read.rc:
+        raise UsageError("the stimulus is no shell script", where=read.text.strip(), hint="dom0's shell is busybox ash")
+    session.dom0.run_on_console(f"setsid sh {_SCRIPT} </dev/null >/dev/console 2>&1 &").check()
 
 
 def replay(
-    found: Template, spec: BoardSpec, stack: Stack, run_dir: Path, *, host_clock: bool = False, quiet: float = _QUIET
+    found: Template,
+    spec: BoardSpec,
+    stack: Stack,
+    run_dir: Path,
+    *,
+    host_clock: bool = False,
+    patience: float = PATIENCE,
 ) -> Replay:
     """Run an armed board once, its trace in ``run_dir``.
 
-    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``quiet``: the
+    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``patience``: the
     longest silence of dom0's console (seconds, scaled). Raises BoardError when that is exceeded or the board dies.
     """
     begin = time.monotonic()
     with Session.from_template(
         found, spec, stack, run_dir, trace=True, instruction_clock=not host_clock, wake=False
     ) as session:
-        match = session.board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], quiet)
+        board = session.board
+        try:
+            match = board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], patience)
+        except BoardError as error:
+            if not board.alive:
+                raise
+            raise BoardError(
+                f"the stimulus did not end: {error.what}", where=error.where, hint="is there something it waits for?"
+            ) from error
         seconds = time.monotonic() - begin
-        session.board.qmp.execute("stop")
     assert session.trace is not None
     digest, events = digest_of(session.trace)
     return Replay(session.trace, digest, events, seconds, int(match[1]))

@@ -20,6 +20,7 @@ from framework.board import devicetree, janitor, qemu
 from framework.board.consoles import Console
 from framework.board.drain import Drain
 from framework.board.hostspeed import host_factor
+from framework.board.instruction_clock import drop_order
 from framework.board.problems import Problem, Sign
 from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
@@ -102,7 +103,7 @@ class Board:
         self.witness = Witness(self)
         self.in_lockstep = any(argument.startswith("lockstep=") for argument in plugin_args)
         self.outputs = tuple(outputs)
-        self._instruction_clock = instruction_clock
+        self.instruction_clock = instruction_clock
         self._problem_callbacks: list[Callable[[Problem], None]] = []
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
@@ -173,6 +174,8 @@ class Board:
         process = self._process
         if process is not None and self._qmp is not None and not process.ended.is_set():
             try:
+                if self.instruction_clock:
+                    drop_order(self.pid)
                 self._qmp.execute("quit", answer_seconds=_QUIT_SECONDS)
             except BoardError:
                 # QEMU may close the connection before its answer is read; below is seen whether it goes.
@@ -301,7 +304,7 @@ class Board:
 
     def _job(self, fds: dict[str, int]) -> Job:
         spec, files = self.spec, self.stack
-        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, instruction_clock=self._instruction_clock)]
+        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, instruction_clock=self.instruction_clock)]
         argv += [*qemu.machine_argv(spec, self.ram), *qemu.flash_argv(files)]
         if self._incoming:
             argv += ["-incoming", "defer"]

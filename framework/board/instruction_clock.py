@@ -23,8 +23,10 @@ accel/tcg/icount-common.c, net/announce.c; Arm ARM D24 (PMCEID0_EL0), sched(7).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import threading
 from pathlib import Path
 
 from framework.board.device_state import (
@@ -44,6 +46,9 @@ _PMCEID0_AARCH32 = 0xF_4E06
 """The low half of the number that QEMU gives the register's AArch32 view: coprocessor 15, 32 bits, c9, c12, 6."""
 _INST_RETIRED = 1 << 8
 
+_DISTURBING, _CPUS, _HIGHEST = 1, 2, 3
+"""Real-time priorities of QEMU's threads."""
+
 _FOOTER = 0x7E
 _SUBSECTION = 5
 _TIMER_ICOUNT = b"timer/icount"
@@ -51,6 +56,10 @@ _TIMER_ICOUNT = b"timer/icount"
 _CPUS_THREAD = "ALL CPUs/TCG"
 _REMINDS_CPUS = "call_rcu"
 """QEMU's thread that frees memory; it ends a CPU's turn when that keeps it waiting."""
+
+
+_REFUSED = "this user may not set real-time priorities, without which no two clones do the same"
+_HINT = f"run as root, or allow it: `ulimit -r` must say {_HIGHEST} or more (rtprio in /etc/security/limits.conf)"
 
 
 def converted(state: bytes) -> bytes:
@@ -97,13 +106,39 @@ def keep_order(pid: int) -> None:
         executes += name == _CPUS_THREAD
         try:
             os.sched_setaffinity(int(task.name), core)
-            priority = 2 if name == _CPUS_THREAD else 1 if name == _REMINDS_CPUS or int(task.name) == pid else 3
+            disturbs = name == _REMINDS_CPUS or int(task.name) == pid
+            priority = _CPUS if name == _CPUS_THREAD else _DISTURBING if disturbs else _HIGHEST
             os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(priority))
         except PermissionError as error:
-            raise InfrastructureError(
-                "this user may not set real-time priorities, without which no two clones do the same",
-                where=f"QEMU (pid {pid})",
-                hint="run as root, or allow it: `ulimit -r` must say 2 or more (rtprio in /etc/security/limits.conf)",
-            ) from error
+            raise InfrastructureError(_REFUSED, where=f"QEMU (pid {pid})", hint=_HINT) from error
     if executes != 1:
         raise InfrastructureError(f"{executes} of QEMU's threads execute CPUs, not one", where=f"QEMU (pid {pid})")
+
+
+def drop_order(pid: int) -> None:
+    """End what :func:`keep_order` began: nothing comes from such a board's monitor while its CPUs never wait.
+
+    From here on the board does what it does at the host's pace. Does nothing for threads, or a QEMU, that are gone.
+    """
+    everywhere = os.sched_getaffinity(0)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setaffinity(int(task.name), everywhere)
+
+
+def require_order() -> None:
+    """Raise the InfrastructureError of :func:`keep_order` now, before any work, if that would raise it later."""
+    refused: list[PermissionError] = []
+
+    def attempt() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_HIGHEST))  # This thread's alone.
+        except PermissionError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    if refused:
+        raise InfrastructureError(_REFUSED, hint=_HINT) from refused[0]

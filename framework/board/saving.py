@@ -25,9 +25,15 @@ _CALM, _CALM_SECONDS, _CALM_PATIENCE = 0.1, 0.2, 5.0
 def wait_until_calm(board: Board) -> bool:
     """Let a board end what it has begun: every clone would have to, again and again. False: it does not end.
 
-    Raises OSError when the board is gone.
+    Raises BoardError, or what else ended the board, when it is gone.
     """
-    end = time.monotonic() + _CALM_PATIENCE * host_factor()
+    try:
+        return _grows_calm(board, time.monotonic() + _CALM_PATIENCE * host_factor())
+    except OSError as error:
+        raise board.death() from error
+
+
+def _grows_calm(board: Board, end: float) -> bool:
     before = look(board)
     while time.monotonic() < end:
         # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.

@@ -14,11 +14,12 @@ import os
 import re
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.board.hostspeed import host_factor
+from framework.board.instruction_clock import drop_order
 from framework.board.kallsyms import LinuxNames
 from framework.board.places import Names, Place, parse
 from framework.errors import BoardError
@@ -156,6 +157,9 @@ def judge(before: Look, now: Look, status: str | None) -> Verdict:
     return verdict("idle", f"all CPUs wait for an interrupt (woken {wakes:.0f} times a second){slept}{mute}")
 
 
+_SKIPPED = "time in which no CPU works is skipped at the host's full speed, whose use tells nothing: see where they are"
+
+
 class Witness:
     """Looks into the silence on a board's consoles, and of its guests. May be called from several threads."""
 
@@ -242,6 +246,8 @@ class _Said:
 def _ask(board: Board, before: Look, now: Look) -> _Said:
     said = _Said()
     try:
+        if board.instruction_clock:
+            drop_order(board.pid)
         said.status = _status(board)
         for number in range(_SAMPLES if _busy(before, now) else 1):
             if number:
@@ -268,6 +274,8 @@ def words(text: str) -> bytes:
 
 def _conclude(board: Board, before: Look, now: Look, said: _Said) -> tuple[Verdict, str]:
     found = judge(before, now, said.status)
+    if board.instruction_clock and found.word in ("slow", "running"):
+        found = replace(found, word="unknown", reason=_SKIPPED)
     linux = LinuxNames(board.stack.kernel)
     for address, code in said.code.items():
         linux.learn(address, code)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from framework.errors import GuestError
 from framework.guests.crash import ConsoleLike
 from framework.guests.ssh import SshClient
+from framework.guests.ssh_talk import SilentGuestError
 
 
 class LostTimerError(GuestError):
@@ -74,7 +75,7 @@ def prepare(ssh: SshClient, ttys: Sequence[str] = ()) -> None:
     ssh.run(PROGRAM).check()
     try:
         ssh.run("usleep 10000", idle_timeout=_TIMER_SECONDS).check()
-    except GuestError as error:
+    except SilentGuestError as error:
         raise LostTimerError(
             f"its timer no longer fires: a sleep of 10 ms did not end within {_TIMER_SECONDS:.0f} s", where=ssh.name
         ) from error

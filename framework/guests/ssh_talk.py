@@ -21,6 +21,10 @@ _CHUNK = 64 * 1024
 _LONGEST_LINE = 1 << 20
 
 
+class SilentGuestError(GuestError):
+    """A command that a guest had begun gave no byte for too long."""
+
+
 class CommandStream:
     """The lines of a running command, each with its line end unless it is a piece of a longer one (pieces
     are at most 1 MiB) or the last. :attr:`rc` holds the exit code once the lines have ended."""
@@ -138,7 +142,7 @@ class Talk:
         why = self._witness.explain(self._seen) if self._witness is not None and self._window else ""
         if why is None:
             self._alive()
-        raise GuestError(
+        raise SilentGuestError(
             f"{self._what}: no byte for {now - self._moved:.0f} s" + (f"\n    {why}" if why else ""),
             where=self._where, hint="it hangs, or the guest does; the consoles say more",
         )  # fmt: skip

@@ -81,17 +81,19 @@ def test_a_place_in_linux_is_named_although_the_kernel_has_moved_itself(board, d
     for line in listed:
         address, _, name = line.split()[:3]
         addresses.setdefault(name, []).append(int(address, 16))
-    top = min(min(found) for found in addresses.values())
+    everywhere = [address for found in addresses.values() for address in found]
+    # Its way in from programs is mapped a second time, far above: what lies there has the name, but not the address.
+    kernel = range(min(everywhere), max(everywhere))
     dom0.console.sendline("dd if=/dev/urandom of=/dev/null bs=64k")
     dom0.console.expect([rb"bs=64k"], idle_timeout=30)
     for _ in range(100):
         board.qmp.execute("stop")
         places = parse(board.qmp.hmp("info registers -a"))
-        if any(place.level == 1 and not place.secure and place.pc >= top for place in places):
+        if any(place.level == 1 and not place.secure and place.pc in kernel for place in places):
             break
         board.qmp.execute("cont")
     said, _ = silence(board)
-    named = [match for match in IN_LINUX.findall(said) if int(match[1], 16) >= top]
+    named = [match for match in IN_LINUX.findall(said) if int(match[1], 16) in kernel]
     assert named, said
     for _, address, name, offset in named:
         assert int(address, 16) - int(offset, 16) in addresses[name]

@@ -179,7 +179,7 @@ class Machine:
         self.qmp = monitor
         self.stack = SimpleNamespace(kernel=folder / "Image")
         self.uptime = 12.0
-        self.in_lockstep = False
+        self.in_lockstep = self.instruction_clock = False
         self.ends = False
         self.proc = folder / "proc/77"
         self.state("S")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from framework.board.instruction_clock import converted, keep_order
+from framework import replay
+from framework.board.instruction_clock import converted, drop_order, keep_order, require_order
 from framework.errors import BoardError, InfrastructureError, UsageError
-from framework.replay import digest_of, script_of
+from framework.replay import digest_of, given
 from framework.trace.format import Kind
 from framework.trace.writer import Writer, pack_record
 from testcases.unit.test_board_migration import stream
@@ -74,6 +75,25 @@ def test_a_user_who_may_not_set_priorities_is_told_what_to_do(monkeypatch: pytes
     assert str(os.getpid()) in str(caught.value)
 
 
+def test_the_same_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.raises(InfrastructureError, match="ulimit -r` must say 3"):
+        require_order()
+
+
+def test_the_order_can_be_dropped_again() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        os.sched_setaffinity(other.pid, {max(os.sched_getaffinity(0))})
+        os.sched_setscheduler(other.pid, os.SCHED_BATCH, os.sched_param(0))
+        drop_order(other.pid)
+        assert os.sched_getscheduler(other.pid) == os.SCHED_OTHER
+        assert os.sched_getaffinity(other.pid) == os.sched_getaffinity(0)
+    drop_order(other.pid)
+
+
 def test_a_process_that_executes_no_cpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     monkeypatch.setattr(os, "sched_setscheduler", lambda _tid, _policy, param: given.append(param.sched_priority))
@@ -85,24 +105,58 @@ def test_a_process_that_executes_no_cpus_is_refused(monkeypatch: pytest.MonkeyPa
     assert given == [1]
 
 
-@pytest.mark.parametrize("stimulus", ["", " \n", "echo \0"])
+@pytest.mark.parametrize("stimulus", ["", " \n", "echo \0", "echo \udcff"])
 def test_a_stimulus_that_is_none_is_refused(stimulus: str) -> None:
     with pytest.raises(UsageError, match="stimulus"):
-        script_of(stimulus)
+        given(stimulus)
 
 
-def test_a_script_tells_how_its_stimulus_ended_whatever_that_does(tmp_path: Path) -> None:
+def armed_run(tmp_path: Path, stimulus: str) -> tuple[str, str]:
+    """Run the armed script here, with ``xl`` and its like played; returns the console's text and ``xl``'s calls."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("sleep", ""), ("xenstore-list", "echo 0; echo 7"), ("xl", f'echo "$@" >>{tmp_path}/xl')):
+    for name, text in (
+        ("sleep", ""),
+        ("xenstore-list", "echo 0; echo 7"),
+        ("xenstore-read", f"echo {tmp_path}/tty"),
+        ("xl", f'[ "$1$2" != domidvm9 ] || exit 1; echo "$@" >>{tmp_path}/xl'),
+    ):
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
-    script = script_of("settle 5; exit 3; echo not reached").replace("/dev/console", f"{tmp_path}/console")
-    (tmp_path / "console").touch()
-    script = script.replace(f">{tmp_path}/console", f">>{tmp_path}/console")
-    subprocess.run(["sh", "-c", script], env={"PATH": f"{tools}:{os.environ['PATH']}"}, check=True)
-    assert (tmp_path / "console").read_text() == "medcheck: stimulus begins\nmedcheck: stimulus ended 3\n"
-    assert (tmp_path / "xl").read_text() == "destroy 7\n"
+    (tmp_path / "given").write_bytes(given(stimulus))
+    script = replay._ARMED.replace(replay._GIVEN, f"{tmp_path}/given")
+    done = subprocess.run(
+        ["sh", "-c", script], env={"PATH": f"{tools}:{os.environ['PATH']}"}, check=True, timeout=20,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return done.stdout, (tmp_path / "xl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stimulus", "code", "said"),
+    [
+        ("settle 5; exit 3; echo not reached", 3, ""),
+        ("kill $$", 143, ""),
+        ("exit 4; )", 2, "yntax error"),
+        ("cat <<EOF\nleft open", 0, "left open"),
+        ("while :; do :; done & exit 5", 5, ""),
+        ("in_guest vm9 date; echo not reached", 1, "there is no guest vm9"),
+    ],
+)
+def test_a_script_tells_how_its_stimulus_ended_whatever_that_does(
+    tmp_path: Path, stimulus: str, code: int, said: str
+) -> None:
+    console, calls = armed_run(tmp_path, stimulus)
+    assert console.startswith("medcheck: stimulus begins\n")
+    assert console.endswith(f"medcheck: stimulus ended {code}\n")
+    assert said in console
+    assert "not reached" not in console
+    assert calls == "destroy 7\n"
+
+
+def test_a_line_for_a_guest_reaches_its_terminal(tmp_path: Path) -> None:
+    armed_run(tmp_path, """in_guest vm1 'echo "100 %" {} $x'""")
+    assert (tmp_path / "tty").read_text() == 'echo "100 %" {} $x\n'
 
 
 def trace(path: Path, time_ns: int = 5, x1: int = 2) -> Path:

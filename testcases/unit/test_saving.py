@@ -13,9 +13,10 @@ import pytest
 from framework import moments
 from framework.board import process, saving
 from framework.board.standstill import Look, Use
-from framework.errors import GuestError
+from framework.errors import BoardError
 from framework.guests import restored
 from framework.guests.restored import LostTimerError
+from framework.guests.ssh_talk import SilentGuestError
 from framework.progress import Silent
 
 THP_DISABLED = "import ctypes; print(ctypes.CDLL(None).prctl(42, 0, 0, 0, 0))"
@@ -50,6 +51,19 @@ def test_a_board_that_never_calms_down_is_not_waited_for_for_ever(monkeypatch: p
     assert len(taken) > 2
 
 
+def test_a_board_that_dies_meanwhile_gives_its_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def death(self) -> BoardError:
+            return BoardError("the board died: QEMU was ended by signal 9")
+
+    def gone(_board: object) -> Look:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(saving, "look", gone)
+    with pytest.raises(BoardError, match="signal 9"):
+        saving.wait_until_calm(Dead())  # type: ignore[arg-type]
+
+
 class Ssh:
     name = "vm1"
 
@@ -61,7 +75,7 @@ class Ssh:
 
     def run(self, command: str, **_: object) -> Any:
         if self.sleeps_for_ever and "sleep" in command:
-            raise GuestError("no byte for 10 s", where=self.name)
+            raise SilentGuestError("no byte for 10 s", where=self.name)
         return self
 
     def check(self) -> None:
@@ -96,23 +110,27 @@ class Boot:
         self.closed = True
 
 
-def ready_to_save(monkeypatch: pytest.MonkeyPatch, bad: int) -> Any:
+def ready_to_save(monkeypatch: pytest.MonkeyPatch, bad: int, folder: Path) -> Any:
     Boot.all, Boot.bad = [], bad
     monkeypatch.setattr(moments, "Session", Boot)
     monkeypatch.setattr(moments, "Board", lambda *_, **__: None)
     monkeypatch.setattr(moments, "wait_until_calm", lambda _board: True)
     nothing: Any = None
-    return moments._ready_to_save(nothing, nothing, moments.READY, nothing, Path(), Silent())
+    folder.mkdir()
+    (folder / "log").touch()
+    return moments._ready_to_save(nothing, nothing, moments.READY, nothing, folder, Silent())
 
 
-def test_a_board_with_a_lost_timer_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ready_to_save(monkeypatch, bad=1) is Boot.all[1]
+def test_a_board_with_a_lost_timer_is_booted_once_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert ready_to_save(monkeypatch, 1, tmp_path / "run") is Boot.all[1]
+    assert (tmp_path / "run.lost-timer/log").exists(), "the evidence stays"
     assert [boot.closed for boot in Boot.all] == [True, False]
 
 
-def test_two_lost_timers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_lost_timers_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Boot, "boot", lambda *_, **__: (tmp_path / "run").mkdir(exist_ok=True))
     with pytest.raises(LostTimerError):
-        ready_to_save(monkeypatch, bad=2)
+        ready_to_save(monkeypatch, 2, tmp_path / "run")
     assert [boot.closed for boot in Boot.all] == [True, True]
 
 

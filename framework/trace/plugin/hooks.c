@@ -66,6 +66,7 @@ static void on_vcpu_init(unsigned cpu, void *unused)
 {
     (void)unused;
     thread_cpu = cpu;
+    cpu_begins(cpu);
     regs_init(cpu);
 }
 

@@ -44,6 +44,10 @@ uint64_t reg_read(unsigned cpu, enum reg reg);
 bool reg_read_named(unsigned cpu, const char *name, uint64_t *value);
 bool reg_write_named(unsigned cpu, const char *name, uint64_t value);
 
+/* cpu.c */
+void cpu_begins(unsigned cpu);
+unsigned cpu_running(unsigned told);
+
 /* memory.c: all addresses named ma are machine (host physical) addresses of the non-secure address space */
 struct leaf {
     uint64_t ma;
@@ -160,12 +164,12 @@ struct options {
 };
 extern struct options options;
 void events_finish(void);
-void on_guest_entry(unsigned cpu, void *unused);
-void on_el2_smc(unsigned cpu, void *immediate);
-void on_el3_eret(unsigned cpu, void *unused);
-void on_el2_eret(unsigned cpu, void *unused);
-void on_domain(unsigned cpu, void *kind);
-void on_doorbell(unsigned cpu, void *level);
+void on_guest_entry(unsigned told, void *unused);
+void on_el2_smc(unsigned told, void *immediate);
+void on_el3_eret(unsigned told, void *unused);
+void on_el2_eret(unsigned told, void *unused);
+void on_domain(unsigned told, void *kind);
+void on_doorbell(unsigned told, void *level);
 void board_stop(const char *why);
 
 /* clock.c */

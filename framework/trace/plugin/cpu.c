@@ -1,0 +1,44 @@
+/*
+ * Which vCPU runs. QEMU tells every callback, but with one thread for all CPUs (-icount, thread=single) it tells the CPU
+ * for which the code was translated first: it takes that mode for a machine with one CPU (accel/tcg/plugin-gen.c). Its
+ * own current_cpu, which it exports to its modules and so to us, is right; what CPU that is, the callback at the CPU's
+ * beginning knew, because it comes from no translated code.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+
+#include "trace.h"
+
+static const void *states[MAX_CPUS];
+static bool useless; /* a machine, or a QEMU, where this does not hold: what QEMU tells must do */
+
+static const void *current_state(void)
+{
+    static __thread void **current_cpu;
+    if (!current_cpu)
+        current_cpu = dlsym(RTLD_DEFAULT, "current_cpu");
+    return current_cpu ? *current_cpu : NULL;
+}
+
+void cpu_begins(unsigned cpu)
+{
+    const void *state = current_state();
+    for (unsigned i = 0; i < MAX_CPUS; i++)
+        if (!state || (i != cpu && states[i] == state))
+            useless = true;
+    if (cpu < MAX_CPUS)
+        states[cpu] = state;
+}
+
+unsigned cpu_running(unsigned told)
+{
+    const void *state = useless ? NULL : current_state();
+    if (!state || states[told] == state)
+        return told;
+    for (unsigned i = 0; i < MAX_CPUS; i++)
+        if (states[i] == state)
+            return i;
+    return told;
+}
