@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.stack import Stack
+from framework.board.instruction_clock import require_order
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
 from framework.boards import Boards
 from framework.conformance.checker import check_file
+from framework.errors import InfrastructureError
 from framework.replay import Replay, armed, replay
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
@@ -22,6 +24,15 @@ in_guest vm1 "xtest -t regression 1004"
 in_guest vm2 "xtest -t regression 1004"
 settle 15
 """
+
+
+@pytest.fixture(autouse=True)
+def allowed() -> None:
+    """Nothing can be kept in order by a user who may not set real-time priorities."""
+    try:
+        require_order()
+    except InfrastructureError as error:
+        pytest.skip(str(error))
 
 
 def replayed(boards: Boards, stack: Stack, spec: BoardSpec, folder: Path, stimulus: str, runs: int) -> list[Replay]:
