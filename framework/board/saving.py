@@ -8,12 +8,14 @@ import shutil
 import time
 from pathlib import Path
 
+from framework.board import sparse
 from framework.board.board import Board
 from framework.board.hostspeed import host_factor
 from framework.board.migration import Woken, wake_timers
 from framework.board.standstill import look
 from framework.errors import BoardError
 
+_TMPFS = Path("/dev/shm")
 _SECONDS = 60.0
 """For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
 
@@ -69,6 +71,7 @@ def save_whole(board: Board, path: Path) -> list[Woken]:
 
     Raises BoardError when QEMU cannot save it, a full disk included; nothing is left then.
     """
+    _spare_tmpfs(board)
     try:
         path.touch(mode=0o644)
         _save(board, str(path), shared=False)
@@ -77,6 +80,21 @@ def save_whole(board: Board, path: Path) -> list[Woken]:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _spare_tmpfs(board: Board) -> None:
+    """A clone's RAM is read from one end to the other, and on tmpfs a hole that is read through a mapping is filled:
+    when it cannot be, QEMU is killed (SIGBUS). Raises BoardError when that could happen."""
+    if board.ram is None or board.ram.share or not board.ram.path.is_relative_to(_TMPFS):
+        return
+    holes = board.ram.path.stat().st_size - sparse.allocated(board.ram.path)
+    free = shutil.disk_usage(board.ram.path.parent).free
+    if free < holes:
+        raise BoardError(
+            f"saving the board would fill {_TMPFS}: it needs {holes >> 20} MiB there, {free >> 20} MiB are free",
+            where=str(board.run_dir),
+            hint="`medcheck template prune` frees some; with MEDCHECK_TMPFS_MIB=0 clones read from disk",
+        )
 
 
 def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from framework import moments
 from framework.board import process, saving
+from framework.board.qemu import Ram
 from framework.board.standstill import Look, Use
 from framework.errors import BoardError
 from framework.guests import restored
@@ -62,6 +65,23 @@ def test_a_board_that_dies_meanwhile_gives_its_death(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(saving, "look", gone)
     with pytest.raises(BoardError, match="signal 9"):
         saving.wait_until_calm(Dead())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("free", "place", "refused"), [(3 << 20, "", True), (5 << 20, "", False), (0, "disk", False)])
+def test_a_clone_is_not_saved_where_that_could_kill_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, place: str, refused: bool
+) -> None:
+    class Clone:
+        ram = Ram(tmp_path / "ram", share=False)
+        run_dir = tmp_path
+
+    with (tmp_path / "ram").open("wb") as stream:
+        stream.write(bytes(4096))
+        stream.truncate(4 << 20)
+    monkeypatch.setattr(saving, "_TMPFS", tmp_path / place)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
+    with pytest.raises(BoardError, match="MiB are free") if refused else nullcontext():
+        saving._spare_tmpfs(Clone())  # type: ignore[arg-type]
 
 
 class Ssh:
