@@ -12,8 +12,8 @@ from framework.board.janitor import Janitor
 from framework.board.pool import Pool, places_here
 from framework.board.spec import BoardSpec
 from framework.board.template import TemplateStore
-from framework.errors import BoardError, MedcheckError, UsageError
-from framework.moments import MOMENTS, READY, Moment, clone_session
+from framework.errors import BoardError, MedcheckError
+from framework.moments import READY, Moment, clone_session, named
 from framework.progress import SilentTask, Task
 from framework.session import Session
 
@@ -32,15 +32,6 @@ class _Told:
     def say(self, text: str) -> None:
         """Say one line."""
         self._say(text)
-
-
-def named(moment: Moment | str) -> Moment:
-    """The moment that a test asks for. Raises UsageError for a name that none has."""
-    if isinstance(moment, Moment):
-        return moment
-    if moment not in MOMENTS:
-        raise UsageError(f"no moment is called '{moment}'", hint=f"one of {', '.join(MOMENTS)}")
-    return MOMENTS[moment]
 
 
 class Boards:

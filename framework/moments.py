@@ -23,6 +23,7 @@ from framework.board.qemu import Ram
 from framework.board.saving import wait_until_calm
 from framework.board.spec import BoardSpec
 from framework.board.template import Template, TemplateStore
+from framework.errors import UsageError
 from framework.guests import parked
 from framework.guests.probe_build import build_probe
 from framework.guests.restored import LostTimerError
@@ -75,6 +76,15 @@ PARKED = Moment("parked", guests=False, further=_park, files=_park_files)
 """dom0 up, and a probe guest whose standard call is suspended in OP-TEE at an RPC: see :func:`take_over_parked`."""
 
 MOMENTS = {moment.name: moment for moment in (READY, DOM0, PARKED)}
+
+
+def named(moment: Moment | str) -> Moment:
+    """The moment of this name; a moment is itself. Raises UsageError for a name that none has."""
+    if isinstance(moment, Moment):
+        return moment
+    if moment not in MOMENTS:
+        raise UsageError(f"no moment is called '{moment}'", hint=f"one of {', '.join(MOMENTS)}")
+    return MOMENTS[moment]
 
 
 def take_over_parked(session: Session) -> parked.Parked:

@@ -197,7 +197,7 @@ def live(request: pytest.FixtureRequest, boards: Boards, lockstep_socket: Path |
     Markers: ``moment(...)`` clones another moment (a name or a :class:`~framework.moments.Moment`);
     ``traced`` records every SMC from the clone's first instruction.
     """
-    from framework.boards import named
+    from framework.moments import named
 
     node = request.node
     wanted = node.get_closest_marker("moment")

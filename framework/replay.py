@@ -23,8 +23,8 @@ from typing import Any
 from framework.artifacts.stack import Stack
 from framework.board import sparse
 from framework.board.board import Board
+from framework.board.clone import clone
 from framework.board.qemu import Ram
-from framework.board.saving import fill
 from framework.board.spec import BoardSpec
 from framework.board.template import Template, TemplateStore
 from framework.errors import BoardError, UsageError
@@ -108,11 +108,8 @@ def armed(
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
         with template(store, spec, stack, moment, progress) as parent:
             sparse.copy(parent.ram, ram.path)
-            board = Board(spec, stack, run_dir, ram=ram, incoming=True, past=parent.past)
+            board = clone(parent, spec, stack, run_dir, ram=ram)
             with Session(spec, stack, run_dir, board=board) as session:
-                board.start()
-                fill(board, parent.state)
-                board.resume()
                 session.adopt(parent.about)
                 _arm(session, script)
                 yield board, session.about()

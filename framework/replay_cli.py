@@ -48,13 +48,11 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     from framework.board.pool import Pool, places_here
     from framework.board.spec import BoardSpec
     from framework.board.template import TemplateStore
-    from framework.errors import UsageError
-    from framework.moments import MOMENTS
+    from framework.moments import named
     from framework.replay import armed, replay
     from framework.session import open_store, prepare_stack, with_guests
 
-    if options.moment not in MOMENTS:
-        raise UsageError(f"no moment is called '{options.moment}'", hint=f"one of {', '.join(MOMENTS)}")
+    moment = named(options.moment)
     if not options.host_clock:
         require_order()
     spec = with_guests(BoardSpec.load(options.board), options.domus)
@@ -64,7 +62,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     logs, runs = _new_folder(options.logs), []
     with (
         Pool(places_here(spec.smp), say=output.progress.say).place(),
-        armed(store, spec, stack, options.stimulus, MOMENTS[options.moment], output.progress) as found,
+        armed(store, spec, stack, options.stimulus, moment, output.progress) as found,
         output.progress.task("replaying", total=options.runs, unit="runs") as task,
     ):
         for number in range(1, options.runs + 1):

@@ -132,7 +132,7 @@ class Session(AbstractContextManager["Session"]):
         ``instruction_clock``: as in :func:`framework.board.clone.clone`. Without ``wake``, nothing is typed.
         """
         path = run_dir / "trace" / "board.trace" if trace else None
-        options = trace_options(spec, stack, path, lockstep)
+        options = _trace_options(spec, stack, path, lockstep)
         board = clone(template, spec, stack, run_dir, instruction_clock=instruction_clock, **options)
         session = cls(spec, stack, run_dir, board=board)
         session.trace = path
@@ -245,10 +245,10 @@ class Session(AbstractContextManager["Session"]):
 
 
 def _board(spec: BoardSpec, stack: Stack, run_dir: Path, trace: Path | None) -> Board:
-    return Board(spec, stack, run_dir, **trace_options(spec, stack, trace))
+    return Board(spec, stack, run_dir, **_trace_options(spec, stack, trace))
 
 
-def trace_options(
+def _trace_options(
     spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None
 ) -> dict[str, Any]:
     """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
@@ -260,7 +260,4 @@ def trace_options(
     cache = BuildCache(cache_root())
     layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
     options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
-    plugin = build_plugin(cache)
-    # The socket as well: QEMU may run as somebody else, who could not connect to it.
-    outputs = [path for path in (out, lockstep) if path is not None]
-    return {"plugin": plugin, "plugin_args": options.arguments(), "outputs": outputs}
+    return options.for_board(build_plugin(cache))

@@ -61,18 +61,16 @@ def _build(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.stack import Overrides
     from framework.board.spec import BoardSpec
     from framework.board.template import TemplateStore
-    from framework.errors import UsageError
-    from framework.moments import MOMENTS, template
+    from framework.moments import named, template
     from framework.session import open_store, prepare_stack, with_guests
 
-    if options.moment not in MOMENTS:
-        raise UsageError(f"no moment is called '{options.moment}'", hint=f"one of {', '.join(MOMENTS)}")
+    moment = named(options.moment)
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
     stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
     store = TemplateStore(progress=output.progress)
     begin = time.monotonic()
-    with template(store, spec, stack, MOMENTS[options.moment], output.progress) as found:
+    with template(store, spec, stack, moment, output.progress) as found:
         seconds = time.monotonic() - begin
         output.finish(
             {"name": found.folder.name, "ram": str(found.ram), "seconds": round(seconds, 1)},

@@ -57,8 +57,7 @@ class Rig:
     def plugged(self, out: Path | None = None, lockstep: Path | None = None) -> dict[str, Any]:
         """Options of a board that the plugin watches."""
         options = PluginOptions(out=out, lockstep=lockstep, xen=self.layout, label="bench")
-        outputs = [path for path in (out, lockstep) if path is not None]
-        return {"plugin": self.plugin, "plugin_args": options.arguments(), "outputs": outputs}
+        return options.for_board(self.plugin)
 
 
 Wiring = Callable[[Rig, Path], AbstractContextManager[dict[str, Any]]]

@@ -19,18 +19,20 @@ def clone(
     stack: BoardFiles,
     run_dir: Path,
     *,
+    ram: Ram | None = None,
     instruction_clock: bool = False,
     **options: Any,
 ) -> Board:
     """Start a private copy of a saved board; it runs when this returns.
 
     ``options`` are Board's own (plugin, outputs, …). ``spec`` and ``stack`` must be those of the template.
+    ``ram``: a file with what the template's RAM holds, instead of a private view of that.
     ``instruction_clock``: it does the same as every such clone, instruction by instruction, for as long as
     nothing comes in from outside (:mod:`framework.board.instruction_clock`).
     Raises BoardError, with nothing left running, when it cannot be filled.
     """
     board = Board(
-        spec, stack, run_dir, ram=Ram(template.ram, share=False), incoming=True, past=template.past,
+        spec, stack, run_dir, ram=ram or Ram(template.ram, share=False), incoming=True, past=template.past,
         instruction_clock=instruction_clock, **options
     )  # fmt: skip
     board.start()

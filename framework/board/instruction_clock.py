@@ -1,7 +1,7 @@
 """Boards whose clones all do the same, instruction by instruction: time is what their CPUs have executed.
 
 QEMU's ``-icount`` makes the board's clock a count of instructions, executes all CPUs in turns in one thread, and
-skips the time in which all of them wait. Three things stand between that and two clones that do the same:
+skips the time in which all of them wait. Four things stand between that and two clones that do the same:
 
 * A board that was saved on the host's clock has no count. :func:`converted` gives its state one that begins at the
   time at which it was saved; without, time would jump back by the board's uptime, and all timers with it. It also
@@ -9,6 +9,8 @@ skips the time in which all of them wait. Three things stand between that and tw
   refuses to differ.
 * A restored machine announces itself to its network, by the host's clock. :func:`framework.board.saving.fill` forbids
   that for every clone.
+* QEMU's main thread serves what guests give their virtio devices: :mod:`framework.board.qemu` gives that to the CPUs'
+  thread.
 * QEMU's main thread and the one that executes the CPUs both let timers expire, and it matters which: an interrupt that
   comes from the other thread ends the turn of the CPU that executes. :func:`keep_order` lets the main thread work only
   while the CPUs' thread waits for it: both on one core, under real-time priorities, which no other policy gives (a

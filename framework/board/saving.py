@@ -12,10 +12,10 @@ from framework.board import sparse
 from framework.board.board import Board
 from framework.board.hostspeed import host_factor
 from framework.board.migration import Woken, wake_timers
-from framework.board.standstill import look
+from framework.board.standstill import between, look
+from framework.board.working_copies import TMPFS
 from framework.errors import BoardError
 
-_TMPFS = Path("/dev/shm")
 _SECONDS = 60.0
 """For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
 
@@ -41,7 +41,7 @@ def _grows_calm(board: Board, end: float) -> bool:
         # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.
         time.sleep(_CALM_SECONDS)
         now = look(board)
-        used = sum(cpu.ran - before.cpus[name].ran for name, cpu in now.cpus.items() if name in before.cpus)
+        used = sum(use.ran for use in between(before, now).values())
         if used < _CALM * (now.at - before.at):
             return True
         before = now
@@ -85,15 +85,15 @@ def save_whole(board: Board, path: Path) -> list[Woken]:
 def _spare_tmpfs(board: Board) -> None:
     """A clone's RAM is read from one end to the other, and on tmpfs a hole that is read through a mapping is filled:
     when it cannot be, QEMU is killed (SIGBUS). Raises BoardError when that could happen."""
-    if board.ram is None or board.ram.share or not board.ram.path.is_relative_to(_TMPFS):
+    if board.ram is None or board.ram.share or not board.ram.path.is_relative_to(TMPFS):
         return
     holes = board.ram.path.stat().st_size - sparse.allocated(board.ram.path)
     free = shutil.disk_usage(board.ram.path.parent).free
     if free < holes:
         raise BoardError(
-            f"saving the board would fill {_TMPFS}: it needs {holes >> 20} MiB there, {free >> 20} MiB are free",
+            f"saving the board would fill {TMPFS}: it needs {holes >> 20} MiB there, {free >> 20} MiB are free",
             where=str(board.run_dir),
-            hint="`medcheck template prune` frees some; with MEDCHECK_TMPFS_MIB=0 clones read from disk",
+            hint="`medcheck template prune` frees some; with MEDCHECKTMPFS_MIB=0 clones read from disk",
         )
 
 

@@ -115,7 +115,7 @@ def still(before: Look, now: Look) -> tuple[str, ...]:
     found = [] if now.consoles != before.consoles else ["consoles"]
     if now.trace is not None and now.trace == before.trace:
         found.append("SMCs")
-    return (*found, *(name for name, use in _between(before, now).items() if use.ran == 0 and use.woken == 0))
+    return (*found, *(name for name, use in between(before, now).items() if use.ran == 0 and use.woken == 0))
 
 
 def rests(before: Look, now: Look) -> bool:
@@ -128,7 +128,7 @@ def judge(before: Look, now: Look, status: str | None) -> Verdict:
     """Decide from two looks and what QEMU says of itself (``status``, None: it does not answer)."""
     quiet = still(before, now)
     seconds = max(now.at - before.at, 1e-3)
-    uses = _between(before, now)
+    uses = between(before, now)
     moved = _moved(before, now)
 
     def verdict(word: str, reason: str) -> Verdict:
@@ -296,7 +296,7 @@ def _conclude(board: Board, before: Look, now: Look, said: _Said) -> tuple[Verdi
     lines += [f"    console {name}: {now.consoles[name] - count} bytes" for name, count in before.consoles.items()]
     trace = "not recorded" if now.trace is None else f"{now.trace - (before.trace or 0)} bytes of trace"
     lines.append(f"    SMCs: {trace}")
-    for name, use in _between(before, now).items():
+    for name, use in between(before, now).items():
         ran = f"ran {use.ran:.6f} s, waited for the host {use.waited:.6f} s"
         lines.append(f"    {name}: {ran}, woken {use.woken} times")
     lines += ["", f"QEMU's state: {said.status or 'unknown'}"]
@@ -328,10 +328,11 @@ def _moved(before: Look, now: Look) -> str:
 def _busy(before: Look, now: Look) -> dict[str, Use]:
     """The CPUs that did anything but wait for interrupts."""
     limit = (1 - _ASLEEP) * (now.at - before.at)
-    return {name: use for name, use in _between(before, now).items() if use.ran + use.waited > limit}
+    return {name: use for name, use in between(before, now).items() if use.ran + use.waited > limit}
 
 
-def _between(before: Look, now: Look) -> dict[str, Use]:
+def between(before: Look, now: Look) -> dict[str, Use]:
+    """What each CPU did between two looks; all that it ever did for one that the first did not see."""
     nothing = Use(0.0, 0.0, 0)
     found = {}
     for name, use in now.cpus.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from framework.errors import BuildError, UsageError
 from framework.trace.xen_symbols import XenLayout
@@ -141,6 +141,14 @@ class PluginOptions:
         if self.xen is not None:
             found += self.xen.arguments()
         return tuple(found)
+
+    def for_board(self, plugin: Path) -> dict[str, Any]:
+        """What a :class:`framework.board.board.Board` is given to load the plugin with these options.
+
+        Its outputs: the file, and the socket as well, for QEMU may run as somebody else, who could not connect to it.
+        """
+        outputs = [path for path in (self.out, self.lockstep) if path is not None]
+        return {"plugin": plugin, "plugin_args": self.arguments(), "outputs": outputs}
 
     def qemu(self, plugin: Path) -> tuple[str, str]:
         """QEMU's ``-plugin`` option; commas are doubled, as QEMU wants them."""

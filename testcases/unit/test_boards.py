@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from framework.board.pool import places_here
-from framework.boards import SharedBoard, named
+from framework.boards import SharedBoard
 from framework.errors import GuestError, UsageError
-from framework.moments import DOM0, PARKED, READY, Moment
+from framework.moments import DOM0, PARKED, READY, Moment, named
 
 
 def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

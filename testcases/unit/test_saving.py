@@ -78,7 +78,7 @@ def test_a_clone_is_not_saved_where_that_could_kill_it(
     with (tmp_path / "ram").open("wb") as stream:
         stream.write(bytes(4096))
         stream.truncate(4 << 20)
-    monkeypatch.setattr(saving, "_TMPFS", tmp_path / place)
+    monkeypatch.setattr(saving, "TMPFS", tmp_path / place)
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
     with pytest.raises(BoardError, match="MiB are free") if refused else nullcontext():
         saving._spare_tmpfs(Clone())  # type: ignore[arg-type]
