@@ -17,9 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     from framework.conformance.result import ConformanceResult
-    from framework.guests.probe import Probe
-    from framework.guests.probe_link import Doorbells
-    from framework.session import Session
+    from framework.probe.client import Probe
+    from framework.probe.link import Doorbells
+    from framework.target.target import Session
 
 MakeProbe = Callable[..., "Probe"]
 
@@ -95,8 +95,8 @@ def _story(result: ConformanceResult) -> str:
 def probe_image() -> Path:
     """The probe guest, built from ``images/probe``."""
     from framework.artifacts.cache import BuildCache
-    from framework.guests.probe_build import build_probe
-    from framework.paths import cache_root
+    from framework.common.paths import cache_root
+    from framework.probe.build import build_probe
 
     return build_probe(BuildCache(cache_root()))
 
@@ -120,7 +120,7 @@ def make_probe(
 
     ``slot`` counts the board's console ports that no Linux guest has; a port whose domain is gone can be used again.
     """
-    from framework.guests.probe import create_probe
+    from framework.probe.client import create_probe
 
     if live.trace is not None:
         judge(live)
@@ -153,7 +153,7 @@ def probe(make_probe: MakeProbe) -> Probe:
 @pytest.fixture
 def doorbells() -> Iterator[Doorbells]:
     """The doorbells of the test's board, which runs in lock-step: its probes do 2000 programs a second."""
-    from framework.guests.probe_link import Doorbells
+    from framework.probe.link import Doorbells
 
     # Not in the test's own folder: a socket's path is at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:

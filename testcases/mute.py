@@ -11,10 +11,10 @@ import struct
 from dataclasses import replace
 from typing import Any
 
-from framework.guests.probe import Probe
-from framework.guests.probe_ops import Call, Code, Delay, Drive, Op, Write
-from framework.guests.probe_program import Program
-from framework.guests.probe_wire import Record
+from framework.probe.client import Probe
+from framework.probe.ops import Call, Code, Delay, Drive, Op, Write
+from framework.probe.program import Program
+from framework.probe.wire import Record
 
 _STUB = 0x4030_0000
 """A page that the probe would answer OP-TEE with, which asks for nothing here."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from framework.artifacts.yaml_nodes import Source
-from framework.paths import IMAGES
+from framework.common.paths import IMAGES
+from framework.common.yaml_source import Source
 
 XEN_VARIANTS = ("debug", "release")
 _HINT = "correct the line; `git diff images/firmware.yaml` shows what has changed since it was good"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock
 
-from framework.paths import atomic_write
+from framework.common.paths import atomic_write
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from framework.artifacts import cpio, elf
-from framework.errors import ConfigError, InfrastructureError
+from framework.common.errors import ConfigError, InfrastructureError
 
 _LIBRARY_FOLDERS = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 _MERGED = ("lib", "bin", "sbin")

@@ -15,7 +15,6 @@ from typing import Any
 
 from framework.artifacts import cpio, elf
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.digest import sha256_file
 from framework.artifacts.firmware import OPTEE_FILES, Builder, pins_of_builds
 from framework.artifacts.firmware_config import XEN_VARIANTS
 from framework.artifacts.keys import GuestKeys, guest_keys
@@ -24,9 +23,10 @@ from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
-from framework.errors import UsageError
-from framework.paths import IMAGES
-from framework.progress import Progress, Silent
+from framework.common.digest import sha256_file
+from framework.common.errors import UsageError
+from framework.common.paths import IMAGES
+from framework.common.progress import Progress, Silent
 
 _GUESTS = ("dom0", "domu")
 _IMAGE_MAGIC = (0x38, b"ARMd")

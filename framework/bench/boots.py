@@ -9,8 +9,8 @@ from pathlib import Path
 
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.run import RunOptions, run
-from framework.session import Session
+from framework.jobs.run import RunOptions, run
+from framework.target.target import Session
 
 _ROUNDS = 3
 

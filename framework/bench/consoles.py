@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from framework.board.consoles import Console
-from framework.board.drain import Drain
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
+from framework.console.console import Console
+from framework.console.reader_thread import Drain
 
 # A process of its own, as QEMU is: a thread would take the console's time.
 _WRITER = """

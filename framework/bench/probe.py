@@ -10,13 +10,13 @@ from pathlib import Path
 from framework.artifacts.cache import BuildCache
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.boards import Boards
-from framework.errors import InfrastructureError
-from framework.guests.probe import Probe, create_probe
-from framework.guests.probe_build import build_probe
-from framework.guests.probe_link import Doorbells
-from framework.guests.probe_ops import Call
-from framework.paths import cache_root
+from framework.common.errors import InfrastructureError
+from framework.common.paths import cache_root
+from framework.probe.build import build_probe
+from framework.probe.client import Probe, create_probe
+from framework.probe.link import Doorbells
+from framework.probe.ops import Call
+from framework.target.provider import Boards
 from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
 
 CALLS = 4000

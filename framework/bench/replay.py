@@ -8,9 +8,9 @@ from pathlib import Path
 
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
-from framework.replay import BEGINS, armed
-from framework.session import Session
+from framework.jobs.replay import BEGINS, armed
+from framework.snapshot.store import TemplateStore
+from framework.target.target import Session
 
 PAIRS = 4
 STIMULUS = """

@@ -19,10 +19,10 @@ from framework.bench.replay import cost
 from framework.bench.templates import answer, build_beyond_boot, clones, private, private_busy, running, smc, xtest
 from framework.bench.trace import trace_read, trace_written
 from framework.bench.workloads import checked, cost_of, lockstep, traced
-from framework.console_ui import Output
-from framework.errors import ExitCode, UsageError
-from framework.moments import PARKED
-from framework.paths import atomic_write_text
+from framework.common.errors import ExitCode, UsageError
+from framework.common.paths import atomic_write_text
+from framework.common.terminal import Output
+from framework.target.checkpoints import PARKED
 
 
 @dataclass(frozen=True)

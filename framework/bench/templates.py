@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from framework.bench.context import Context
-from framework.board.clone import clone
-from framework.board.hostspeed import host_factor
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
-from framework.errors import InfrastructureError
-from framework.moments import READY, Moment, take_over_parked, template
-from framework.progress import Silent
-from framework.session import Session
+from framework.common.errors import InfrastructureError
+from framework.common.host_speed import host_factor
+from framework.common.progress import Silent
+from framework.snapshot.restore import clone
+from framework.snapshot.store import TemplateStore
+from framework.target.checkpoints import READY, Moment, take_over_parked, template
+from framework.target.target import Session
 from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
 
 SAMPLES = 50

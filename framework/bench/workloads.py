@@ -19,17 +19,17 @@ from typing import Any
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
 from framework.bench.context import Context
-from framework.board.clone import clone
-from framework.board.hostspeed import host_factor
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
+from framework.common.errors import InfrastructureError, TraceError
+from framework.common.host_speed import host_factor
+from framework.common.paths import cache_root
+from framework.common.progress import Progress
 from framework.conformance.live import JUDGED, LiveCheck
-from framework.errors import InfrastructureError, TraceError
 from framework.guests.xtest import run_xtest
-from framework.moments import READY, template
-from framework.paths import cache_root
-from framework.progress import Progress
-from framework.session import Session
+from framework.snapshot.restore import clone
+from framework.snapshot.store import TemplateStore
+from framework.target.checkpoints import READY, template
+from framework.target.target import Session
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 from framework.trace.live import LiveConsumer
 from framework.trace.reader import Reader

@@ -17,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 
 from framework.board import devicetree, janitor, qemu
-from framework.board.consoles import Console
-from framework.board.drain import Drain
-from framework.board.hostspeed import host_factor
-from framework.board.instruction_clock import drop_order
-from framework.board.problems import Problem, Sign
+from framework.board.icount import drop_order
 from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.qmp import Qmp
 from framework.board.spec import BoardSpec, check_load_map
-from framework.board.standstill import Witness
-from framework.errors import BoardError, GuestCrash, MedcheckError
+from framework.common.errors import BoardError, GuestCrash, MedcheckError
+from framework.common.host_speed import host_factor
+from framework.console.console import Console
+from framework.console.crash_signatures import Problem, Sign
+from framework.console.reader_thread import Drain
+from framework.console.wait_policy import OnSilence
 
 _QUIT_SECONDS = 5.0
 _KILL_SECONDS = 60.0
@@ -66,7 +66,7 @@ class Board:
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
     else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`. ``instruction_clock``: see :mod:`framework.board.instruction_clock`.
+    :func:`framework.board.qemu.choose_uid`. ``instruction_clock``: see :mod:`framework.board.icount`.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class Board:
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
-        self.witness = Witness(self)
+        self.on_silence: OnSilence | None = None
+        """Called while a wait on this board's consoles sees nothing; set it before :meth:`start`."""
         self.in_lockstep = any(argument.startswith("lockstep=") for argument in plugin_args)
         self.outputs = tuple(outputs)
         self.instruction_clock = instruction_clock
@@ -278,7 +279,8 @@ class Board:
                 self._past.begin_log(name, log)
             console = Console(name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None)
             console.on_sign(self._on_sign)
-            console.on_silence(self.witness)
+            if self.on_silence is not None:
+                console.on_silence(self.on_silence)
             self.consoles[name] = console
             self._drain.add(console)
         self._qmp = Qmp(self.id, pairs["qmp"][0])

@@ -19,7 +19,7 @@ from pathlib import Path
 import libfdt
 
 from framework.board.spec import BoardSpec
-from framework.errors import BoardError
+from framework.common.errors import BoardError
 
 _PADDING = 64 * 1024
 """Bytes of room for what TF-A and OP-TEE add to the tree in place."""

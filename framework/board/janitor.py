@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from framework.board.qemu import NAME_PREFIX
-from framework.board.sitter import start_time
-from framework.errors import BoardError
-from framework.paths import atomic_write_text, cache_root
+from framework.board.supervisor import start_time
+from framework.common.errors import BoardError
+from framework.common.paths import atomic_write_text, cache_root
 
 _KILL_SECONDS = 30.0
 """How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.board import sitter
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.board import supervisor
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
 
 _START_SECONDS = 20.0
 _PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
@@ -65,7 +65,7 @@ class QemuProcess:
             sys.executable,
             "-I",
             "-S",
-            sitter.__file__,
+            supervisor.__file__,
             str(sitter_owner),
             str(sitter_status),
             json.dumps(wish),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from framework.board.spec import BoardSpec
-from framework.errors import UsageError
+from framework.common.errors import UsageError
 
 NAME_PREFIX = "medcheck-"
 """Every QEMU of ours carries ``-name medcheck-<board id>``: the janitor finds it by that, with or without

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.board import yaml_schema as y
-from framework.errors import ConfigError, UsageError
-from framework.paths import IMAGES
+from framework.common import yaml_schema as y
+from framework.common.errors import ConfigError, UsageError
+from framework.common.paths import IMAGES
 
 BOARDS = IMAGES / "boards"
 """The folder of the boards that come with medcheck; a board's name is its file's name without ``.yaml``."""

@@ -10,10 +10,11 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from framework.errors import ConfigError
+from framework.common.errors import ConfigError
+from framework.common.paths import ROOT
 from mediator_ref import DEVIATIONS, RULES, Deviation, Rule
 
-TESTCASES = Path(__file__).resolve().parents[2] / "testcases"
+TESTCASES = ROOT / "testcases"
 UNIT_TESTS = "testcases/unit/test_ref_rules.py"
 """Runs the good and the bad trace of every rule."""
 DEVIATION_TESTS = "testcases/unit/test_ref_deviations.py"

@@ -7,8 +7,8 @@ import itertools
 import re
 from pathlib import Path
 
-from framework.errors import BoardError, GuestCrash, GuestError
-from framework.guests.crash import BoardLike, ConsoleLike, Watch
+from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.diagnosis.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
 from framework.guests.xl import Xl
 
@@ -45,7 +45,7 @@ class Dom0:
                 "127.0.0.1", self.board.ssh_port, self.key, host_key=self.host_key, name="dom0"
             )
             self._ssh.alive = self.check_alive
-            self._ssh.witness = self.board.witness
+            self._ssh.on_silence = self.board.on_silence
         return self._ssh
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:

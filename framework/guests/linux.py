@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from framework.errors import BoardError, GuestCrash, GuestError
-from framework.guests.crash import ConsoleLike, Watch
+from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.diagnosis.crash import ConsoleLike, Watch
 from framework.guests.dom0 import PANIC, Dom0
 from framework.guests.ssh import SshClient
 from framework.guests.xl import GuestConfig
@@ -36,7 +36,7 @@ class LinuxGuest:
             self.address, 22, dom0.key, via=dom0.ssh, host_key=dom0.host_key, name=name
         )  # fmt: skip
         self.ssh.alive = self.check_alive
-        self.ssh.witness = dom0.board.witness
+        self.ssh.on_silence = dom0.board.on_silence
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:
         """Wait until the guest's userland is up, OP-TEE and its supplicant with it, and SSH answers.

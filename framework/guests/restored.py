@@ -14,8 +14,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from framework.errors import GuestError
-from framework.guests.crash import ConsoleLike
+from framework.common.errors import GuestError
+from framework.diagnosis.crash import ConsoleLike
 from framework.guests.ssh import SshClient
 from framework.guests.ssh_talk import SilentGuestError
 

@@ -1,7 +1,7 @@
 """Commands in a guest over SSH: output live and whole, exit codes that never hang, one jump through dom0.
 
 Nothing here waits by the clock alone: a wait ends when bytes stop moving for ``idle_timeout`` seconds (scaled
-by :func:`framework.board.hostspeed.host_factor`), or when ``alive`` says that the other side is dead.
+by :func:`framework.common.host_speed.host_factor`), or when ``alive`` says that the other side is dead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import paramiko
 
-from framework.board.hostspeed import host_factor
-from framework.board.patience import Witness
-from framework.errors import GuestError
+from framework.common.errors import GuestError
+from framework.common.host_speed import host_factor
+from framework.console.wait_policy import OnSilence
 from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
 
 # Whatever goes wrong is raised from here; paramiko would also print it on stderr.
@@ -87,7 +87,7 @@ class SshClient:
     ) -> None:
         self.name = name or f"{host}:{port}"
         self.alive: Alive = always_alive
-        self.witness: Witness | None = None
+        self.on_silence: OnSilence | None = None
         """Who says why a command is silent for too long."""
         self._address = (host, port)
         self._user = user
@@ -262,7 +262,7 @@ class SshClient:
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
             self._begin(channel, command, alive)
-            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
+            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
@@ -278,7 +278,7 @@ class SshClient:
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
         self._begin(channel, command, alive)
-        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
+        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
         return CommandStream(channel, talk)
 
     def put(self, data: bytes, path: str, mode: int = 0o644) -> None:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from framework.errors import GuestError, UsageError
+from framework.common.errors import GuestError, UsageError
 from framework.guests.ssh import Completed
 
 Value = str | int | list[str]

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from framework.common.safe_text import one_line, xml_text
 from framework.report.model import outcome
-from framework.report.text import one_line, xml_text
 
 _LISTED = 200
 """Failed subtests that a failure's text names; ``report.json`` has them all."""

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from framework.common.safe_text import count, duration, one_line, plural
 from framework.report.model import Outcome, outcome
-from framework.report.text import count, duration, one_line, plural
 
 _LISTED = 10
 _RULES = {

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from framework.paths import atomic_write
+from framework.common.paths import atomic_write
 from framework.report import html, json_report, junit, markdown
 from framework.report.model import RunReport
 

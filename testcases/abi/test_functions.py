@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_ops import Call
+from framework.probe.client import Probe
+from framework.probe.ops import Call
 from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))

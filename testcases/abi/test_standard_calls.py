@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import (
+from framework.probe.client import Probe
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_MEMREF_NULL,
@@ -20,7 +20,7 @@ from framework.guests.probe_msg import (
     tmem,
     value,
 )
-from framework.guests.probe_ops import Fill
+from framework.probe.ops import Fill
 from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, U32, Param, RpcFunc, SmcReturn, Tee, split
 
 JUNK = bytes(range(1, 256)) + b"\xee"

@@ -12,8 +12,8 @@ from framework.artifacts.cache import BuildCache
 from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import qemu_bundle
 from framework.artifacts.store import Store
-from framework.errors import MedcheckError
-from framework.paths import cache_root
+from framework.common.errors import MedcheckError
+from framework.common.paths import cache_root
 from framework.trace.build import PluginOptions, compile_plugin
 from testcases.board.trace_payload import Bench
 

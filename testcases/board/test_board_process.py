@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from framework.board.board import Board
-from framework.board.hostspeed import host_factor
 from framework.board.janitor import Janitor
 from framework.board.qemu import Bundle, Ram
 from framework.board.spec import BoardSpec
-from framework.errors import BoardError, GuestCrash
+from framework.common.errors import BoardError, GuestCrash
+from framework.common.host_speed import host_factor
 from testcases.unit.processes import gone
 
 pytestmark = pytest.mark.artifacts
@@ -81,8 +81,8 @@ def emulator() -> Bundle:
     from framework.artifacts.cache import BuildCache
     from framework.artifacts.lock import Lock
     from framework.artifacts.qemu_bundle import qemu_bundle
-    from framework.paths import cache_root
-    from framework.session import open_store
+    from framework.common.paths import cache_root
+    from framework.target.stack import open_store
 
     store = open_store(offline=os.environ.get("MEDCHECK_OFFLINE") == "1")
     return qemu_bundle(store, Lock.load(), BuildCache(cache_root()))
@@ -247,8 +247,8 @@ def test_a_cpu_that_would_sleep_for_ever_is_noticed(make: Make) -> None:
 
 
 def test_a_board_that_sleeps_for_ever_is_not_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.board.standstill._FOREVER_SECONDS", 2.0)
-    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("framework.diagnosis.hang._FOREVER_SECONDS", 2.0)
+    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 1.0)
     with make() as board:
         board.consoles["xen"].expect(HELLO, idle_timeout=10)
         with pytest.raises(BoardError, match="every CPU sleeps, and nothing woke one"):

@@ -20,11 +20,12 @@ from framework.artifacts.lock import Lock
 from framework.artifacts.stack import Overrides
 from framework.board.janitor import Janitor
 from framework.board.spec import BoardSpec
-from framework.errors import BoardError, GuestCrash, InfrastructureError, UsageError
+from framework.common.errors import BoardError, GuestCrash, InfrastructureError, UsageError
+from framework.common.paths import cache_root
+from framework.common.progress import Silent
 from framework.guests.xtest import run_xtest_in_all
-from framework.paths import cache_root
-from framework.progress import Silent
-from framework.session import MEDIATOR_TRACE, Session, open_store, prepare_stack
+from framework.target.stack import MEDIATOR_TRACE, open_store, prepare_stack
+from framework.target.target import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 

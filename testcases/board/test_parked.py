@@ -8,8 +8,7 @@ import pytest
 
 from framework.conformance.checker import check_file
 from framework.conformance.result import ConformanceResult, RuleResult
-from framework.guests.parked import Parked
-from framework.guests.probe_msg import (
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_PARAMS,
@@ -18,8 +17,9 @@ from framework.guests.probe_msg import (
     OpenSession,
     value,
 )
-from framework.moments import PARKED, inputs_of, take_over_parked
-from framework.session import Session
+from framework.probe.parked import Parked
+from framework.target.checkpoints import PARKED, inputs_of, take_over_parked
+from framework.target.target import Session
 from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, SmcReturn
 
 pytestmark = [pytest.mark.moment("parked"), pytest.mark.traced]

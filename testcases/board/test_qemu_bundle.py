@@ -14,8 +14,8 @@ from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
-from framework.errors import ArtifactError
-from framework.paths import cache_root
+from framework.common.errors import ArtifactError
+from framework.common.paths import cache_root
 
 pytestmark = pytest.mark.artifacts
 

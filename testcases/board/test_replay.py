@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.stack import Stack
-from framework.board.instruction_clock import require_order
+from framework.board.icount import require_order
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
-from framework.boards import Boards
+from framework.common.errors import InfrastructureError
 from framework.conformance.checker import check_file
-from framework.errors import InfrastructureError
-from framework.replay import Replay, armed, replay
+from framework.jobs.replay import Replay, armed, replay
+from framework.snapshot.store import TemplateStore
+from framework.target.provider import Boards
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from framework.board.janitor import Janitor
-from framework.errors import MedcheckError
-from framework.session import Session
+from framework.common.errors import MedcheckError
+from framework.target.target import Session
 
 _ruined: list[str] = []
 """Ids of the boards that earlier tests of this process left."""

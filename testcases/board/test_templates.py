@@ -10,13 +10,13 @@ import time
 import psutil
 import pytest
 
-from framework.board import sparse
-from framework.board.clone import clone
-from framework.board.identity import sha256
 from framework.board.janitor import Janitor
-from framework.errors import BoardError, GuestError
-from framework.kept import keep, kept_folder, resume
-from framework.moments import READY, template
+from framework.common.content_hash import sha256
+from framework.common.errors import BoardError, GuestError
+from framework.snapshot import sparse
+from framework.snapshot.restore import clone
+from framework.target.checkpoints import READY, template
+from framework.target.postmortem import keep, kept_folder, resume
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import TraceError
+from framework.common.errors import TraceError
 from framework.trace.build import PluginOptions
 from framework.trace.event import Event
 from framework.trace.format import Kind

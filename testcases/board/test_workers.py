@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from framework.board.janitor import Janitor
-from framework.board.template import TemplateStore
+from framework.snapshot.store import TemplateStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.artifacts]
 
@@ -51,7 +51,7 @@ noted("stop")
 GOOD = '''
 import os
 import pytest
-from framework.moments import Moment
+from framework.target.checkpoints import Moment
 
 pytestmark = pytest.mark.moment(Moment(os.environ["MOMENT"], guests=False))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe_msg import (
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_PARAMS,
@@ -13,7 +13,7 @@ from framework.guests.probe_msg import (
     OpenSession,
     value,
 )
-from framework.guests.probe_ops import Call, Drive, Join, Loop, Op, Read, Run, SetFlag, WaitFlag, Write
+from framework.probe.ops import Call, Drive, Join, Loop, Op, Read, Run, SetFlag, WaitFlag, Write
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     FID,
@@ -99,7 +99,7 @@ def test_r12_only_one_of_two_resumes_a_call(make_probe) -> None:  # type: ignore
 
 
 def _known(page: tuple[int, int]) -> tuple[Op, ...]:
-    from framework.guests.probe_ops import RpcPage
+    from framework.probe.ops import RpcPage
 
     ipa = page[0] << 32 | page[1]
     return (RpcPage(ipa, ipa),)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import (
+from framework.probe.client import Probe
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_PARAMS,
@@ -19,7 +19,7 @@ from framework.guests.probe_msg import (
     tmem,
     value,
 )
-from framework.guests.probe_xen import FREE_SPACE, balloon_out, grant, map_grant, unmap_grant
+from framework.probe.xen import FREE_SPACE, balloon_out, grant, map_grant, unmap_grant
 from mediator_ref.abi import RETURN_FROM_RPC, RpcFunc, SmcReturn, Tee, split
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import (
+from framework.probe.client import Probe
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_MEMREF_NULL,

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_call import StdCall
-from framework.guests.probe_msg import INVOKE_TESTS, NO_TA, OpenSession, RegisterShm, UnregisterShm, tmem
-from framework.guests.probe_ops import Add, Drive, Loop, Op, Write
 from framework.guests.xtest import run_xtest
+from framework.probe.call import StdCall
+from framework.probe.client import Probe
+from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession, RegisterShm, UnregisterShm, tmem
+from framework.probe.ops import Add, Drive, Loop, Op, Write
 from mediator_ref.abi import CALL_WITH_ARG, RpcFunc, SmcReturn, split
 from testcases.limits.test_threads import MOST
 from testcases.robustness.test_gibberish import function_id
 from testcases.robustness.test_malformed import message, word
 
 if TYPE_CHECKING:
-    from framework.session import Session
+    from framework.target.target import Session
     from testcases.conftest import MakeProbe, Slowdown
 
 CASES = ("1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008")

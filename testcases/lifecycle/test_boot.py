@@ -13,7 +13,7 @@ from framework.trace.reader import Reader
 from mediator_ref.abi import CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED
 
 if TYPE_CHECKING:
-    from framework.boards import Boards
+    from framework.target.provider import Boards
 
 
 @pytest.mark.board

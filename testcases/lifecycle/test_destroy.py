@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from framework.errors import GuestError, MedcheckError
-from framework.guests.probe import IMAGE_IN_DOM0
-from framework.guests.probe_msg import (
+from framework.common.errors import GuestError, MedcheckError
+from framework.guests.xl import GuestConfig
+from framework.probe.client import IMAGE_IN_DOM0
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     TEE_ITEM_NOT_FOUND,
@@ -14,7 +15,6 @@ from framework.guests.probe_msg import (
     RegisterShm,
     tmem,
 )
-from framework.guests.xl import GuestConfig
 from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
 from testcases.lifecycle.test_loops import REQUESTS, free_pages
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework.errors import GuestError
-from framework.guests.probe import IMAGE_IN_DOM0, Probe
-from framework.guests.probe_link import ConsoleTransport
-from framework.guests.probe_msg import (
+from framework.common.errors import GuestError
+from framework.guests.xl import GuestConfig
+from framework.probe.client import IMAGE_IN_DOM0, Probe
+from framework.probe.link import ConsoleTransport
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_PARAMS,
@@ -26,12 +27,11 @@ from framework.guests.probe_msg import (
     tmem,
     value,
 )
-from framework.guests.probe_ops import Drive, Loop, Op
-from framework.guests.xl import GuestConfig
+from framework.probe.ops import Drive, Loop, Op
 from mediator_ref.abi import CALL_WITH_ARG, RpcCmd, RpcFunc, split
 
 if TYPE_CHECKING:
-    from framework.session import Session
+    from framework.target.target import Session
     from testcases.conftest import Deviations, MakeProbe
 
 PARTITIONS = 4
@@ -59,15 +59,15 @@ def free_pages(live: Session) -> int:
 
 
 @dataclass(frozen=True)
-class Witness:
+class Neighbour:
     """Another domain, with a session of its own in OP-TEE."""
 
     probe: Probe
     session: int
 
     @classmethod
-    def of(cls, probe: Probe) -> Witness:
-        """A witness that has opened its session."""
+    def of(cls, probe: Probe) -> Neighbour:
+        """A neighbour that has opened its session."""
         call = probe.call_with_arg(OpenSession(INVOKE_TESTS))
         assert (call.x0, call.arg.ret) == (0, 0)
         return cls(probe, call.arg.session)
@@ -160,7 +160,7 @@ def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], N
     Except for the number of domains that OP-TEE still takes, which is returned.
     """
     rng = random.Random(rounds)
-    witness = Witness.of(make_probe("witness", memory_mib=64))
+    neighbour = Neighbour.of(make_probe("witness", memory_mib=64))
     before = 0
     for number in range(rounds + 1):
         probe = make_probe("doomed", memory_mib=16, slot=1)
@@ -170,7 +170,7 @@ def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], N
         assert probe.domid is not None
         live.dom0.xl.destroy(probe.domid)
         assert live.dom0.xl.find(probe.domid) is None
-        witness.works()
+        neighbour.works()
         if number == 0:
             before = free_pages(live)
     assert free_pages(live) == before
@@ -180,7 +180,7 @@ def come_and_go(make_probe: MakeProbe, live: Session, point: Callable[[Probe], N
     assert free_pages(live) < before - 8000
     call = heir.call_with_arg(OpenSession(NO_TA))
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
-    witness.works()
+    neighbour.works()
     return left
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import (
+from framework.probe.client import Probe
+from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     CloseSession,
@@ -17,7 +17,7 @@ from framework.guests.probe_msg import (
     UnregisterShm,
     tmem,
 )
-from framework.guests.probe_ops import Add, Break, Drive, If, Loop
+from framework.probe.ops import Add, Break, Drive, If, Loop
 from mediator_ref.abi import ARG_FIELDS, CALL_WITH_ARG, U32, RpcCmd, RpcFunc, SmcReturn, Tee, decode_arg, split
 
 BUFFERS = 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import (
+from framework.probe.client import Probe
+from framework.probe.message import (
     INVOKE_TESTS,
     PTA_CMD_PARAMS,
     Buffer,
@@ -17,7 +17,7 @@ from framework.guests.probe_msg import (
     rmem,
     tmem,
 )
-from framework.guests.probe_ops import Add, Break, Drive, If, Loop
+from framework.probe.ops import Add, Break, Drive, If, Loop
 from mediator_ref.abi import CALL_WITH_ARG, Param, Tee, split
 
 BUFFERS = 16

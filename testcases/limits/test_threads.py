@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from framework.probe.client import Probe
+from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
 from mediator_ref.abi import RpcFunc, SmcReturn
 
 MOST = 64

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import INVOKE_TESTS, OpenSession
-from framework.guests.probe_ops import Drive, Write
-from framework.session import Session
+from framework.probe.client import Probe
+from framework.probe.message import INVOKE_TESTS, OpenSession
+from framework.probe.ops import Drive, Write
+from framework.target.target import Session
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     CALLS_UID,

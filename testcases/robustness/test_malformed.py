@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
-from framework.guests.probe_ops import Drive, Op, Read, Write
+from framework.probe.client import Probe
+from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from framework.probe.ops import Drive, Op, Read, Write
 from mediator_ref.abi import CALL_WITH_ARG, U32, Arg, Param, RpcFunc, decode_arg, encode_arg, split
 
 BATCH = 20

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from framework.guests.probe import Probe
-from framework.guests.probe_msg import INVOKE_TESTS, NO_TA, OpenSession
-from framework.guests.probe_ops import Drive
-from framework.guests.probe_xen import balloon_in, balloon_out
+from framework.probe.client import Probe
+from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession
+from framework.probe.ops import Drive
+from framework.probe.xen import balloon_in, balloon_out
 from mediator_ref.abi import SMCCC_UNKNOWN_FUNCTION, RpcCmd, RpcFunc, SmcReturn
 
 

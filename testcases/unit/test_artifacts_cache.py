@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.cache import BuildCache
-from framework.errors import BuildError
+from framework.common.errors import BuildError
 from testcases.unit.artifacts_archive import pin_of
 
 

@@ -11,7 +11,7 @@ import pytest
 from framework.artifacts import download
 from framework.artifacts.download import Downloader
 from framework.artifacts.mirror import Mirrors
-from framework.errors import ArtifactError
+from framework.common.errors import ArtifactError
 from testcases.unit.artifacts_archive import Archive, Fault, pin_of
 
 NOBODY = "http://127.0.0.1:1/debian"

@@ -12,9 +12,9 @@ from framework.artifacts import firmware
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock
-from framework.errors import BuildError, ConfigError
-from framework.paths import IMAGES
-from framework.progress import Silent, SilentTask
+from framework.common.errors import BuildError, ConfigError
+from framework.common.paths import IMAGES
+from framework.common.progress import Silent, SilentTask
 
 FAKE_MAKE = """#!/bin/sh
 # As Xen's build leaves it; the environment is what the test asks for.

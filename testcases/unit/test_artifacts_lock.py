@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.lock import Lock, names
-from framework.errors import ConfigError, UsageError
+from framework.common.errors import ConfigError, UsageError
 from testcases.unit.artifacts_archive import pin_of
 
 GOOD = f"""\

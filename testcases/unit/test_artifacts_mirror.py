@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from framework import cli
 from framework.artifacts.mirror import Mirrors
-from framework.errors import ArtifactError, UsageError
+from framework.cli import main as cli
+from framework.common.errors import ArtifactError, UsageError
 
 ONE = "http://one.example/debian"
 TWO = "https://two.example/debian"
@@ -131,7 +131,7 @@ def test_proxies_of_apt(apt: Path) -> None:
 
 def test_no_host_name_stands_in_the_source_or_the_lock_file() -> None:
     import framework.artifacts
-    from framework.paths import IMAGES
+    from framework.common.paths import IMAGES
 
     code = list(Path(framework.artifacts.__file__).parent.glob("*.py"))
     for path in [*code, IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml"]:

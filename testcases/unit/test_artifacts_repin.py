@@ -14,8 +14,8 @@ import pytest
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.repin import compare, compare_versions, read_wishes, update, verified_text
-from framework.errors import ArtifactError, ConfigError
-from framework.progress import Silent
+from framework.common.errors import ArtifactError, ConfigError
+from framework.common.progress import Silent
 from testcases.unit.artifacts_archive import Archive, pin_of
 
 WISHES = """\
@@ -256,7 +256,7 @@ def test_versions_are_ordered_as_dpkg_orders_them(older: str, newer: str) -> Non
 
 
 def test_the_committed_wishes_and_pins_belong_together() -> None:
-    from framework.paths import IMAGES
+    from framework.common.paths import IMAGES
 
     lock = Lock.load()
     wishes = read_wishes(IMAGES / "packages.yaml")

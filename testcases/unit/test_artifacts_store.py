@@ -18,8 +18,8 @@ from framework.artifacts import store as store_module
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.store import Store
-from framework.errors import ArtifactError
-from framework.progress import SilentTask
+from framework.common.errors import ArtifactError
+from framework.common.progress import SilentTask
 from testcases.unit.artifacts_archive import Archive, Fault, pin_of
 
 BIG = bytes(range(256)) * 4096

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.unpack import unpack_deb, unpack_source
-from framework.errors import ArtifactError, BuildError, InfrastructureError
+from framework.common.errors import ArtifactError, BuildError, InfrastructureError
 from testcases.unit.artifacts_archive import deb, special, tar
 
 Entries = dict[str, "bytes | tarfile.TarInfo"]

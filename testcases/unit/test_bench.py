@@ -12,8 +12,8 @@ import pytest
 from framework.artifacts.stack import Overrides
 from framework.bench import run as command
 from framework.bench.workloads import Rig, lockstep, traced
-from framework.console_ui import Output
-from framework.errors import InfrastructureError, TraceError, UsageError
+from framework.common.errors import InfrastructureError, TraceError, UsageError
+from framework.common.terminal import Output
 from framework.trace.format import Kind
 from framework.trace.live import Message
 from framework.trace.writer import Writer, pack_record

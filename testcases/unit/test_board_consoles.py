@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.board.consoles import Console, strip_ansi
-from framework.board.drain import Drain
-from framework.errors import BoardError, GuestCrash
+from framework.common.errors import BoardError, GuestCrash
+from framework.console.console import Console, strip_ansi
+from framework.console.reader_thread import Drain
 
 STAMP = re.compile(rb"^\[ *\d+\.\d{3}\] ", re.MULTILINE)
 
@@ -41,7 +41,7 @@ class Wire:
 
 @pytest.fixture
 def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    monkeypatch.setattr("framework.board.consoles.host_factor", lambda: 1.0)
+    monkeypatch.setattr("framework.console.console.host_factor", lambda: 1.0)
     wire = Wire(tmp_path)
     yield wire
     wire.close()
@@ -175,7 +175,7 @@ def test_deadline_ends_the_wait_on_a_chattering_console(wire: Wire) -> None:
         thread.join()
 
 
-class Witness:
+class Watcher:
     """Remembers what it was asked, and when; ``during`` happens while it explains."""
 
     def __init__(self, answer: str | None = "hung: nothing moves") -> None:
@@ -198,90 +198,90 @@ class Witness:
 
 
 @pytest.fixture
-def witness(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Witness:
-    monkeypatch.setattr("framework.board.patience._POLL_SECONDS", 0.3)
-    monkeypatch.setattr("framework.board.patience.host_factor", lambda: 1.0)
-    witness = Witness()
-    wire.console.on_silence(witness)
-    return witness
+def watcher(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Watcher:
+    monkeypatch.setattr("framework.console.wait_policy._POLL_SECONDS", 0.3)
+    monkeypatch.setattr("framework.console.wait_policy.host_factor", lambda: 1.0)
+    watcher = Watcher()
+    wire.console.on_silence(watcher)
+    return watcher
 
 
-def test_silence_is_explained_by_what_moved_before_the_wait_expired(wire: Wire, witness: Witness) -> None:
+def test_silence_is_explained_by_what_moved_before_the_wait_expired(wire: Wire, watcher: Watcher) -> None:
     begin = time.monotonic()
     with pytest.raises(BoardError) as caught:
         wire.console.expect(b"never", idle_timeout=0.6)
     expired = time.monotonic()
-    (looked,) = witness.looks
+    (looked,) = watcher.looks
     assert begin + 0.3 <= looked < expired
-    assert witness.explained == [1]
+    assert watcher.explained == [1]
     assert "while waiting for 'never'\n    hung: nothing moves\nthe last lines:" in caught.value.what
 
 
-def test_each_silence_has_its_own_first_look(wire: Wire, witness: Witness) -> None:
+def test_each_silence_has_its_own_first_look(wire: Wire, watcher: Watcher) -> None:
     threading.Timer(0.5, lambda: wire.far.sendall(b"still here\n")).start()
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=0.6)
-    assert len(witness.looks) == 2
-    assert witness.explained == [2]
+    assert len(watcher.looks) == 2
+    assert watcher.explained == [2]
 
 
 def test_a_long_silence_is_looked_at_again_and_again(
-    wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=1.0)
-    assert len(witness.looks) == 4
-    assert witness.explained == [4]
+    assert len(watcher.looks) == 4
+    assert watcher.explained == [4]
 
 
-def test_a_hopeless_wait_ends_at_once(wire: Wire, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.board.patience._LOOK_SECONDS", 0.2)
-    witness.hopeless = lambda: len(witness.looks) == 3
+def test_a_hopeless_wait_ends_at_once(wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
+    watcher.hopeless = lambda: len(watcher.looks) == 3
     begin = time.monotonic()
     with pytest.raises(BoardError, match=r"no byte for 0\.\d s while waiting for 'never'\n    hung"):
         wire.console.expect(b"never", idle_timeout=60)
     assert time.monotonic() - begin < 10
-    assert witness.explained == [2]
+    assert watcher.explained == [2]
 
 
-def test_what_comes_in_time_and_what_is_polled_for_is_not_explained(wire: Wire, witness: Witness) -> None:
+def test_what_comes_in_time_and_what_is_polled_for_is_not_explained(wire: Wire, watcher: Watcher) -> None:
     threading.Timer(0.1, lambda: wire.far.sendall(b"ready\n")).start()
     wire.console.expect(b"ready", idle_timeout=0.6)
     with pytest.raises(BoardError, match="'never'; the last lines"):
         wire.console.expect(b"never", idle_timeout=0.2)
     with pytest.raises(BoardError, match=r"0\.\d s passed while waiting for 'never'.*; the last lines"):
         wire.console.expect(b"never", idle_timeout=5, deadline=0.2)
-    assert (witness.looks, witness.explained) == ([], [])
+    assert (watcher.looks, watcher.explained) == ([], [])
 
 
-def test_the_console_drains_while_somebody_looks(wire: Wire, witness: Witness) -> None:
+def test_the_console_drains_while_somebody_looks(wire: Wire, watcher: Watcher) -> None:
     def send_and_see() -> None:
         wire.far.sendall(b"it came\n")
         assert seen.wait(5)
 
     seen = threading.Event()
     wire.console.watch(b"it came", lambda _line: seen.set())
-    witness.while_looking = send_and_see
+    watcher.while_looking = send_and_see
     wire.console.expect(b"it came", idle_timeout=0.6)
-    assert witness.explained == []
+    assert watcher.explained == []
 
 
-def test_a_death_that_the_diagnosis_meets_is_the_error(wire: Wire, witness: Witness) -> None:
-    witness.answer = None
+def test_a_death_that_the_diagnosis_meets_is_the_error(wire: Wire, watcher: Watcher) -> None:
+    watcher.answer = None
     reason = BoardError("QEMU was ended by signal 9 (SIGKILL)")
-    witness.during = threading.Timer(0.1, lambda: wire.console.close(reason)).start
+    watcher.during = threading.Timer(0.1, lambda: wire.console.close(reason)).start
     with pytest.raises(BoardError, match=r"signal 9 .*; it happened while waiting for 'never'"):
         wire.console.expect(b"never", idle_timeout=0.4)
 
 
-def test_a_crash_that_is_seen_during_the_diagnosis_is_the_error(wire: Wire, witness: Witness) -> None:
-    witness.during = lambda: wire.console.alarm(GuestCrash("Xen panicked"))
+def test_a_crash_that_is_seen_during_the_diagnosis_is_the_error(wire: Wire, watcher: Watcher) -> None:
+    watcher.during = lambda: wire.console.alarm(GuestCrash("Xen panicked"))
     with pytest.raises(GuestCrash, match="Xen panicked"):
         wire.console.expect(b"never", idle_timeout=0.4)
 
 
-def test_a_deadline_that_passed_is_not_called_silence(wire: Wire, witness: Witness) -> None:
+def test_a_deadline_that_passed_is_not_called_silence(wire: Wire, watcher: Watcher) -> None:
     stop = threading.Event()
 
     def chatter() -> None:
@@ -298,7 +298,7 @@ def test_a_deadline_that_passed_is_not_called_silence(wire: Wire, witness: Witne
         thread.join()
     assert "no byte for" not in caught.value.what
     assert "hung: nothing moves" in caught.value.what
-    assert len(witness.explained) == 1
+    assert len(watcher.explained) == 1
 
 
 def test_end_of_the_board_ends_the_wait_at_once(wire: Wire) -> None:
@@ -352,7 +352,7 @@ def test_board_that_takes_no_input_is_an_error(wire: Wire) -> None:
 def test_what_nobody_expects_is_bounded_and_stays_in_the_log(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.board.feed._BACKLOG", 100_000)
+    monkeypatch.setattr("framework.console.expect_buffer._BACKLOG", 100_000)
     wire.far.sendall(b"y" * 300_000)
     wire.finish()
     assert wire.console.dropped >= 200_000
@@ -362,7 +362,7 @@ def test_what_nobody_expects_is_bounded_and_stays_in_the_log(
 def test_full_disk_is_told_and_the_console_still_drains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.board.consoles.host_factor", lambda: 1.0)
+    monkeypatch.setattr("framework.console.console.host_factor", lambda: 1.0)
     (tmp_path / "test.log").symlink_to("/dev/full")
     wire = Wire(tmp_path)
     wire.far.sendall(b"one\ntwo\n")

@@ -11,7 +11,7 @@ import pytest
 
 from framework.board import devicetree
 from framework.board.spec import BoardSpec
-from framework.errors import BoardError
+from framework.common.errors import BoardError
 
 MODULES = [
     devicetree.Module("kernel", 0x5400_0000, 0x1234),

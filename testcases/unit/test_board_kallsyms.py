@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.board.kallsyms import KernelImage, LinuxNames
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.diagnosis.kallsyms import KernelImage, LinuxNames
 
 SYMBOLS = [(0x40 * number, "t" if number % 3 else "D", f"function_{number}") for number in range(600)]
 SYMBOLS[7] = (SYMBOLS[6][0], "t", "second_name_of_6")

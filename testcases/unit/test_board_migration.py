@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from framework.board.migration import wake_timers
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.snapshot.timer_fixup import wake_timers
 
 CNTHP_CTL = 0x6030_0000_0013_E711
 CNTPS_CTL = 0x6030_0000_0013_FF11

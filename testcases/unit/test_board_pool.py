@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from framework.board.identity import flock
-from framework.board.pool import CLONE_BYTES, Pool, places
+from framework.common.content_hash import flock
+from framework.target.slots import CLONE_BYTES, Pool, places
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.board import problems
+from framework.console import crash_signatures as problems
 
 BAD = [
     ("xen-panic", "(XEN) Panic on CPU 1:"),

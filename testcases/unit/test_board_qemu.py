@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from framework.board import hostspeed, qemu
+from framework.board import qemu
 from framework.board.spec import BoardSpec
-from framework.errors import UsageError
+from framework.common import host_speed as hostspeed
+from framework.common.errors import UsageError
 
 SPEC = BoardSpec.load("default")
 

@@ -16,7 +16,7 @@ import pytest
 from framework.board import janitor
 from framework.board.janitor import Janitor, ProcessId
 from framework.board.process import Job, QemuProcess
-from framework.errors import BoardError
+from framework.common.errors import BoardError
 from testcases.unit.processes import gone
 
 SLEEP = "import time; time.sleep(600)"

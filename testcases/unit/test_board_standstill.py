@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from framework.board import standstill
-from framework.board.places import Names, Place, parse
-from framework.board.standstill import Look, Use, Witness, judge, look, words
-from framework.board.symbols import Symbols, elf_symbols
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.diagnosis import hang as standstill
+from framework.diagnosis.cpu_location import Names, Place, parse
+from framework.diagnosis.hang import HangDetector, Look, Use, judge, look, words
+from framework.diagnosis.symbols import Symbols, elf_symbols
 
 DUMP = """
 CPU#0
@@ -228,19 +228,19 @@ def test_a_host_that_does_not_count_nanoseconds_counts_ticks(machine):
 
 
 def test_a_board_that_is_gone_is_no_board_that_hangs(machine):
-    witness = Witness(machine)
-    before = witness.look()
+    detector = HangDetector(machine)
+    before = detector.look()
     assert before is not None
     for tid in (78, 80):
         (machine.proc / f"task/{tid}/comm").write_text("ld-linux-x86-64")
-    assert witness.look() is None
-    assert witness.explain(before) is None
+    assert detector.look() is None
+    assert detector.explain(before) is None
     assert machine.qmp.asked == []
 
 
 def test_an_explanation_has_the_verdict_the_places_and_a_file_with_everything(machine):
-    witness = Witness(machine)
-    text = witness.explain(witness.look())
+    detector = HangDetector(machine)
+    text = detector.explain(detector.look())
     assert text.startswith("hung: every CPU sleeps")
     assert "CPU 0 at 0x26b10c: in Xen (EL2; no symbols of it are given)" in text
     written = (machine.run_dir / "standstill.txt").read_text()
@@ -252,10 +252,10 @@ def test_an_explanation_has_the_verdict_the_places_and_a_file_with_everything(ma
 
 
 def test_a_cpu_that_spins_is_looked_at_again(machine):
-    witness = Witness(machine)
-    before = replace(witness.look(), at=0.0)
+    detector = HangDetector(machine)
+    before = replace(detector.look(), at=0.0)
     machine.thread(78, "CPU 0/TCG", 10**18)
-    text = witness.explain(before)
+    text = detector.explain(before)
     assert text.startswith("slow: ")
     assert "in Xen (EL2; no symbols of it are given), 5 times in a row" in text
     assert "S-EL1), 5 times" not in text
@@ -264,40 +264,40 @@ def test_a_cpu_that_spins_is_looked_at_again(machine):
 
 def test_only_a_running_board_that_rests_for_long_is_hopeless(machine, monkeypatch):
     monkeypatch.setattr(standstill, "_FOREVER_SECONDS", 0.0)
-    witness = Witness(machine)
-    assert not witness.hopeless()
-    witness.look()
-    assert witness.hopeless()
+    detector = HangDetector(machine)
+    assert not detector.hopeless()
+    detector.look()
+    assert detector.hopeless()
     machine.qmp.status = "paused"
-    assert not witness.hopeless()
+    assert not detector.hopeless()
     machine.qmp.status = "running"
     machine.in_lockstep = True
-    assert not witness.hopeless()
+    assert not detector.hopeless()
     machine.in_lockstep = False
     machine.qmp.fails = "query-status"
-    assert not witness.hopeless()
+    assert not detector.hopeless()
     monkeypatch.setattr(standstill, "_FOREVER_SECONDS", 1000.0)
-    assert not witness.hopeless()
+    assert not detector.hopeless()
 
 
 def test_what_moves_begins_the_count_anew_and_a_rest_is_told_from_its_beginning(machine, monkeypatch):
     clock = iter([100.0, 110.0, 120.0, 130.0])
     monkeypatch.setattr(standstill.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(standstill, "host_factor", lambda: 1.0)
-    witness = Witness(machine)
-    witness.look()
+    detector = HangDetector(machine)
+    detector.look()
     machine.consoles["dom0"].bytes_seen += 1
-    witness.look()
-    last = witness.look()
-    assert not witness.hopeless()
-    assert "stood still for 20.0 s: consoles, CPU 0, CPU 1" in witness.explain(last)
+    detector.look()
+    last = detector.look()
+    assert not detector.hopeless()
+    assert "stood still for 20.0 s: consoles, CPU 0, CPU 1" in detector.explain(last)
 
 
 def test_a_reader_in_lock_step_may_be_the_reason(machine):
-    witness = Witness(machine)
-    assert "lock-step" not in witness.explain(witness.look())
+    detector = HangDetector(machine)
+    assert "lock-step" not in detector.explain(detector.look())
     machine.in_lockstep = True
-    assert "a CPU that seems to sleep may be held by the reader" in witness.explain(witness.look())
+    assert "a CPU that seems to sleep may be held by the reader" in detector.explain(detector.look())
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_a_reader_in_lock_step_may_be_the_reason(machine):
 )  # fmt: skip
 def test_a_monitor_that_does_not_answer_is_a_finding(machine, fails, told):
     machine.qmp.fails = fails
-    witness = Witness(machine)
-    text = witness.explain(witness.look())
+    detector = HangDetector(machine)
+    text = detector.explain(detector.look())
     assert text.startswith("hung: ")
     assert told in text
 
@@ -316,26 +316,26 @@ def test_a_monitor_that_does_not_answer_is_a_finding(machine, fails, told):
 def test_a_monitor_that_fails_because_qemu_ends_is_no_hang(machine):
     machine.qmp.fails = "query-status"
     machine.ends = True
-    witness = Witness(machine)
-    assert witness.explain(witness.look()) is None
+    detector = HangDetector(machine)
+    assert detector.explain(detector.look()) is None
     assert not (machine.run_dir / "standstill.txt").exists()
 
 
 def test_a_stopped_qemu_is_not_asked(machine):
-    witness = Witness(machine)
-    before = witness.look()
+    detector = HangDetector(machine)
+    before = detector.look()
     machine.state("T")
-    assert witness.explain(before).startswith("hung: a signal has stopped QEMU itself")
+    assert detector.explain(before).startswith("hung: a signal has stopped QEMU itself")
     assert machine.qmp.asked == []
 
 
 def test_a_diagnosis_that_fails_is_told_and_raises_nothing(machine, monkeypatch):
-    witness = Witness(machine)
-    assert witness.explain(None) == "unknown: there was no earlier look to compare with"
+    detector = HangDetector(machine)
+    assert detector.explain(None) == "unknown: there was no earlier look to compare with"
     monkeypatch.setattr(machine, "run_dir", machine.run_dir / "absent")
-    assert "standstill.txt cannot be written" in witness.explain(witness.look())
+    assert "standstill.txt cannot be written" in detector.explain(detector.look())
     monkeypatch.setattr(standstill, "judge", lambda *_: 1 // 0)
-    assert "the diagnosis failed: ZeroDivisionError" in witness.explain(witness.look())
+    assert "the diagnosis failed: ZeroDivisionError" in detector.explain(detector.look())
 
 
 def _object(folder: Path, source: str) -> Path:

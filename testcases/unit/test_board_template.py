@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from framework.board import sparse, template
-from framework.board.template import TemplateStore
-from framework.errors import BoardError, GuestCrash, UsageError
+from framework.common.errors import BoardError, GuestCrash, UsageError
+from framework.snapshot import sparse
+from framework.snapshot import store as template
+from framework.snapshot.store import TemplateStore
 
 SIZE = 8 << 20
 

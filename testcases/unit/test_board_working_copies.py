@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from framework.board import sparse, working_copies
-from framework.board.identity import flock
-from framework.board.working_copies import MOST_RAM, WorkingCopies, default_bound, reclaim
+from framework.common.content_hash import flock
+from framework.snapshot import sparse
+from framework.snapshot import tmpfs_cache as working_copies
+from framework.snapshot.tmpfs_cache import MOST_RAM, WorkingCopies, default_bound, reclaim
 
 BLOCK = 1 << 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from framework.board.spec import BOARDS, BoardSpec, all_boards, board_names, check_load_map
-from framework.errors import ConfigError, UsageError
+from framework.common.errors import ConfigError, UsageError
 
 GOOD = (BOARDS / "default.yaml").read_text()
 

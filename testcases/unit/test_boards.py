@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from framework.board.pool import places_here
-from framework.boards import SharedBoard
-from framework.errors import GuestError, UsageError
-from framework.moments import DOM0, PARKED, READY, Moment, named
+from framework.common.errors import GuestError, UsageError
+from framework.target.checkpoints import DOM0, PARKED, READY, Moment, named
+from framework.target.provider import SharedBoard
+from framework.target.slots import places_here
 
 
 def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

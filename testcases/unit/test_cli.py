@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import cli
+from framework.cli import main as cli
 from framework.conformance.synthesize import write_trace
 from framework.trace.writer import Writer
 from testcases.unit.conformance_samples import as_traced, busy_board, records_of

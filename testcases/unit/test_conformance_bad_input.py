@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.cli.check import exit_code
+from framework.common.errors import ExitCode, TraceError
 from framework.conformance.checker import KEPT, Checker, check_file
-from framework.conformance.cli import exit_code
 from framework.conformance.result import INCOMPLETE, NOT_CHECKED, PASS
 from framework.conformance.synthesize import record_of, write_trace
-from framework.errors import ExitCode, TraceError
 from framework.trace.event import Event as Record
 from framework.trace.format import RECORD, Kind
 from framework.trace.writer import Writer, pack_record

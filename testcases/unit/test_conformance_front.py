@@ -14,14 +14,14 @@ import pytest
 
 from framework.bench.conformance import check_events_per_s, generate
 from framework.bench.workloads import ratios
+from framework.cli.check import add_parser
+from framework.common.errors import ExitCode, MedcheckError, TraceError, UsageError
+from framework.common.terminal import Output
 from framework.conformance.checker import check_file, replay
-from framework.conformance.cli import add_parser
 from framework.conformance.explain import describe_event, explain_rule, list_rules
 from framework.conformance.live import JUDGED, LiveCheck
 from framework.conformance.result import PASS
 from framework.conformance.synthesize import write_trace
-from framework.console_ui import Output
-from framework.errors import ExitCode, MedcheckError, TraceError, UsageError
 from framework.trace.event import Event as Record
 from framework.trace.format import Kind
 from framework.trace.live import Held, Message
@@ -42,7 +42,7 @@ def bad_trace(tmp_path: Path) -> Path:
 
 
 def run(arguments: Sequence[str], *, as_json: bool = False) -> int:
-    """The command line as `framework.cli` runs it: a handler of options and output."""
+    """The command line as `framework.cli.main` runs it: a handler of options and output."""
     parser = argparse.ArgumentParser()
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true")

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from framework.console_ui import Output, RichProgress, print_error
-from framework.errors import BoardError, ConfigError
+from framework.common.errors import BoardError, ConfigError
+from framework.common.terminal import Output, RichProgress, print_error
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*\d[0-9;]*m")

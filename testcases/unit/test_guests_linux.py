@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from framework.errors import BoardError, GuestCrash, GuestError
+from framework.common.errors import BoardError, GuestCrash, GuestError
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, address_of, create_linux_guest
 from framework.guests.ssh import Completed
@@ -47,7 +47,7 @@ class _Board:
     problems: list = field(default_factory=list)
     alive: bool = True
     ssh_port: int = 1
-    witness: None = None
+    on_silence: None = None
 
     def death(self):
         return BoardError("the board died")

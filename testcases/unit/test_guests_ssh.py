@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from framework.errors import GuestCrash, GuestError
+from framework.common.errors import GuestCrash, GuestError
 from framework.guests import ssh, ssh_talk
 from framework.guests.ssh import SshClient
 from testcases.unit.guests_loopback import LoopbackServer, new_key
@@ -75,7 +75,7 @@ def test_silence_ends_the_wait_and_names_the_command(client):
         client.run("sleep 30", idle_timeout=0.5)
 
 
-class Witness:
+class Watcher:
     """Sees a board that hangs; from its third look on, one that sleeps for ever."""
 
     def __init__(self, answer="hung: nothing moves"):
@@ -105,21 +105,21 @@ def _own_time(monkeypatch, brisk):  # noqa: ARG001 - after it
 
 @pytest.mark.usefixtures("_own_time")
 def test_silence_is_explained_by_who_watches_the_board(client):
-    client.witness = Witness()
+    client.on_silence = Watcher()
     with pytest.raises(GuestError, match=r"sleep 30`: no byte for \d+ s\n    hung: nothing moves\n  -> "):
         client.run("sleep 30", idle_timeout=2.0)
-    assert client.witness.explained == [1]
+    assert client.on_silence.explained == [1]
     with pytest.raises(GuestError, match=r"no byte for \d+ s\n  -> "):
         client.run("sleep 30", idle_timeout=1.9)
-    assert client.witness.looks == 1
+    assert client.on_silence.looks == 1
 
 
 @pytest.mark.usefixtures("_own_time")
 def test_a_board_that_sleeps_for_ever_is_not_waited_for(client):
-    client.witness = Witness()
+    client.on_silence = Watcher()
     with pytest.raises(GuestError, match=r"no byte for 1\d s\n    hung: nothing moves"):
         list(client.stream("sleep 60", idle_timeout=50))
-    assert client.witness.explained == [2]
+    assert client.on_silence.explained == [2]
 
 
 @pytest.mark.usefixtures("_own_time")
@@ -127,10 +127,10 @@ def test_a_board_that_is_gone_is_not_asked_twice(client):
     class GoneError(Exception):
         """What the board says of its end."""
 
-    client.witness = Witness(None)
+    client.on_silence = Watcher(None)
 
     def alive():
-        if client.witness.explained:
+        if client.on_silence.explained:
             raise GoneError
 
     with pytest.raises(GoneError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.errors import GuestError, UsageError
+from framework.common.errors import GuestError, UsageError
 from framework.guests.ssh import Completed
 from framework.guests.xl import DomainInfo, GuestConfig, Xl, parse_list
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import BoardError, GuestCrash, UsageError
+from framework.common.errors import BoardError, GuestCrash, UsageError
+from framework.diagnosis.crash import Watch
 from framework.guests import xtest
-from framework.guests.crash import Watch
 from framework.guests.ssh import SshClient
 from framework.guests.xtest import case_ids, run_xtest, run_xtest_in_all
 from testcases.unit.guests_loopback import LoopbackServer

@@ -10,16 +10,17 @@ from unittest.mock import Mock
 
 import pytest
 
-from framework import doctor, housekeeping
 from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import GROUP
 from framework.board.janitor import Janitor, new_board_id, write_entry
-from framework.board.template import TemplateStore
-from framework.board.working_copies import WorkingCopies
-from framework.console_ui import Output
-from framework.doctor import examine
-from framework.errors import UsageError
-from framework.housekeeping import clean
+from framework.common.errors import UsageError
+from framework.common.terminal import Output
+from framework.jobs import clean as housekeeping
+from framework.jobs import doctor
+from framework.jobs.clean import clean
+from framework.jobs.doctor import examine
+from framework.snapshot.store import TemplateStore
+from framework.snapshot.tmpfs_cache import WorkingCopies
 from testcases.unit.artifacts_archive import Archive
 
 

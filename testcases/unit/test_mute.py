@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from framework.guests.probe_ops import Call, Code, Drive, Join, Loop, Op, Read, Run, Write
-from framework.guests.probe_program import Program
+from framework.probe.ops import Call, Code, Drive, Join, Loop, Op, Read, Run, Write
+from framework.probe.program import Program
 from testcases.mute import without_calls
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import GuestError
-from framework.guests.probe import Probe, ProbeFault
-from framework.guests.probe_link import ConsoleTransport, Doorbells, DoorbellTransport
-from framework.guests.probe_msg import Invoke, tmem
-from framework.guests.probe_ops import MAILBOX, PROGRAM, PROTOCOL, RESULTS, Call, Read
+from framework.common.errors import GuestError
+from framework.probe.client import Probe, ProbeFault
+from framework.probe.link import ConsoleTransport, Doorbells, DoorbellTransport
+from framework.probe.message import Invoke, tmem
+from framework.probe.ops import MAILBOX, PROGRAM, PROTOCOL, RESULTS, Call, Read
 from framework.trace.format import Kind
 from framework.trace.live import Message, Space
 from framework.trace.writer import pack_record

@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from framework.errors import GuestError, UsageError
-from framework.guests import probe_ops
-from framework.guests.probe_msg import (
+from framework.common.errors import GuestError, UsageError
+from framework.common.paths import IMAGES
+from framework.probe import ops as probe_ops
+from framework.probe.message import (
     INVOKE_TESTS,
     Invoke,
     Message,
@@ -22,7 +23,7 @@ from framework.guests.probe_msg import (
     tmem,
     value,
 )
-from framework.guests.probe_ops import (
+from framework.probe.ops import (
     OPS,
     Add,
     Break,
@@ -45,9 +46,8 @@ from framework.guests.probe_ops import (
     WaitFlag,
     Write,
 )
-from framework.guests.probe_program import Program
-from framework.guests.probe_wire import Fault, Status, decode
-from framework.paths import IMAGES
+from framework.probe.program import Program
+from framework.probe.wire import Fault, Status, decode
 from mediator_ref.abi import Attr, decode_arg
 
 EVERYTHING = (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import BuildError, GuestError
-from framework.guests.probe import Probe
-from framework.guests.probe_build import build_probe, compile_probe
-from framework.guests.probe_ops import HEAP, Hypercall, Op, Write
-from framework.guests.probe_xen import (
+from framework.common.errors import BuildError, GuestError
+from framework.probe.build import build_probe, compile_probe
+from framework.probe.client import Probe
+from framework.probe.ops import HEAP, Hypercall, Op, Write
+from framework.probe.xen import (
     FREE_SPACE,
     Grant,
     balloon_in,

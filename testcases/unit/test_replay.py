@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from framework import replay
-from framework.board.instruction_clock import converted, drop_order, keep_order, require_order
-from framework.errors import BoardError, InfrastructureError, UsageError
-from framework.replay import digest_of, given
+from framework.board.icount import drop_order, keep_order, require_order
+from framework.common.errors import BoardError, InfrastructureError, UsageError
+from framework.jobs import replay
+from framework.jobs.replay import digest_of, given
+from framework.snapshot.icount_state import converted
 from framework.trace.format import Kind
 from framework.trace.writer import Writer, pack_record
 from testcases.unit.test_board_migration import stream

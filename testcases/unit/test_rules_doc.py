@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from framework.common.errors import ConfigError
 from framework.conformance.rules_doc import PRIVATE, board_tests, rules_table
-from framework.errors import ConfigError
 from mediator_ref import DEVIATIONS, RULES
 
 ROOT = Path(__file__).parents[2]

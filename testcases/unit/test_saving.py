@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from framework import moments
-from framework.board import process, saving
+from framework.board import process
 from framework.board.qemu import Ram
-from framework.board.standstill import Look, Use
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.common.progress import Silent
+from framework.diagnosis.hang import Look, Use
 from framework.guests import restored
 from framework.guests.restored import LostTimerError
 from framework.guests.ssh_talk import SilentGuestError
-from framework.progress import Silent
+from framework.snapshot import save as saving
+from framework.target import checkpoints as moments
 
 THP_DISABLED = "import ctypes; print(ctypes.CDLL(None).prctl(42, 0, 0, 0, 0))"
 

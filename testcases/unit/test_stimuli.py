@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from framework.jobs.run import slowdown_of
+from framework.jobs.testsuite import read_results
 from framework.report.model import BoardTestReport, GuestReport
 from framework.report.write import write_report
-from framework.run import slowdown_of
-from framework.stimuli import read_results
 from testcases.unit.report_sample import sample
 
 

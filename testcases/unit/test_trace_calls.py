@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from framework import cli
-from framework.errors import UsageError
+from framework.cli import main as cli
+from framework.common.errors import UsageError
 from framework.trace.calls import Call, fold
 from framework.trace.diff import diff
 from framework.trace.format import Flag, Kind

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from framework.errors import TraceError
+from framework.common.errors import TraceError
 from framework.trace.event import Event
 from framework.trace.export import event_to_json, export, json_to_record
 from framework.trace.format import CHUNK, COUNTERS, RECORD, SEGMENT, BlockKind, Codec, Kind, P2mType

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import TraceError, UsageError
+from framework.common.errors import TraceError, UsageError
 from framework.trace.format import Kind
 from framework.trace.live import LiveConsumer, Message, Space
 from framework.trace.writer import pack_record

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from framework.bench.trace import compile_sink_bench, sink_throughput
-from framework.errors import BuildError, TraceError, UsageError
+from framework.common.errors import BuildError, TraceError, UsageError
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 from framework.trace.reader import Reader
 from framework.trace.walk import Walked, stage2

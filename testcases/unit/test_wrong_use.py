@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from framework import cli
 from framework.artifacts import elf
 from framework.artifacts.stack import Overrides, prepare
-from framework.errors import ConfigError, UsageError
-from framework.run import RunOptions, profiles, run
+from framework.cli import main as cli
+from framework.common.errors import ConfigError, UsageError
+from framework.jobs.run import RunOptions, profiles, run
 
 NOTE = bytes.fromhex("04000000 14000000 03000000 474e5500")
 IDENTITY = bytes(range(20))
@@ -154,7 +154,7 @@ def test_xtest_cases_are_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cases: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("framework.run.open_store", lambda *_arguments: pytest.fail("it goes on"))
+    monkeypatch.setattr("framework.jobs.run.open_store", lambda *_arguments: pytest.fail("it goes on"))
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "--offline", "--xtest", cases])
     assert ended.value.code == 2
