@@ -10,7 +10,7 @@ from pathlib import Path
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
 from framework.jobs.run import RunOptions, run
-from framework.target.target import Session
+from framework.target.target import Target
 
 _ROUNDS = 3
 
@@ -21,10 +21,10 @@ def cold_boot(context: Context) -> list[float]:
     samples = []
     for _ in range(_ROUNDS):
         with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
-            with Session(BoardSpec.load("three"), stack, Path(folder)) as session:
-                session.boot(context.progress)
-            samples.append(session.phases[-1].end)
-            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in session.phases)
+            with Target(BoardSpec.load("three"), stack, Path(folder)) as target:
+                target.boot(context.progress)
+            samples.append(target.phases[-1].end)
+            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in target.phases)
             context.progress.say(f"cold boot: {steps}")
     return samples
 

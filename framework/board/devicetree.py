@@ -27,9 +27,7 @@ _PADDING = 64 * 1024
 # dom0 takes an external abort in amba_read_periphid on the PrimeCell devices that Xen does not map for it,
 # and pcie and platform-bus only cost it time. Secure-only nodes are caught by their status, whatever their
 # name.
-_UNWANTED = re.compile(
-    r"(pl031|pl061|gpio-keys|gpio-poweroff|gpio-restart|pcie|platform-bus|flash|fw-cfg)(@|$)"
-)
+_UNWANTED = re.compile(r"(pl031|pl061|gpio-keys|gpio-poweroff|gpio-restart|pcie|platform-bus|flash|fw-cfg)(@|$)")
 
 
 @dataclass(frozen=True)

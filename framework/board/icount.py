@@ -1,4 +1,4 @@
-"""Boards whose clones all do the same, instruction by instruction: time is what their CPUs have executed.
+"""Deterministic execution with ``-icount``: clones that all do the same, instruction by instruction.
 
 QEMU's ``-icount`` makes the board's clock a count of instructions, executes all CPUs in turns in one thread, and
 skips the time in which all of them wait. Four things stand between that and two clones that do the same:
@@ -9,9 +9,10 @@ skips the time in which all of them wait. Four things stand between that and two
 * QEMU's main thread serves what guests give their virtio devices: :mod:`framework.board.qemu` gives that to the CPUs'
   thread.
 * QEMU's main thread and the one that executes the CPUs both let timers expire, and it matters which: an interrupt that
-  comes from the other thread ends the turn of the CPU that executes. :func:`keep_order` lets the main thread work only
-  while the CPUs' thread waits for it: both on one core, under real-time priorities, which no other policy gives (a
-  thread of the normal policy may be preferred to a real-time one for 50 ms of each second: Linux' "fair server").
+  comes from the other thread ends the turn of the CPU that executes. :func:`pin_threads_realtime` lets the main thread
+  work only while the CPUs' thread waits for it: both on one core, under real-time priorities, which no other policy
+  gives (a thread of the normal policy may be preferred to a real-time one for 50 ms of each second: Linux' "fair
+  server").
 
 What comes in from outside (typed input, the network) comes by the host's clock and ends all that, so whatever such a
 clone is to do must be in it when it is saved: :mod:`framework.jobs.replay`.
@@ -41,7 +42,7 @@ _REFUSED = "this user may not set real-time priorities, without which no two clo
 _HINT = f"run as root, or allow it: `ulimit -r` must say {_HIGHEST} or more (rtprio in /etc/security/limits.conf)"
 
 
-def keep_order(pid: int) -> None:
+def pin_threads_realtime(pid: int) -> None:
     """Let QEMU's threads that could disturb the CPUs work only while the CPUs' thread waits; call it before that
     begins. The monitor's and the trace writer's do not disturb, and must not wait for the main thread to be idle.
 
@@ -63,8 +64,8 @@ def keep_order(pid: int) -> None:
         raise InfrastructureError(f"{executes} of QEMU's threads execute CPUs, not one", where=f"QEMU (pid {pid})")
 
 
-def drop_order(pid: int) -> None:
-    """End what :func:`keep_order` began: nothing comes from such a board's monitor while its CPUs never wait.
+def unpin_threads(pid: int) -> None:
+    """End what :func:`pin_threads_realtime` began: nothing comes from such a board's monitor while its CPUs never wait.
 
     From here on the board does what it does at the host's pace. Does nothing for threads, or a QEMU, that are gone.
     """
@@ -75,8 +76,8 @@ def drop_order(pid: int) -> None:
             os.sched_setaffinity(int(task.name), everywhere)
 
 
-def require_order() -> None:
-    """Raise the InfrastructureError of :func:`keep_order` now, before any work, if that would raise it later."""
+def require_realtime() -> None:
+    """Raise the InfrastructureError of :func:`pin_threads_realtime` now, before any work."""
     refused: list[PermissionError] = []
 
     def attempt() -> None:

@@ -137,9 +137,9 @@ def flash_argv(files: BoardFiles) -> list[str]:
     return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
 
 
-def common_argv(board_id: str, *, instruction_clock: bool = False) -> list[str]:
+def common_argv(board_id: str, *, icount: bool = False) -> list[str]:
     """Return what every board has: its name, the accelerator, the clock, the sandbox, paused at power-on."""
-    clock = _INSTRUCTION_CLOCK if instruction_clock else ["-accel", "tcg,thread=multi"]
+    clock = _INSTRUCTION_CLOCK if icount else ["-accel", "tcg,thread=multi"]
     return [
         "-name", f"{NAME_PREFIX}{board_id},debug-threads=on",
         *clock,

@@ -1,15 +1,15 @@
-"""The sitter: a tiny process between a board's owner and its QEMU, so that no QEMU outlives its owner.
+"""The supervisor: a tiny process between a board's owner and its QEMU, so that no QEMU outlives its owner.
 
-It runs as ``python -I -S sitter.py OWNER_FD STATUS_FD JOB`` in a session of its own (a terminal's Ctrl-C
+It runs as ``python -I -S supervisor.py OWNER_FD STATUS_FD JOB`` in a session of its own (a terminal's Ctrl-C
 does not reach it) and uses the standard library only, so that it starts in a few milliseconds.
 
-- The owner dies, whatever the way: the owner's pipe ends and the owner's pidfd fires; the sitter kills QEMU.
-- The sitter dies: the kernel kills QEMU by PR_SET_PDEATHSIG. That signal is tied to the *thread* that
+- The owner dies, whatever the way: the owner's pipe ends and the owner's pidfd fires; the supervisor kills QEMU.
+- The supervisor dies: the kernel kills QEMU by PR_SET_PDEATHSIG. That signal is tied to the *thread* that
   forked, which is why it is this single-threaded process, and not the owner, that is QEMU's parent.
-- QEMU dies: the sitter writes how to the status pipe and ends.
+- QEMU dies: the supervisor writes how to the status pipe and ends.
 
 JOB is JSON: ``argv``; ``uid`` (a number to become, or null); ``owner`` (pid); ``entry`` (the board's entry
-file, completed here with the sitter's and QEMU's identity) and ``temporary`` (files that end with the
+file, completed here with the supervisor's and QEMU's identity) and ``temporary`` (files that end with the
 board). The status pipe carries one JSON object a line: ``{"qemu": pid}``, then ``{"exit": code}``,
 ``{"signal": number}`` or ``{"error": text}``.
 """
@@ -64,7 +64,7 @@ def _drop_capabilities() -> None:
         raise OSError(number, f"capset: {os.strerror(number)}")
 
 
-def _become_qemu(job: dict[str, Any], sitter: int) -> None:
+def _become_qemu(job: dict[str, Any], supervisor: int) -> None:
     """Turn the child into QEMU. Order matters: a change of uid clears the parent-death signal."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -78,7 +78,7 @@ def _become_qemu(job: dict[str, Any], sitter: int) -> None:
             _drop_capabilities()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != sitter:
+    if os.getppid() != supervisor:
         os._exit(127)
     os.execv(job["argv"][0], job["argv"])
 
@@ -86,7 +86,7 @@ def _become_qemu(job: dict[str, Any], sitter: int) -> None:
 def _write_entry(path: str, qemu: int) -> None:
     with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - see start_time
         entry = json.load(stream)
-    entry["sitter"] = {"pid": os.getpid(), "start": start_time(os.getpid())}
+    entry["supervisor"] = {"pid": os.getpid(), "start": start_time(os.getpid())}
     entry["qemu"] = {"pid": qemu, "start": start_time(qemu)}
     with open(path + ".new", "w", encoding="utf-8") as stream:  # noqa: PTH123 - see start_time
         json.dump(entry, stream)
@@ -94,7 +94,7 @@ def _write_entry(path: str, qemu: int) -> None:
 
 
 def _wait(owner_fd: int, owner: int, child: int, asked: int) -> None:
-    """Return when the owner hangs up or dies, QEMU ends, or somebody asks the sitter to end."""
+    """Return when the owner hangs up or dies, QEMU ends, or somebody asks the supervisor to end."""
     poll = select.poll()
     fds = [owner_fd, asked, os.pidfd_open(child)]
     try:
@@ -124,15 +124,15 @@ def main(owner_fd: int, status_fd: int, job: dict[str, Any]) -> None:
         except BrokenPipeError:
             return  # the owner is gone, and its end is the very reason to go on cleaning up
 
-    sitter = os.getpid()
+    supervisor = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            _become_qemu(job, sitter)
+            _become_qemu(job, supervisor)
         except OSError as error:
             report(error=f"cannot start QEMU: {error}")
         os._exit(127)
-    # QEMU has its own copies; while the sitter kept these open, no console would ever see its end.
+    # QEMU has its own copies; while the supervisor kept these open, no console would ever see its end.
     for fd in job["fds"]:
         os.close(fd)
     _write_entry(job["entry"], child)

@@ -207,10 +207,10 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     """The commands that parts of the framework bring themselves."""
     from framework.cli import check as conformance
     from framework.cli import replay as replay_cli
-    from framework.cli import snapshot as template_cli
+    from framework.cli import snapshot as snapshot_cli
     from framework.cli import trace
 
-    template_cli.add_parser(commands, common, stack=stack)
+    snapshot_cli.add_parser(commands, common, stack=stack)
     replay_cli.add_parser(commands, common, stack=stack)
     trace.add_parser(commands, [common])
     conformance.add_parser(commands, [common])

@@ -25,10 +25,10 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     command.add_argument("--runs", type=_positive, default=2, metavar="N", help="how often (default 2)")
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
-    command.add_argument("--moment", default="ready", help="where it begins: ready (default), dom0, parked")
+    command.add_argument("--checkpoint", default="ready", help="where it begins: ready (default), dom0, parked")
     command.add_argument("--logs", type=Path, default=Path("reports/replay"), help="each use makes a folder in it")
     command.add_argument(
-        "--patience", type=_positive, default=300, metavar="S", help="longest silence of dom0 before it ends (300)"
+        "--idle-timeout", type=_positive, default=300, metavar="S", help="longest silence of dom0 before it ends (300)"
     )
     command.add_argument(
         "--host-clock", action="store_true", help="as other boards run: what that gives is never the same twice"
@@ -44,30 +44,30 @@ def _positive(text: str) -> int:
 
 def _replay(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.stack import Overrides
-    from framework.board.icount import require_order
+    from framework.board.icount import require_realtime
     from framework.board.spec import BoardSpec
     from framework.jobs.replay import armed, replay
-    from framework.snapshot.store import TemplateStore
-    from framework.target.checkpoints import named
-    from framework.target.slots import Pool, places_here
+    from framework.snapshot.store import SnapshotStore
+    from framework.target.checkpoints import get_checkpoint
+    from framework.target.slots import BoardSlots, slots_here
     from framework.target.stack import open_store, prepare_stack, with_guests
 
-    moment = named(options.moment)
+    checkpoint = get_checkpoint(options.checkpoint)
     if not options.host_clock:
-        require_order()
+        require_realtime()
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
     stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
-    store = TemplateStore(progress=output.progress)
+    store = SnapshotStore(progress=output.progress)
     logs, runs = _new_folder(options.logs), []
     with (
-        Pool(places_here(spec.smp), say=output.progress.say).place(),
-        armed(store, spec, stack, options.stimulus, moment, output.progress) as found,
+        BoardSlots(slots_here(spec.smp), say=output.progress.say).slot(),
+        armed(store, spec, stack, options.stimulus, checkpoint, output.progress) as found,
         output.progress.task("replaying", total=options.runs, unit="runs") as task,
     ):
         for number in range(1, options.runs + 1):
             folder = logs / str(number)
-            done = replay(found, spec, stack, folder, host_clock=options.host_clock, patience=options.patience)
+            done = replay(found, spec, stack, folder, host_clock=options.host_clock, idle_timeout=options.idle_timeout)
             runs.append(done)
             task.advance()
             output.progress.say(f"run {number}: {done.events} events, {done.digest[:16]}, {done.seconds:.1f} s")

@@ -28,9 +28,7 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
 
     def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=text, parents=list(parents)
-        )
+        command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=list(parents))
         command.add_argument("--recover", action="store_true", help="go on behind damaged parts")
         command.set_defaults(handler=handler)
         return command

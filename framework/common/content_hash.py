@@ -42,7 +42,7 @@ def plain(value: object) -> Any:
         return [plain(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"a template cannot depend on a {type(value).__name__}")
+    raise TypeError(f"a snapshot cannot depend on a {type(value).__name__}")
 
 
 def content_hash(path: Path) -> str:
@@ -69,13 +69,13 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def vouch(path: Path, digest: str) -> None:
+def mark_verified(path: Path, digest: str) -> None:
     """Remember that a file was seen to have this digest."""
     note = json.dumps({"boot": _boot_id(), "stamp": _stamp(path), "digest": digest})
     atomic_write_text(path.with_name(".verified"), note)
 
 
-def vouched(path: Path, digest: str) -> bool:
+def is_verified(path: Path, digest: str) -> bool:
     """Whether the file was verified since the machine booted and not touched since."""
     try:
         note = json.loads(path.with_name(".verified").read_text())

@@ -44,12 +44,7 @@ class Checker:
             with self._lock:
                 if self._good.get((path, sha256)) == stamp:
                     return True
-            if (
-                not path.is_file()
-                or path.is_symlink()
-                or status.st_size != size
-                or sha256_file(path) != sha256
-            ):
+            if not path.is_file() or path.is_symlink() or status.st_size != size or sha256_file(path) != sha256:
                 return False
         except FileNotFoundError:
             return False

@@ -22,7 +22,7 @@ IMAGES = ROOT / "images"
 
 
 def cache_root() -> Path:
-    """The folder that holds downloads, builds, images and templates.
+    """The folder that holds downloads, builds, images and snapshots.
 
     ``MEDCHECK_CACHE`` wins, then ``XDG_CACHE_HOME/medcheck``, then ``~/.cache/medcheck``.
 

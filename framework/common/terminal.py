@@ -122,9 +122,7 @@ class RichProgress:
     Tasks may be opened and advanced from any thread.
     """
 
-    def __init__(
-        self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._quiet = quiet
         self._clock = clock

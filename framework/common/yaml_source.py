@@ -29,9 +29,7 @@ class Source:
         try:
             node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=_LOADER)
         except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}", where=str(self.path), hint=self.hint
-            ) from error
+            raise ConfigError(f"cannot be read: {error.strerror}", where=str(self.path), hint=self.hint) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"not UTF-8: {error.reason}", where=str(self.path), hint=self.hint) from error
         except yaml.MarkedYAMLError as error:

@@ -1,8 +1,8 @@
 """Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
 something.
 
-One thread per board (:class:`framework.console.reader_thread.Drain`) reads all its consoles, whether or not anybody
-is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
+One thread per board (:class:`framework.console.reader_thread.ConsoleReader`) reads all its consoles, whether or not
+a caller is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
 does not depend on what came before.
 """
 
@@ -61,7 +61,9 @@ class Console:
         self._expecting = threading.Lock()
         self._sending = threading.Lock()
         self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
-        self._on_sign: Callable[[Console, crash_signatures.Sign, bytes], None] = lambda _console, _sign, _line: None
+        self._on_sign: Callable[[Console, crash_signatures.CrashSignature, bytes], None] = (
+            lambda _console, _sign, _line: None
+        )
         self._on_silence: OnSilence | None = None
         self._unfinished = b""
         self._at_line_start = True
@@ -136,16 +138,12 @@ class Console:
                 poll.register(self._socket, select.POLLOUT)
                 while data:
                     if not poll.poll(idle_timeout * host_factor() * 1000):
-                        raise BoardError(
-                            f"takes no input: {len(data)} bytes are waiting", where=self._where()
-                        )
+                        raise BoardError(f"takes no input: {len(data)} bytes are waiting", where=self._where())
                     data = data[self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
                 raise BoardError("takes no input", where=self._where()) from None
             except (OSError, ValueError) as error:
-                raise self._feed.end or BoardError(
-                    f"cannot be written: {error}", where=self._where()
-                ) from error
+                raise self._feed.end or BoardError(f"cannot be written: {error}", where=self._where()) from error
 
     def sendline(self, text: str | bytes = "") -> None:
         """Type a line and the return key."""
@@ -234,18 +232,18 @@ class Console:
         self._socket.close()
         os.close(self._log_fd)
 
-    def on_sign(self, callback: Callable[[Console, crash_signatures.Sign, bytes], None]) -> None:
+    def on_sign(self, callback: Callable[[Console, crash_signatures.CrashSignature, bytes], None]) -> None:
         """Say who is told about problems (the board)."""
         self._on_sign = callback
 
     def on_silence(self, callback: OnSilence) -> None:
         """Set the callback that explains silence (the board's hang detector)."""
         self._on_silence = callback
-        self._feed.look = self._look
+        self._feed.sample = self._sample
 
-    def _look(self) -> Any:
+    def _sample(self) -> Any:
         assert self._on_silence is not None
-        seen = self._on_silence.look()
+        seen = self._on_silence.sample()
         if self._on_silence.hopeless():
             raise pexpect.TIMEOUT("the board sleeps for ever")
         return seen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Sign:
+class CrashSignature:
     """One thing to recognise in a console line.
 
     ``literal`` is searched first: a memory scan, where the regular expression of every sign at every byte
@@ -21,13 +21,13 @@ class Sign:
     fatal: bool = False
 
 
-def _sign(kind: str, literal: str, pattern: str | None = None, *, fatal: bool = False) -> Sign:
-    return Sign(
+def _sign(kind: str, literal: str, pattern: str | None = None, *, fatal: bool = False) -> CrashSignature:
+    return CrashSignature(
         kind, literal.encode(), re.compile((pattern or re.escape(literal)).encode(), re.MULTILINE), fatal
     )
 
 
-SIGNS: tuple[Sign, ...] = (
+CRASH_SIGNATURES: tuple[CrashSignature, ...] = (
     _sign("xen-panic", "anic", r"\(XEN\).*Panic on CPU", fatal=True),
     _sign("xen-assertion", "ssertion", r"\(XEN\).*Assertion '.*' failed"),
     _sign("xen-bug", "BUG", r"\(XEN\).*Xen BUG at"),
@@ -48,8 +48,8 @@ core/kernel/panic.c and assert.c; Linux kernel/panic.c, kernel/rcu/tree_stall.h,
 kernel/hung_task.c and arch/arm64/kernel/traps.c; TF-A common/aarch64/debug.S."""
 
 _BY_LITERAL = {
-    literal: tuple(sign for sign in SIGNS if sign.literal == literal)
-    for literal in dict.fromkeys(sign.literal for sign in SIGNS)
+    literal: tuple(sign for sign in CRASH_SIGNATURES if sign.literal == literal)
+    for literal in dict.fromkeys(sign.literal for sign in CRASH_SIGNATURES)
 }
 
 
@@ -64,7 +64,7 @@ class Problem:
     fatal: bool
 
 
-def scan(block: bytes) -> list[tuple[Sign, bytes]]:
+def scan(block: bytes) -> list[tuple[CrashSignature, bytes]]:
     """Return each sign with the line it stands in, in the order of the lines, for a block of whole lines."""
     found = []
     for literal, signs in _BY_LITERAL.items():

@@ -12,7 +12,7 @@ import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from framework.common.errors import MedcheckError
-from framework.console.wait_policy import next_look
+from framework.console.wait_policy import next_sample
 
 _WINDOW = 16 * 1024
 _CHUNK = 8 * 1024
@@ -47,7 +47,7 @@ class Feed(_Base):
         self.window = 0.0
         """Every so many seconds of silence, the last time so many before the wait expires, ``look`` is called;
         0: never."""
-        self.look: Callable[[], Any] = lambda: None
+        self.sample: Callable[[], Any] = lambda: None
         """Returns what ``seen`` becomes; may raise pexpect.TIMEOUT to end the wait."""
         self.looked_at = 0.0
         self.seen: Any = None
@@ -74,10 +74,10 @@ class Feed(_Base):
                 return data
             # Not with the lock held, which the drain thread needs.
             self.looked_at = time.monotonic()
-            self.seen = self.look()
+            self.seen = self.sample()
 
     def _next(self) -> bytes | None:
-        """The next bytes; None when it is time for a look at the board."""
+        """The next bytes; None when it is time for a sample of the board."""
         while not self.chunks:
             if self.alarm is not None:
                 raise self.alarm
@@ -91,7 +91,7 @@ class Feed(_Base):
             if now >= limit:
                 raise pexpect.TIMEOUT("the console is silent")
             if self.window:
-                limit = next_look(began, self.looked_at, limit, self.window)
+                limit = next_sample(began, self.looked_at, limit, self.window)
                 if now >= limit:
                     return None
             self.ready.wait(limit - now)

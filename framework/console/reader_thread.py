@@ -11,7 +11,7 @@ from collections.abc import Callable
 from framework.console.console import Console
 
 
-class Drain:
+class ConsoleReader:
     """The thread that reads all consoles of a board, and any other file descriptors that need the same
     attention."""
 

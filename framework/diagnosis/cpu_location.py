@@ -20,7 +20,7 @@ _LEVEL = re.compile(r"^PSTATE=[0-9a-f]+ [N-][Z-][C-][V-] (NS |S )?EL(\d)", re.MU
 
 
 @dataclass(frozen=True)
-class Place:
+class CpuLocation:
     """Where one CPU is. ``level`` is its exception level (None: AArch32 code, or QEMU does not say);
     ``link`` is X30, where a leaf function returns to."""
 
@@ -31,14 +31,14 @@ class Place:
     link: int | None = None
 
 
-def parse(registers: str) -> list[Place]:
+def parse(registers: str) -> list[CpuLocation]:
     """Read what QEMU's ``info registers -a`` prints for an arm64 machine."""
     parts = _CPU.split(registers.replace("\r", ""))[1:]
     places = []
     for number, text in zip(parts[::2], parts[1::2], strict=True):
         pc, link, level = _PC.search(text), _LR.search(text), _LEVEL.search(text)
         places.append(
-            Place(
+            CpuLocation(
                 int(number),
                 None if pc is None else int(pc[1], 16),
                 None if level is None else int(level[2]),
@@ -63,20 +63,20 @@ class Names:
             except BoardError as error:
                 self._no_xen = error.what
 
-    def describe(self, place: Place) -> str:
+    def describe(self, place: CpuLocation) -> str:
         """``CPU 0 at 0x26b10c: idle_loop+0x188 in Xen (EL2)``. Xen's names are for non-secure EL2 only: the same
         number at another level is somebody else's address."""
         if place.pc is None:
             return f"CPU {place.cpu}: QEMU shows no 64-bit program counter (AArch32 code?)"
         return f"CPU {place.cpu} at {place.pc:#x}: {self._where(place, place.pc)}"
 
-    def caller(self, place: Place) -> str | None:
+    def caller(self, place: CpuLocation) -> str | None:
         """The place that X30 points to, for code of Xen; None elsewhere."""
         if self._xen is None or place.link is None or place.level != 2 or place.secure:
             return None
         return self._xen.name(place.link)
 
-    def _where(self, place: Place, pc: int) -> str:
+    def _where(self, place: CpuLocation, pc: int) -> str:
         if place.level == 3:
             return "in the firmware (EL3)"
         if place.secure:

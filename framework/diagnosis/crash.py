@@ -18,9 +18,7 @@ SHARED_CONSOLES = ("xen", "optee")
 """Consoles of parts that every guest needs."""
 
 _GUEST_DIES = frozenset({"linux-panic", "linux-oops", "linux-bug"})
-_ALL_DIE = frozenset(
-    {"xen-panic", "xen-assertion", "xen-bug", "optee-panic", "optee-assertion", "firmware-panic"}
-)
+_ALL_DIE = frozenset({"xen-panic", "xen-assertion", "xen-bug", "optee-panic", "optee-assertion", "firmware-panic"})
 _STALLS = frozenset({"linux-stall", "linux-lockup", "linux-hang"})
 _CRASHED_DOMAIN = re.compile(r"[Dd]omain (\d+) (?:\(vcpu#\d+\) crashed|reported crashed)")
 _TAIL = 12

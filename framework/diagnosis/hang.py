@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framework.board.board import Board
-from framework.board.icount import drop_order
+from framework.board.icount import unpin_threads
 from framework.common.errors import BoardError
 from framework.common.host_speed import host_factor
-from framework.diagnosis.cpu_location import Names, Place, parse
+from framework.diagnosis.cpu_location import CpuLocation, Names, parse
 from framework.diagnosis.kallsyms import LinuxNames
 
-REPORT = "standstill.txt"
+REPORT = "hang.txt"
 """The file in a board's run folder with all that was seen, registers included; of the last wait that expired."""
 
 _PROC = Path("/proc")
@@ -44,7 +44,7 @@ _STARVED = 0.25
 
 
 @dataclass(frozen=True)
-class Use:
+class CpuActivity:
     """What the thread of a virtual CPU had done up to one moment: ``ran`` and ``waited`` (for a CPU of the host)
     in seconds, and how often it was ``woken``."""
 
@@ -54,14 +54,14 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Look:
+class ActivitySample:
     """What a board had done up to ``at`` (monotonic seconds): bytes per console, bytes of trace (None: no SMC
     is recorded), and what its CPUs did. ``frozen``: a signal has stopped QEMU itself."""
 
     at: float
     consoles: dict[str, int]
     trace: int | None
-    cpus: dict[str, Use]
+    cpus: dict[str, CpuActivity]
     frozen: bool = False
 
 
@@ -82,8 +82,8 @@ class Verdict:
         return "\n    ".join(lines)
 
 
-def look(board: Board) -> Look:
-    """Look at a board without disturbing it or asking QEMU anything. Raises OSError when it is gone."""
+def sample(board: Board) -> ActivitySample:
+    """Sample a board's activity without disturbing it or asking QEMU anything. Raises OSError when it is gone."""
     folder = _PROC / str(board.pid)
     cpus = {}
     for task in (folder / "task").iterdir():
@@ -98,7 +98,7 @@ def look(board: Board) -> Look:
         raise ProcessLookupError(f"QEMU (pid {board.pid}) has no CPUs any more")
     state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
     files = [path for path in board.outputs if path.is_file()]
-    return Look(
+    return ActivitySample(
         time.monotonic(),
         {name: console.bytes_seen for name, console in board.consoles.items()},
         sum(path.stat().st_size for path in files) if files else None,
@@ -107,22 +107,22 @@ def look(board: Board) -> Look:
     )
 
 
-def still(before: Look, now: Look) -> tuple[str, ...]:
-    """Name what stood still between two looks: ``consoles``, ``SMCs`` (only if they are recorded), ``CPU n``."""
+def still(before: ActivitySample, now: ActivitySample) -> tuple[str, ...]:
+    """Name what stood still between two samples: ``consoles``, ``SMCs`` (only if they are recorded), ``CPU n``."""
     found = [] if now.consoles != before.consoles else ["consoles"]
     if now.trace is not None and now.trace == before.trace:
         found.append("SMCs")
     return (*found, *(name for name, use in between(before, now).items() if use.ran == 0 and use.woken == 0))
 
 
-def rests(before: Look, now: Look) -> bool:
-    """Whether nothing at all moved between two looks."""
+def rests(before: ActivitySample, now: ActivitySample) -> bool:
+    """Whether nothing at all moved between two samples."""
     quiet = still(before, now)
     return all(name in quiet for name in now.cpus) and not _moved(before, now)
 
 
-def judge(before: Look, now: Look, status: str | None) -> Verdict:
-    """Decide from two looks and what QEMU says of itself (``status``, None: it does not answer)."""
+def judge(before: ActivitySample, now: ActivitySample, status: str | None) -> Verdict:
+    """Decide from two samples and what QEMU says of itself (``status``, None: it does not answer)."""
     quiet = still(before, now)
     seconds = max(now.at - before.at, 1e-3)
     uses = between(before, now)
@@ -170,14 +170,14 @@ class HangDetector:
         self._board = board
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._last: Look | None = None
-        self._since: Look | None = None
-        """The first of the last looks between which nothing moved."""
+        self._last: ActivitySample | None = None
+        self._since: ActivitySample | None = None
+        """The first of the last samples between which nothing moved."""
 
-    def look(self) -> Look | None:
-        """Take a look; None if there is nothing to see any more."""
+    def sample(self) -> ActivitySample | None:
+        """Take a sample; None if there is nothing to see any more."""
         try:
-            now = look(self._board)
+            now = sample(self._board)
         except (OSError, BoardError):
             return None
         with self._lock:
@@ -187,7 +187,7 @@ class HangDetector:
         return now
 
     def hopeless(self) -> bool:
-        """Whether the looks so far show a board that runs and sleeps for ever.
+        """Whether the samples so far show a board that runs and sleeps for ever.
 
         A paused board does not run, and one whose SMCs somebody reads in lock-step may be held by that reader.
         """
@@ -202,15 +202,15 @@ class HangDetector:
         except BoardError:
             return False
 
-    def explain(self, before: Look | None) -> str | None:
+    def explain(self, before: ActivitySample | None) -> str | None:
         """Say why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.
 
         Never raises: what keeps it from seeing is part of the answer, and the wait's own error is not lost.
         """
         try:
-            now = look(self._board)
+            now = sample(self._board)
             if before is None:
-                return "unknown: there was no earlier look to compare with"
+                return "unknown: there was no earlier sample to compare with"
             with self._lock:
                 if self._since is not None and rests(self._since, now):
                     before = self._since
@@ -246,11 +246,11 @@ class _Said:
     mute: str = ""
 
 
-def _ask(board: Board, before: Look, now: Look) -> _Said:
+def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
     said = _Said()
     try:
-        if board.instruction_clock:
-            drop_order(board.pid)
+        if board.icount:
+            unpin_threads(board.pid)
         said.status = _status(board)
         for number in range(_SAMPLES if _busy(before, now) else 1):
             if number:
@@ -275,9 +275,9 @@ def words(text: str) -> bytes:
     return b"".join(int(word, 16).to_bytes(4, "little") for word in numbers)
 
 
-def _conclude(board: Board, before: Look, now: Look, said: _Said) -> tuple[Verdict, str]:
+def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _Said) -> tuple[Verdict, str]:
     found = judge(before, now, said.status)
-    if board.instruction_clock and found.word in ("slow", "running"):
+    if board.icount and found.word in ("slow", "running"):
         found = replace(found, word="unknown", reason=_SKIPPED)
     linux = LinuxNames(board.stack.kernel)
     for address, code in said.code.items():
@@ -305,7 +305,7 @@ def _conclude(board: Board, before: Look, now: Look, said: _Said) -> tuple[Verdi
     lines += ["", f"QEMU's state: {said.status or 'unknown'}"]
     lines += [f"Linux's functions have no names: {linux.trouble}"] if linux.trouble else []
     for number, (dump, looked) in enumerate(zip(said.dumps, seen, strict=True), start=1):
-        lines += ["", f"look {number} of {len(seen)}:"]
+        lines += ["", f"sample {number} of {len(seen)}:"]
         for place in looked:
             caller = names.caller(place)
             lines.append(names.describe(place) + (f"; X30 points to {caller}" if caller else ""))
@@ -313,13 +313,13 @@ def _conclude(board: Board, before: Look, now: Look, said: _Said) -> tuple[Verdi
     return verdict, "\n".join(lines) + "\n"
 
 
-def _again(place: Place, seen: list[list[Place]]) -> str:
+def _again(place: CpuLocation, seen: list[list[CpuLocation]]) -> str:
     """Say that a CPU was at one and the same place each time; QEMU knows it to the last jump it had to look up."""
     counters = {other.pc for places in seen for other in places if other.cpu == place.cpu}
     return f", {len(seen)} times in a row" if len(seen) > 1 and len(counters) == 1 else ""
 
 
-def _moved(before: Look, now: Look) -> str:
+def _moved(before: ActivitySample, now: ActivitySample) -> str:
     """What else than CPUs moved, in words."""
     printed = {name: now.consoles[name] - count for name, count in before.consoles.items()}
     found = [f"console {name} printed {count} bytes" for name, count in printed.items() if count]
@@ -328,23 +328,23 @@ def _moved(before: Look, now: Look) -> str:
     return ", ".join(found)
 
 
-def _busy(before: Look, now: Look) -> dict[str, Use]:
+def _busy(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]:
     """The CPUs that did anything but wait for interrupts."""
     limit = (1 - _ASLEEP) * (now.at - before.at)
     return {name: use for name, use in between(before, now).items() if use.ran + use.waited > limit}
 
 
-def between(before: Look, now: Look) -> dict[str, Use]:
-    """What each CPU did between two looks; all that it ever did for one that the first did not see."""
-    nothing = Use(0.0, 0.0, 0)
+def between(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]:
+    """What each CPU did between two samples; all that it ever did for one that the first did not see."""
+    nothing = CpuActivity(0.0, 0.0, 0)
     found = {}
     for name, use in now.cpus.items():
         past = before.cpus.get(name, nothing)
-        found[name] = Use(use.ran - past.ran, use.waited - past.waited, use.woken - past.woken)
+        found[name] = CpuActivity(use.ran - past.ran, use.waited - past.waited, use.woken - past.woken)
     return found
 
 
-def _use(task: Path) -> Use:
+def _use(task: Path) -> CpuActivity:
     woken = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.MULTILINE)
     try:
         # Nanoseconds run and waited: Documentation/scheduler/sched-stats.rst in Linux.
@@ -353,7 +353,7 @@ def _use(task: Path) -> Use:
         # A host without CONFIG_SCHED_INFO; see proc(5).
         fields = (task / "stat").read_text().rpartition(")")[2].split()
         ran, waited = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 0.0
-    return Use(ran, waited, 0 if woken is None else int(woken[1]))
+    return CpuActivity(ran, waited, 0 if woken is None else int(woken[1]))
 
 
 def _status(board: Board) -> str:

@@ -52,9 +52,7 @@ class LinuxGuest:
             if match[0] == READY:
                 break
             if match[0] == NO_SUPPLICANT:
-                raise GuestError(
-                    "tee-supplicant did not start", where=self.name, hint=f"see {self.console.log}"
-                )
+                raise GuestError("tee-supplicant did not start", where=self.name, hint=f"see {self.console.log}")
             if match[0] != NO_TEE:
                 raise self.watch.crash(match[0].decode(errors="replace"))
             if self.tee:
@@ -124,7 +122,7 @@ class LinuxGuest:
         return GuestError(
             f"came up without OP-TEE{kernel}",
             where=self.name,
-            hint="the domain needs `tee = \"optee\"`, Xen a mediator (CONFIG_TEE, CONFIG_OPTEE), OP-TEE"
+            hint='the domain needs `tee = "optee"`, Xen a mediator (CONFIG_TEE, CONFIG_OPTEE), OP-TEE'
             " CFG_NS_VIRTUALIZATION=y and a partition for each guest (CFG_VIRT_GUEST_COUNT, dom0 included)",
         )
 

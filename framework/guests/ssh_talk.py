@@ -11,7 +11,7 @@ import paramiko
 
 from framework.common.errors import GuestError
 from framework.common.host_speed import host_factor
-from framework.console.wait_policy import OnSilence, next_look, window
+from framework.console.wait_policy import OnSilence, next_sample, window
 
 Alive = Callable[[], None]
 """Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
@@ -148,13 +148,13 @@ class Talk:
         )  # fmt: skip
 
     def _hopeless(self, now: float, limit: float) -> bool:
-        """Look at the board if it is time to; whether it sleeps for ever."""
+        """Sample the board's activity if it is time to; whether it sleeps for ever."""
         if self._on_silence is None or not self._window:
             return False
-        if now < next_look(self._moved, self._looked, limit, self._window):
+        if now < next_sample(self._moved, self._looked, limit, self._window):
             return False
         self._looked = now
-        seen = self._on_silence.look()
+        seen = self._on_silence.sample()
         if self._on_silence.hopeless():
             return True
         self._seen = seen

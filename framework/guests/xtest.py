@@ -183,8 +183,7 @@ def run_xtest_in_all(
             stop.set()
 
     threads = [
-        threading.Thread(target=work, args=(guest,), name=f"xtest-{guest.name}", daemon=True)
-        for guest in guests
+        threading.Thread(target=work, args=(guest,), name=f"xtest-{guest.name}", daemon=True) for guest in guests
     ]
     try:
         for thread in threads:

@@ -16,7 +16,7 @@ from framework.common.errors import ExitCode, UsageError
 from framework.common.terminal import Output
 from framework.guests.ssh import SshClient
 from framework.target.stack import open_store, prepare_stack, with_guests
-from framework.target.target import Session
+from framework.target.target import Target
 
 
 def boot(
@@ -27,16 +27,16 @@ def boot(
         raise UsageError("`medcheck boot` needs a terminal", hint="scripts use pytest's fixtures or `medcheck run`")
     spec = with_guests(BoardSpec.load(board), domus)
     stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress)
-    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Session(spec, stack, Path(folder)) as session:
-        session.boot(output.progress)
-        visit(session, output)
+    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Target(spec, stack, Path(folder)) as target:
+        target.boot(output.progress)
+        visit(target, output)
     return ExitCode.GOOD
 
 
-def visit(session: Session, output: Output) -> None:
+def visit(target: Target, output: Output) -> None:
     """Offer the shells of a running board."""
-    hosts = {"dom0": session.dom0.ssh, **{name: guest.ssh for name, guest in session.guests.items()}}
-    output.say(f"the board is up; logs are in {session.board.run_dir / 'consoles'}")
+    hosts = {"dom0": target.dom0.ssh, **{name: guest.ssh for name, guest in target.guests.items()}}
+    output.say(f"the board is up; logs are in {target.board.run_dir / 'consoles'}")
     while True:
         try:
             choice = input(f"shell in [{', '.join(hosts)}] or quit: ").strip() or "dom0"

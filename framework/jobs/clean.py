@@ -9,11 +9,11 @@ from framework.board.janitor import Janitor
 from framework.common.errors import ExitCode, UsageError
 from framework.common.paths import cache_root
 from framework.common.terminal import Output
-from framework.snapshot.store import TemplateStore
+from framework.snapshot.store import SnapshotStore
 
 
 def clean(everything: bool, keep_bytes: int, output: Output) -> int:
-    """End orphaned boards, remove their files, prune templates to their bound and builds to ``keep_bytes``; with
+    """End orphaned boards, remove their files, prune snapshots to their bound and builds to ``keep_bytes``; with
     ``everything`` the whole cache. What this user's caches that are gone left on tmpfs goes as well.
 
     Raises UsageError if boards still run from a cache that is to go.
@@ -23,15 +23,15 @@ def clean(everything: bool, keep_bytes: int, output: Output) -> int:
     swept = janitor.sweep()
     if everything and (running := janitor.boards()):
         raise UsageError(f"{len(running)} boards of this cache are running", hint="end their owners first")
-    # What templates have on tmpfs lies outside the cache folder and goes with them.
-    templates = TemplateStore(root)
-    left = templates.reclaim()
-    removed = templates.prune(0 if everything else None)
+    # What snapshots have on tmpfs lies outside the cache folder and goes with them.
+    snapshots = SnapshotStore(root)
+    left = snapshots.reclaim()
+    removed = snapshots.prune(0 if everything else None)
     if everything:
         if root.exists():
             shutil.rmtree(root)
         removed = ["the whole cache"]
-        left += templates.reclaim()
+        left += snapshots.reclaim()
     else:
         removed += [str(entry) for entry in BuildCache(root).prune(keep_bytes)]
     removed += map(str, left)

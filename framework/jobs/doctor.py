@@ -46,9 +46,7 @@ def examine(offline: bool, mirrors: str | None, output: Output) -> int:
     for check in checks:
         findings += list(_guarded(check))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
-    lines = [
-        f"{signs[f.state]} {f.subject}: {f.text}" + (f"\n     -> {f.cure}" if f.cure else "") for f in findings
-    ]
+    lines = [f"{signs[f.state]} {f.subject}: {f.text}" + (f"\n     -> {f.cure}" if f.cure else "") for f in findings]
     output.finish([finding.__dict__ for finding in findings], "\n".join(lines))
     return ExitCode.INFRASTRUCTURE if any(f.state == "bad" for f in findings) else ExitCode.GOOD
 
@@ -104,7 +102,7 @@ def _shm() -> Iterator[Finding]:
     if shm.is_dir() and os.access(shm, os.W_OK):
         yield Finding("/dev/shm", "good", f"{shutil.disk_usage(shm).free >> 20} MiB free")
     else:
-        yield Finding("/dev/shm", "note", "not writable: templates need more time", "mount a tmpfs")
+        yield Finding("/dev/shm", "note", "not writable: snapshots need more time", "mount a tmpfs")
 
 
 def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The same stimulus, the same trace, bit by bit: a board that does it again and again, instruction by instruction.
 
 A stimulus is a shell script of dom0. It is put into a clone of a moment (``ready``, if nothing else is said) and told
-to begin a little later; then the board is saved, *armed*. The armed board is a template like any other, made once for
+to begin a little later; then the board is saved, *armed*. The armed board is a snapshot like any other, made once for
 each stimulus. Its clones run on the instruction clock (:mod:`framework.board.icount`), so nothing comes from
 outside while they do it. The script's end is the end of all guests, so that no call can follow it.
 
@@ -28,9 +28,9 @@ from framework.common.errors import BoardError, UsageError
 from framework.common.progress import Progress
 from framework.snapshot import sparse
 from framework.snapshot.restore import clone
-from framework.snapshot.store import Template, TemplateStore
-from framework.target.checkpoints import READY, Moment, inputs_of, label_of, template
-from framework.target.target import Session
+from framework.snapshot.store import Snapshot, SnapshotStore
+from framework.target.checkpoints import READY, Checkpoint, inputs_of, label_of, snapshot
+from framework.target.target import Target
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
@@ -51,7 +51,7 @@ settle() { sleep "${1:-10}"; }
 """
 """Stands before the given text."""
 
-# The given text is a file and a session of its own: it cannot end, or run beyond, what is around it.
+# The given text is a file and a target of its own: it cannot end, or run beyond, what is around it.
 _ARMED = f"""sleep {_DELAY}
 echo "{BEGINS.decode()}"
 setsid sh {_GIVEN} &
@@ -91,14 +91,14 @@ def given(stimulus: str) -> bytes:
 
 @contextmanager
 def armed(
-    store: TemplateStore,
+    store: SnapshotStore,
     spec: BoardSpec,
     stack: Stack,
     stimulus: str,
-    moment: Moment = READY,
+    checkpoint: Checkpoint = READY,
     progress: Progress | None = None,
-) -> Iterator[Template]:
-    """The template of a board that is about to run ``stimulus``, made if there is none.
+) -> Iterator[Snapshot]:
+    """The snapshot of a board that is about to run ``stimulus``, made if there is none.
 
     Raises UsageError for a stimulus that no shell can read, BoardError when the host was too slow to save it in time.
     """
@@ -106,55 +106,57 @@ def armed(
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
-        with template(store, spec, stack, moment, progress) as parent:
+        with snapshot(store, spec, stack, checkpoint, progress) as parent:
             sparse.copy(parent.ram, ram.path)
             board = clone(parent, spec, stack, run_dir, ram=ram)
-            with Session(spec, stack, run_dir, board=board) as session:
-                session.adopt(parent.about)
-                _arm(session, script)
-                yield board, session.about()
+            with Target(spec, stack, run_dir, board=board) as target:
+                target.adopt(parent.about)
+                _arm(target, script)
+                yield board, target.about()
                 if BEGINS in board.consoles["dom0"].log.read_bytes():
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
 
-    inputs = {**inputs_of(spec, stack, moment), "stimulus": script.decode(), "arm": [_ARMED, inspect.getsource(_arm)]}
-    with store.get(f"{label_of(spec, moment)}-armed", inputs, make) as found:
+    inputs = {
+        **inputs_of(spec, stack, checkpoint),
+        "stimulus": script.decode(),
+        "arm": [_ARMED, inspect.getsource(_arm)],
+    }
+    with store.get(f"{label_of(spec, checkpoint)}-armed", inputs, make) as found:
         yield found
 
 
-def _arm(session: Session, script: bytes) -> None:
+def _arm(target: Target, script: bytes) -> None:
     """Type the scripts into dom0 and start them. Over the network it would leave packets that somebody answers."""
     for path, text in ((_GIVEN, script), (_SCRIPT, _ARMED.encode())):
-        session.dom0.run_on_console(f": >{path}").check()
+        target.dom0.run_on_console(f": >{path}").check()
         for at in range(0, len(text), _PIECE):
             piece = "".join(f"\\{byte:03o}" for byte in text[at : at + _PIECE])
-            session.dom0.run_on_console(f"printf '{piece}' >>{path}").check()
-    read = session.dom0.run_on_console(f"sh -n {_GIVEN}")
+            target.dom0.run_on_console(f"printf '{piece}' >>{path}").check()
+    read = target.dom0.run_on_console(f"sh -n {_GIVEN}")
     if read.rc:
         raise UsageError("the stimulus is no shell script", where=read.text.strip(), hint="dom0's shell is busybox ash")
-    session.dom0.run_on_console(f"setsid sh {_SCRIPT} </dev/null >/dev/console 2>&1 &").check()
+    target.dom0.run_on_console(f"setsid sh {_SCRIPT} </dev/null >/dev/console 2>&1 &").check()
 
 
 def replay(
-    found: Template,
+    found: Snapshot,
     spec: BoardSpec,
     stack: Stack,
     run_dir: Path,
     *,
     host_clock: bool = False,
-    patience: float = PATIENCE,
+    idle_timeout: float = PATIENCE,
 ) -> Replay:
     """Run an armed board once, its trace in ``run_dir``.
 
-    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``patience``: the
+    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``idle_timeout``: the
     longest silence of dom0's console (seconds, scaled). Raises BoardError when that is exceeded or the board dies.
     """
     begin = time.monotonic()
-    with Session.from_template(
-        found, spec, stack, run_dir, trace=True, instruction_clock=not host_clock, wake=False
-    ) as session:
-        board = session.board
+    with Target.from_snapshot(found, spec, stack, run_dir, trace=True, icount=not host_clock, wake=False) as target:
+        board = target.board
         try:
-            match = board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], patience)
+            match = board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], idle_timeout)
         except BoardError as error:
             if not board.alive:
                 raise
@@ -162,9 +164,9 @@ def replay(
                 f"the stimulus did not end: {error.what}", where=error.where, hint="is there something it waits for?"
             ) from error
         seconds = time.monotonic() - begin
-    assert session.trace is not None
-    digest, events = digest_of(session.trace)
-    return Replay(session.trace, digest, events, seconds, int(match[1]))
+    assert target.trace is not None
+    digest, events = digest_of(target.trace)
+    return Replay(target.trace, digest, events, seconds, int(match[1]))
 
 
 def digest_of(trace: Path) -> tuple[str, int]:

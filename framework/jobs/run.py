@@ -30,7 +30,7 @@ from framework.jobs.testsuite import run_stimuli
 from framework.report import model
 from framework.report.write import point_latest, write_report
 from framework.target.stack import open_store, prepare_stack, with_guests
-from framework.target.target import Session
+from framework.target.target import Target
 
 
 @dataclass(frozen=True)
@@ -97,25 +97,25 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     _make_folder(folder)
     begin = time.monotonic()
-    session = Session(spec, stack, folder, trace=options.trace)
+    target = Target(spec, stack, folder, trace=options.trace)
     results: Mapping[str, XtestResult] = {}
     conformance: ConformanceResult | None = None
     tests: tuple[model.BoardTestReport, ...] = ()
     failure: BaseException | None = None
     try:
-        with session:
-            session.boot(progress)
-            results = _exercise(session, cases, progress)
-            alive = session.board.alive
-        if session.trace is not None:
-            conformance = check_file(session.trace, progress, board_alive=alive)
+        with target:
+            target.boot(progress)
+            results = _exercise(target, cases, progress)
+            alive = target.board.alive
+        if target.trace is not None:
+            conformance = check_file(target.trace, progress, board_alive=alive)
         if options.tests and options.xtest is None and known[options.profile].tests:
             chosen = known[options.profile].tests
             tests = run_stimuli(chosen, options.overrides, options.board, options.domus, folder, progress)
     except (MedcheckError, OSError, KeyboardInterrupt) as error:
         failure = error
     seconds = time.monotonic() - begin
-    report = _report(options, spec, stack, session, results, conformance, tests, failure, started, seconds)
+    report = _report(options, spec, stack, target, results, conformance, tests, failure, started, seconds)
     write_report(report, folder)
     if options.report is None:
         point_latest(folder.parent, folder)
@@ -137,24 +137,22 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _exercise(session: Session, cases: Sequence[str] | None, progress: Progress) -> Mapping[str, XtestResult]:
-    guests = list(session.guests.values())
+def _exercise(target: Target, cases: Sequence[str] | None, progress: Progress) -> Mapping[str, XtestResult]:
+    guests = list(target.guests.values())
     total = None if cases is None else len(cases) * len(guests)
     with progress.task(f"xtest in {len(guests)} guests", total=total, unit="cases") as task:
-        return run_xtest_in_all(
-            guests, cases, on_case=lambda _guest, _case: task.advance(), alive=session.check_alive
-        )
+        return run_xtest_in_all(guests, cases, on_case=lambda _guest, _case: task.advance(), alive=target.check_alive)
 
 
 def _report(
-    options: RunOptions, spec: BoardSpec, stack: Stack, session: Session, results: Mapping[str, XtestResult],
+    options: RunOptions, spec: BoardSpec, stack: Stack, target: Target, results: Mapping[str, XtestResult],
     conformance: ConformanceResult | None, tests: tuple[model.BoardTestReport, ...],
     failure: BaseException | None, started: datetime, seconds: float,
 ) -> model.RunReport:  # fmt: skip
     guests = tuple(
-        _guest(name, session, results.get(name), slowdown_of(name, tests)) for name in (g.name for g in spec.guests)
+        _guest(name, target, results.get(name), slowdown_of(name, tests)) for name in (g.name for g in spec.guests)
     )
-    problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in session.board.problems]
+    problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problems]
     verdict, reason = _verdict(results, conformance, tests, failure)
     return model.RunReport(
         verdict=verdict,
@@ -165,12 +163,10 @@ def _report(
         host=_host(),
         stack=tuple(model.ComponentReport(c.name, c.version, c.sha256, c.origin) for c in stack.components),
         guests=guests,
-        timings=tuple(model.Timing(phase.name, phase.end) for phase in session.phases),
+        timings=tuple(model.Timing(phase.name, phase.end) for phase in target.phases),
         problems=tuple(problems),
-        consoles=tuple(
-            model.ConsoleReport(name, console.log) for name, console in session.board.consoles.items()
-        ),
-        artifacts=(session.trace,) if session.trace is not None and session.trace.exists() else (),
+        consoles=tuple(model.ConsoleReport(name, console.log) for name, console in target.board.consoles.items()),
+        artifacts=(target.trace,) if target.trace is not None and target.trace.exists() else (),
         conformance=_conformance(conformance),
         tests=tests,
         reproduce=shlex.join(["./medcheck", *options.command]),
@@ -203,10 +199,8 @@ def slowdown_of(guest: str, tests: Sequence[model.BoardTestReport]) -> float | N
     return max((test.slowdowns[guest] for test in tests if guest in test.slowdowns), default=None)
 
 
-def _guest(
-    name: str, session: Session, result: XtestResult | None, slowdown: float | None = None
-) -> model.GuestReport:
-    guest = session.guests.get(name)
+def _guest(name: str, target: Target, result: XtestResult | None, slowdown: float | None = None) -> model.GuestReport:
+    guest = target.guests.get(name)
     return model.GuestReport(name, guest.domid if guest else None, _xtest(result), slowdown)
 
 
@@ -231,8 +225,14 @@ def _conformance(result: ConformanceResult | None) -> model.ConformanceReport | 
         return None
     rules = tuple(
         model.RuleReport(
-            r.id, r.title, r.severity, cast(model.RuleVerdict, r.verdict),
-            r.passed + r.failed + r.deviations, r.failed, r.not_checked, r.not_checked_reasons,
+            r.id,
+            r.title,
+            r.severity,
+            cast(model.RuleVerdict, r.verdict),
+            r.passed + r.failed + r.deviations,
+            r.failed,
+            r.not_checked,
+            r.not_checked_reasons,
         )
         for r in result.rules
     )

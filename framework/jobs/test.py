@@ -19,9 +19,7 @@ _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: Ex
 _INTERRUPTED = 2
 
 
-def run_tests(
-    arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output
-) -> int:
+def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output) -> int:
     """Run pytest over the project's tests; ``unit`` keeps to those that need neither network nor board.
 
     Raises KeyboardInterrupt when pytest was interrupted.
@@ -30,7 +28,8 @@ def run_tests(
         with output:
             prepare_stack(Overrides(), open_store(offline, mirrors, output.progress), output.progress)
     given = [argument.split("::")[0] for argument in arguments if not argument.startswith("-")]
-    paths = [] if any((ROOT / path).exists() for path in given) else ["testcases/unit" if unit else "testcases"]
+    everything = ["testcases/unit", "testcases/style"] if unit else ["testcases"]
+    paths = [] if any((ROOT / path).exists() for path in given) else everything
     # The fixtures find everything in the cache now; a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     # Whoever selects by marker knows what he wants; everybody else gets what a change can wait for.

@@ -71,7 +71,7 @@ def read_results(path: Path) -> Iterator[BoardTestReport]:
     """The tests in pytest's JUnit file, with what they noted (``user_properties``)."""
     seen: dict[str, BoardTestReport] = {}
     for case in ET.parse(path).getroot().iter("testcase"):
-        name = f"{case.get('classname', '').replace('.', '/').removeprefix('testcases/')}::{case.get('name')}"
+        name = f"{case.get('classname', '').replace('.', '/').removeprefix('testcases/suite/')}::{case.get('name')}"
         bad = next((child for child in case if child.tag in _STATUS), None)
         properties = [(p.get("name"), p.get("value", "")) for p in case.iter("property")]
         report = BoardTestReport(

@@ -122,9 +122,7 @@ class StdCall:
         self.drive(Drive(regs, self.conduit, max_rpcs=max_rpcs), park, before)
         return self
 
-    def give_page(
-        self, ipa: int | None = None, cookie: int | None = None, *, park: Sequence[Parking] = ()
-    ) -> StdCall:
+    def give_page(self, ipa: int | None = None, cookie: int | None = None, *, park: Sequence[Parking] = ()) -> StdCall:
         """Answer ALLOC with a page (a new one unless given) under a cookie."""
         page = self._probe.pages(1) if ipa is None else ipa
         name = self._probe.cookie() if cookie is None else cookie
@@ -173,6 +171,4 @@ class StdCall:
 
     def asked(self) -> list[str]:
         """All requests in words, for messages of failed tests."""
-        return [
-            str(rpc) if rpc.cmd != NO_COMMAND or rpc.func != RpcFunc.CMD else "CMD ?" for rpc in self.rpcs
-        ]
+        return [str(rpc) if rpc.cmd != NO_COMMAND or rpc.func != RpcFunc.CMD else "CMD ?" for rpc in self.rpcs]

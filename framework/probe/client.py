@@ -107,9 +107,7 @@ class Probe:
         """IPA of that many pages next to each other that nobody has used since the guest started."""
         first, self._next_page = self._next_page, self._next_page + count * PAGE_SIZE
         if self._next_page > self._end:
-            raise GuestError(
-                "the probe has no memory left", where=self.name, hint="give it more, or a fresh probe"
-            )
+            raise GuestError("the probe has no memory left", where=self.name, hint="give it more, or a fresh probe")
         return first
 
     def cookie(self) -> int:
@@ -149,9 +147,7 @@ class Probe:
         )
         return call
 
-    def call_with_arg(
-        self, message: Message | bytes, *, conduit: str = "hvc", timeout_s: float = 60.0
-    ) -> StdCall:
+    def call_with_arg(self, message: Message | bytes, *, conduit: str = "hvc", timeout_s: float = 60.0) -> StdCall:
         """A whole standard call; the probe answers every request of OP-TEE by itself."""
         return self.begin(message, conduit=conduit, timeout_s=timeout_s)
 
@@ -206,9 +202,7 @@ def create_probe(
     tee: bool = True,
 ) -> Probe:
     """Create a probe domain; the port ``port_name`` joins its console with the board's ``console``."""
-    dom0.run(
-        f"cat >{IMAGE_IN_DOM0}.new && mv {IMAGE_IN_DOM0}.new {IMAGE_IN_DOM0}", stdin=image_path.read_bytes()
-    )
+    dom0.run(f"cat >{IMAGE_IN_DOM0}.new && mv {IMAGE_IN_DOM0}.new {IMAGE_IN_DOM0}", stdin=image_path.read_bytes())
     config = GuestConfig(name, IMAGE_IN_DOM0, memory_mib=memory_mib, vcpus=vcpus, tee=tee, network=False)
     domid = dom0.xl.create_attached(config, port_name)
     transport = ConsoleTransport(console)

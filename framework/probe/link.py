@@ -206,10 +206,10 @@ class DoorbellTransport:
             return None
 
 
-class Doorbells(AbstractContextManager["Doorbells"]):
+class DoorbellServer(AbstractContextManager["DoorbellServer"]):
     """All probes of a board that talk through the doorbell: a thread at the board's lock-step socket serves them.
 
-        with Doorbells(folder / "lockstep") as bells:
+        with DoorbellServer(folder / "lockstep") as bells:
             ...start a board with the plugin argument lockstep=<bells.socket>, create a probe on it...
             probe.transport = bells.transport(probe.domid)
 
@@ -223,7 +223,7 @@ class Doorbells(AbstractContextManager["Doorbells"]):
         self._consumer = LiveConsumer(socket, hold={Kind.DOORBELL})
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
 
-    def __enter__(self) -> Doorbells:
+    def __enter__(self) -> DoorbellServer:
         self._thread.start()
         return self
 

@@ -1,11 +1,11 @@
 """The pytest plugin: booted boards as fixtures. Heavy imports happen inside fixtures, so collecting stays instant.
 
 The ladder of boards: ``board`` is a fresh clone for each test and the default; ``module_board`` a clone that a module's
-tests share; ``cold_board`` boots from power-on. Each has its :class:`~framework.target.target.Session` (``live``,
-``module_live``, ``cold_live``); ``dom0``, ``domus`` (all Linux guests) and ``domu`` (the first) belong to ``board``.
-Clones come from a template that is made at first use and cached (``boards``); ``stack``, ``spec``: what is tested.
+tests share; ``cold_board`` boots from power-on. Each has its :class:`~framework.target.target.Target` (``target``,
+``module_target``, ``cold_target``); ``dom0``, ``domus`` (all Linux guests), ``domu`` (the first) belong to ``board``.
+Clones come from a snapshot that is made at first use and cached (``boards``); ``stack``, ``spec``: what is tested.
 
-Under pytest-xdist each worker has its own ``boards``; how many run at once over all of them, the pool decides.
+Under pytest-xdist each worker has its own ``boards``; how many run at once over all of them, the slots decide.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from framework.board.spec import BoardSpec
     from framework.guests.dom0 import Dom0
     from framework.guests.linux import LinuxGuest
-    from framework.target.provider import Boards, SharedBoard
-    from framework.target.target import Session
+    from framework.target.provider import SharedBoard, TargetProvider
+    from framework.target.target import Target
 
 _PARTS = {
     "xen": "Xen image to test instead of the pinned build",
@@ -43,14 +43,24 @@ _MARKERS = {
     "artifacts": "needs fetched artifacts, but no booted board",
     "slow": "takes minutes",
     "nightly": "takes many minutes: left to the nightly run; `medcheck test` asks for it only with an -m of your own",
-    "moment(which)": "the moment of a board's life that the test's clone begins at: ready (default), dom0 or a Moment",
+    "checkpoint(which)": "where the test's clone begins: ready (default), dom0 or a Checkpoint",
     "traced": "every SMC of the test's board is recorded",
     "rule(id, ...)": "the requirements, rules and deviations that the test exercises",
 }
-_BOARD_FIXTURES = {"live", "board", "dom0", "domu", "domus", "module_live", "module_board", "cold_live", "cold_board"}
+_BOARD_FIXTURES = {
+    "target",
+    "board",
+    "dom0",
+    "domu",
+    "domus",
+    "module_target",
+    "module_board",
+    "cold_target",
+    "cold_board",
+}
 _TAIL_LINES = 25
 
-_session_key = pytest.StashKey["Session"]()
+_session_key = pytest.StashKey["Target"]()
 _failed_key = pytest.StashKey[bool]()
 
 
@@ -63,9 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, text in _PARTS.items():
         group.addoption(f"--{name}", type=Path, default=None, metavar="PATH", help=text)
     group.addoption("--board-logs", type=Path, default=Path("reports/tests"), help="where boards keep their logs")
-    group.addoption(
-        "--keep-on-failure", action="store_true", help="keep a failed test's board, for `medcheck resume`"
-    )
+    group.addoption("--save-on-failure", action="store_true", help="keep a failed test's board, for `medcheck resume`")
     group.addoption(
         "--board-source",
         choices=("clone", "cold-shared"),
@@ -95,12 +103,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = outcome.get_result()
     if report.failed:
         item.stash[_failed_key] = True
-    session = item.stash.get(_session_key, None)
-    if session is None or not report.failed or item.get_closest_marker("board") is None:
+    target = item.stash.get(_session_key, None)
+    if target is None or not report.failed or item.get_closest_marker("board") is None:
         return
-    for problem in session.board.problems:
+    for problem in target.board.problems:
         report.sections.append((f"console {problem.console}: {problem.kind}", problem.line))
-    for name, console in session.board.consoles.items():
+    for name, console in target.board.consoles.items():
         report.sections.append((f"console {name} ({console.log})", "\n".join(console.tail(_TAIL_LINES))))
 
 
@@ -157,12 +165,12 @@ def spec(request: pytest.FixtureRequest) -> BoardSpec:
 
 
 @pytest.fixture(scope="session")
-def boards(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpec) -> Boards:
+def boards(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpec) -> TargetProvider:
     """The maker of boards for this process."""
-    from framework.target.provider import Boards
+    from framework.target.provider import TargetProvider
 
     with _wrong_use(request.config):
-        return Boards(stack, spec, _speaker(request.config))
+        return TargetProvider(stack, spec, _speaker(request.config))
 
 
 def _speaker(config: pytest.Config) -> Callable[[str], None]:
@@ -191,29 +199,29 @@ def lockstep_socket() -> Path | None:
 
 
 @pytest.fixture
-def live(request: pytest.FixtureRequest, boards: Boards, lockstep_socket: Path | None) -> Iterator[Session]:
-    """A session of the test's own: a fresh clone with all guests up, gone without trace afterwards.
+def target(request: pytest.FixtureRequest, boards: TargetProvider, lockstep_socket: Path | None) -> Iterator[Target]:
+    """A target of the test's own: a fresh clone with all guests up, gone without trace afterwards.
 
-    Markers: ``moment(...)`` clones another moment (a name or a :class:`~framework.target.checkpoints.Moment`);
+    Markers: ``checkpoint(...)`` clones another one (a name or a :class:`~framework.target.checkpoints.Checkpoint`);
     ``traced`` records every SMC from the clone's first instruction.
     """
-    from framework.target.checkpoints import named
+    from framework.target.checkpoints import get_checkpoint
 
     node = request.node
-    wanted = node.get_closest_marker("moment")
-    moment = named(wanted.args[0] if wanted else "ready")
+    wanted = node.get_closest_marker("checkpoint")
+    checkpoint = get_checkpoint(wanted.args[0] if wanted else "ready")
     traced = node.get_closest_marker("traced") is not None
     if request.config.getoption("board_source") == "clone" or lockstep_socket is not None:
-        lent = boards.clone(_folder(request), moment, trace=traced, lockstep=lockstep_socket)
+        lent = boards.clone(_folder(request), checkpoint, trace=traced, lockstep=lockstep_socket)
     else:
         shared: SharedBoard = request.getfixturevalue("_shared_board")
-        lent = shared.lend(moment, trace=traced, failed=lambda: node.stash.get(_failed_key, False))
-    with lent as session:
-        yield from _lent(request, session)
+        lent = shared.lend(checkpoint, trace=traced, failed=lambda: node.stash.get(_failed_key, False))
+    with lent as target:
+        yield from _lent(request, target)
 
 
 @pytest.fixture(scope="session")
-def _shared_board(request: pytest.FixtureRequest, boards: Boards) -> Iterator[SharedBoard]:
+def _shared_board(request: pytest.FixtureRequest, boards: TargetProvider) -> Iterator[SharedBoard]:
     """The board of ``--board-source cold-shared``."""
     from framework.target.provider import SharedBoard
 
@@ -226,50 +234,50 @@ def _shared_board(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Sh
 
 
 @pytest.fixture(scope="module")
-def module_live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+def module_target(request: pytest.FixtureRequest, boards: TargetProvider) -> Iterator[Target]:
     """A clone that the tests of a module share."""
-    with boards.clone(_folder(request), "ready") as session:
-        yield session
+    with boards.clone(_folder(request), "ready") as target:
+        yield target
 
 
 @pytest.fixture
-def cold_live(request: pytest.FixtureRequest, boards: Boards) -> Iterator[Session]:
+def cold_target(request: pytest.FixtureRequest, boards: TargetProvider) -> Iterator[Target]:
     """A board booted from power-on for this test, all guests ready."""
-    with boards.cold(_folder(request)) as session:
-        yield from _lent(request, session)
+    with boards.cold(_folder(request)) as target:
+        yield from _lent(request, target)
 
 
 @pytest.fixture
-def board(live: Session) -> Board:
+def board(target: Target) -> Board:
     """The test's own running board; a test that finds it dead fails at once, with the reason."""
-    live.check_alive()
-    return live.board
+    target.check_alive()
+    return target.board
 
 
 @pytest.fixture
-def module_board(request: pytest.FixtureRequest, module_live: Session) -> Board:
+def module_board(request: pytest.FixtureRequest, module_target: Target) -> Board:
     """The module's running board; dead for all of them once one test has killed it."""
-    request.node.stash[_session_key] = module_live
-    module_live.check_alive()
-    return module_live.board
+    request.node.stash[_session_key] = module_target
+    module_target.check_alive()
+    return module_target.board
 
 
 @pytest.fixture
-def cold_board(cold_live: Session) -> Board:
+def cold_board(cold_target: Target) -> Board:
     """A board that was booted from power-on for this test."""
-    return cold_live.board
+    return cold_target.board
 
 
 @pytest.fixture
-def dom0(live: Session, board: Board) -> Dom0:  # noqa: ARG001 - the board is checked first
+def dom0(target: Target, board: Board) -> Dom0:  # noqa: ARG001 - the board is checked first
     """The control domain of the test's own board."""
-    return live.dom0
+    return target.dom0
 
 
 @pytest.fixture
-def domus(live: Session, board: Board) -> dict[str, LinuxGuest]:  # noqa: ARG001
+def domus(target: Target, board: Board) -> dict[str, LinuxGuest]:  # noqa: ARG001
     """All Linux guests of the test's own board by name."""
-    return dict(live.guests)
+    return dict(target.guests)
 
 
 @pytest.fixture
@@ -278,15 +286,15 @@ def domu(domus: dict[str, LinuxGuest]) -> LinuxGuest:
     return next(iter(domus.values()))
 
 
-def _lent(request: pytest.FixtureRequest, session: Session) -> Iterator[Session]:
+def _lent(request: pytest.FixtureRequest, target: Target) -> Iterator[Target]:
     """Let a test have a session; keep its state if the test failed and that was asked for."""
     node = request.node
-    node.stash[_session_key] = session
-    yield session
-    if node.stash.get(_failed_key, False) and request.config.getoption("keep_on_failure"):
+    node.stash[_session_key] = target
+    yield target
+    if node.stash.get(_failed_key, False) and request.config.getoption("save_on_failure"):
         from framework.target.postmortem import keep
 
-        identity = keep(session, node.nodeid)
+        identity = keep(target, node.nodeid)
         node.add_report_section("teardown", "kept board", f"medcheck resume {identity}")
         _speaker(request.config)(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
 

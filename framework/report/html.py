@@ -96,10 +96,7 @@ def _host(host: Mapping[str, Any]) -> list[str]:
         "python": lambda value: f"Python {value}",
         "system": str,
     }
-    return [
-        known[key](value) if key in known else f"{key.replace('_', ' ')} {value}"
-        for key, value in host.items()
-    ]
+    return [known[key](value) if key in known else f"{key.replace('_', ' ')} {value}" for key, value in host.items()]
 
 
 def _more(reason: str | None) -> str:

@@ -15,11 +15,11 @@ import struct
 from framework.snapshot.vmstate import (
     Register,
     describe,
-    odd,
     read,
     register_number,
     registers_of,
     section,
+    unexpected_format,
     walk,
 )
 
@@ -45,19 +45,19 @@ def converted(state: bytes) -> bytes:
             registers = registers_of(mended, cpu)
             for number in (register_number(_PMCEID0_EL0), _PMCEID0_AARCH32):
                 if number not in registers:
-                    raise odd(f"a CPU without the register {number:#x}")
+                    raise unexpected_format(f"a CPU without the register {number:#x}")
                 at = registers[number]
                 struct.pack_into(">Q", mended, at, read(mended, ">Q", at) | _INST_RETIRED)
     timer = next((device for device in devices if device["name"] == "timer"), None)
     if timer is None:
-        raise odd("no clock in it")
+        raise unexpected_format("no clock in it")
     begin = section(mended, timer)
     end = begin + sum(field["size"] for field in timer["fields"])
     if mended[end] != _FOOTER:
-        raise odd("its clock counts instructions already")
+        raise unexpected_format("its clock counts instructions already")
     places = dict(walk(timer["fields"], begin))
     if "cpu_clock_offset" not in places:
-        raise odd("a clock without time")
+        raise unexpected_format("a clock without time")
     saved_at = read(mended, ">q", places["cpu_clock_offset"])
     name = bytes([_SUBSECTION, len(_TIMER_ICOUNT)]) + _TIMER_ICOUNT
     mended[end:end] = name + struct.pack(">Iqq", 1, saved_at, 0)

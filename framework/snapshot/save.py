@@ -11,7 +11,7 @@ from pathlib import Path
 from framework.board.board import Board
 from framework.common.errors import BoardError
 from framework.common.host_speed import host_factor
-from framework.diagnosis.hang import between, look
+from framework.diagnosis.hang import between, sample
 from framework.snapshot import sparse
 from framework.snapshot.timer_fixup import Woken, wake_timers
 from framework.snapshot.tmpfs_cache import TMPFS
@@ -36,11 +36,11 @@ def wait_until_calm(board: Board) -> bool:
 
 
 def _grows_calm(board: Board, end: float) -> bool:
-    before = look(board)
+    before = sample(board)
     while time.monotonic() < end:
         # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.
         time.sleep(_CALM_SECONDS)
-        now = look(board)
+        now = sample(board)
         used = sum(use.ran for use in between(before, now).values())
         if used < _CALM * (now.at - before.at):
             return True
@@ -55,7 +55,7 @@ def save_devices(board: Board) -> tuple[bytes, list[Woken]]:
     Raises BoardError when QEMU cannot save it.
     """
     if board.ram is None or not board.ram.share:
-        raise BoardError("only a board with its RAM in a shared file can become a template", where="saving")
+        raise BoardError("only a board with its RAM in a shared file can become a snapshot", where="saving")
     fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
     try:
         _save(board, f"/proc/self/fd/{fd}", shared=True)
@@ -93,7 +93,7 @@ def _spare_tmpfs(board: Board) -> None:
         raise BoardError(
             f"saving the board would fill {TMPFS}: it needs {holes >> 20} MiB there, {free >> 20} MiB are free",
             where=str(board.run_dir),
-            hint="`medcheck template prune` frees some; with MEDCHECKTMPFS_MIB=0 clones read from disk",
+            hint="`medcheck snapshot prune` frees some; with MEDCHECK_TMPFS_MIB=0 clones read from disk",
         )
 
 

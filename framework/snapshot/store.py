@@ -1,6 +1,6 @@
-"""Templates: boards saved at a moment of their life, each kept as a verified set of files and cloned many times.
+"""Snapshots: boards saved at a moment of their life, each kept as a verified set of files and cloned many times.
 
-Layout of ``<cache>/templates/<label>-<key>/``: ``ram`` (guest RAM, with holes), ``state`` (QEMU's device state),
+Layout of ``<cache>/snapshots/<label>-<key>/``: ``ram`` (guest RAM, with holes), ``state`` (QEMU's device state),
 ``consoles/*.log``, ``manifest.json`` (hashes, and what the board's maker wants to remember). A folder appears by
 one rename, complete, and is read-only to everything that follows.
 
@@ -22,29 +22,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.board.board import Board, Past
+from framework.board.board import Board, RestoredFrom
 from framework.board.qemu import Ram
-from framework.common.content_hash import flock, key_of, plain, vouch, vouched
+from framework.common.content_hash import flock, is_verified, key_of, mark_verified, plain
 from framework.common.digest import sha256_file
 from framework.common.errors import BoardError
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.snapshot import sparse
 from framework.snapshot.save import copy_logs, save_devices
-from framework.snapshot.tmpfs_cache import TMPFS, WorkingCopies, mib_of, reclaim
+from framework.snapshot.tmpfs_cache import TMPFS, TmpfsCache, mib_of, reclaim
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 DEFAULT_BOUND = 12 << 30
-"""Bytes that all templates may take before the least recently used go; ``MEDCHECK_TEMPLATES_MIB`` overrides."""
+"""Bytes that all snapshots may take before the least recently used go; ``MEDCHECK_SNAPSHOTS_MIB`` overrides."""
 
 Maker = Callable[[Ram, Path], AbstractContextManager[tuple[Board, dict[str, Any]]]]
-"""Boots a board with this RAM and run folder up to the moment to save, gives it and what to remember about it
+"""Boots a board with this RAM and run folder up to the checkpoint to save, gives it and what to remember about it
 (plain JSON), and takes it down afterwards."""
 
 
 @dataclass(frozen=True)
-class Template:
+class Snapshot:
     """One saved board. ``about`` is what its maker remembered; ``ram`` is the file that clones map."""
 
     folder: Path
@@ -60,14 +60,14 @@ class Template:
         return self.folder / "state"
 
     @property
-    def past(self) -> Past:
+    def past(self) -> RestoredFrom:
         """What a clone has behind it."""
-        return Past(self.folder / "consoles", self.uptime, f"template {self.label}")
+        return RestoredFrom(self.folder / "consoles", self.uptime, f"snapshot {self.label}")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A template in the cache: bytes on disk and on tmpfs, last use in seconds since the epoch."""
+    """A snapshot in the cache: bytes on disk and on tmpfs, last use in seconds since the epoch."""
 
     name: str
     disk_bytes: int
@@ -76,8 +76,8 @@ class Entry:
     intact: bool
 
 
-class TemplateStore:
-    """All templates of one cache. ``tmpfs`` None keeps everything on disk; ``most_memory`` bounds the working copies
+class SnapshotStore:
+    """All snapshots of one cache. ``tmpfs`` None keeps everything on disk; ``most_memory`` bounds the working copies
     there, in bytes. Raises UsageError for a bound in the environment that is no number."""
 
     def __init__(
@@ -88,18 +88,18 @@ class TemplateStore:
         progress: Progress | None = None,
         most_memory: int | None = None,
     ) -> None:
-        self.root = (cache_root() if root is None else root) / "templates"
+        self.root = (cache_root() if root is None else root) / "snapshots"
         self._progress = progress or Silent()
         self._tmpfs = tmpfs
-        self._copies = WorkingCopies(self.root, tmpfs, self._alone, self._progress.say, most_memory)
-        self._most = mib_of("MEDCHECK_TEMPLATES_MIB", DEFAULT_BOUND)
+        self._copies = TmpfsCache(self.root, tmpfs, self._alone, self._progress.say, most_memory)
+        self._most = mib_of("MEDCHECK_SNAPSHOTS_MIB", DEFAULT_BOUND)
 
     @contextmanager
-    def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Template]:
-        """Give the template made from these inputs, making it if there is none or if it is damaged.
+    def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Snapshot]:
+        """Give the snapshot made from these inputs, making it if there is none or if it is damaged.
 
         While the context lasts nobody removes its files; a clone that runs no longer needs them by name. Two
-        processes that want the same template make it once.
+        processes that want the same snapshot make it once.
 
         :raises BoardError: no room, or whatever ``make`` raises.
         """
@@ -109,18 +109,18 @@ class TemplateStore:
         self.root.mkdir(parents=True, exist_ok=True)
         with self._copies.used():
             with self._locked(name, exclusive=False):
-                template = self._open(name)
-                if template is not None:
-                    yield template
+                snapshot = self._open(name)
+                if snapshot is not None:
+                    yield snapshot
                     return
             with self._locked(name, exclusive=True):
                 if self._open(name) is None:
                     self._make(name, label, key, inputs, make)
             with self._locked(name, exclusive=False):
-                template = self._open(name)
-                if template is None:
-                    raise BoardError("a template that was just made is damaged", where=str(self.root / name))
-                yield template
+                snapshot = self._open(name)
+                if snapshot is None:
+                    raise BoardError("a snapshot that was just made is damaged", where=str(self.root / name))
+                yield snapshot
 
     def entries(self) -> list[Entry]:
         """Return what is there, least recently used first."""
@@ -133,7 +133,7 @@ class TemplateStore:
         return sorted(found, key=lambda entry: entry.last_use)
 
     def prune(self, max_bytes: int | None = None) -> list[str]:
-        """Remove the least recently used templates until the others take at most ``max_bytes`` on disk, and
+        """Remove the least recently used snapshots until the others take at most ``max_bytes`` on disk, and
         whatever interrupted work left there or on tmpfs; return the names of the removed. One in use stays."""
         self._remove_remains()
         bound = self._most if max_bytes is None else max_bytes
@@ -149,7 +149,7 @@ class TemplateStore:
         return removed
 
     def remove(self, name: str) -> bool:
-        """Remove one template; False when somebody is at it."""
+        """Remove one snapshot; False when somebody is at it."""
         try:
             with self._alone(name):
                 self._discard(name)
@@ -161,24 +161,24 @@ class TemplateStore:
         """Remove what caches that are gone (this one, too, if it is) left on tmpfs; return their folders."""
         return [] if self._tmpfs is None else reclaim(self._tmpfs)
 
-    # One template
+    # One snapshot
 
-    def _open(self, name: str) -> Template | None:
-        """The template if all its files are what its manifest says; None if there is none (any more)."""
+    def _open(self, name: str) -> Snapshot | None:
+        """The snapshot if all its files are what its manifest says; None if there is none (any more)."""
         folder = self.root / name
         manifest = _manifest(folder)
         if manifest is None:
             if folder.exists():
-                self._progress.say(f"template {name}: no manifest; made again")
+                self._progress.say(f"snapshot {name}: no manifest; made again")
             return None
         damaged = [file for file, want in manifest["files"].items() if not _same(folder / file, want)]
         ram = None if damaged else self._ram(folder, manifest["ram"])
         if ram is None:
-            self._progress.say(f"template {name}: {', '.join(damaged) or 'ram'} damaged; made again")
+            self._progress.say(f"snapshot {name}: {', '.join(damaged) or 'ram'} damaged; made again")
             return None
         with contextlib.suppress(PermissionError):
             os.utime(folder)
-        return Template(folder, manifest["label"], manifest["key"], ram, manifest["uptime"], manifest["about"])
+        return Snapshot(folder, manifest["label"], manifest["key"], ram, manifest["uptime"], manifest["about"])
 
     def _ram(self, folder: Path, want: str) -> Path | None:
         """The verified file to map: on tmpfs if possible, else on disk."""
@@ -189,11 +189,11 @@ class TemplateStore:
             return working if source.exists() and source.stat().st_size == working.stat().st_size else None
         if copied := self._copies.copy(folder.name, source, want):
             return working if copied == want else None
-        if vouched(source, want):
+        if is_verified(source, want):
             return source
         if not source.exists() or sparse.digest(source) != want:
             return None
-        vouch(source, want)
+        mark_verified(source, want)
         return source
 
     def _make(self, name: str, label: str, key: str, inputs: Mapping[str, object], make: Maker) -> None:
@@ -208,7 +208,7 @@ class TemplateStore:
         fast = self._copies.begin(name)
         begin = time.monotonic()
         try:
-            with self._progress.task(f"making template {label}"), _room_errors(folder):
+            with self._progress.task(f"making snapshot {label}"), _room_errors(folder):
                 live = (fast or folder) / "ram"
                 # Stays when the board does not come up: its consoles say why.
                 run_dir = self.root / ".logs" / name
@@ -231,7 +231,7 @@ class TemplateStore:
                 (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
                 (folder / "ram").chmod(0o444)
                 folder.rename(self.root / name)
-                vouch(self.root / name / "ram", ram)
+                mark_verified(self.root / name / "ram", ram)
                 if fast is not None:
                     self._copies.finish(name, ram)
         finally:
@@ -249,7 +249,7 @@ class TemplateStore:
         self._copies.remove(name)
 
     def _remove_remains(self) -> None:
-        """Remove what a process that was killed while making a template left."""
+        """Remove what a process that was killed while making a snapshot left."""
         for folder in self.root.glob(".*.partial"):
             # Whoever holds the lock is alive and at it.
             with contextlib.suppress(BlockingIOError), self._alone(folder.name[1 : -len(".partial")]):
@@ -257,7 +257,7 @@ class TemplateStore:
         self._copies.tidy()
 
     def _alone(self, name: str) -> AbstractContextManager[None]:
-        """Hold a template as its only user; raises BlockingIOError when somebody is at it."""
+        """Hold a snapshot as its only user; raises BlockingIOError when somebody is at it."""
         return self._locked(name, exclusive=True, wait=False)
 
     @contextmanager
@@ -270,7 +270,7 @@ class TemplateStore:
         except BlockingIOError:
             if not wait:
                 raise
-            self._progress.say(f"template {name}: another process is at it; waiting for that")
+            self._progress.say(f"snapshot {name}: another process is at it; waiting for that")
             lock = flock(locks / name, exclusive=exclusive)
             lock.__enter__()
         try:
@@ -302,7 +302,7 @@ def _room_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BoardError(
-            f"the template cannot be written: {error.strerror}",
+            f"the snapshot cannot be written: {error.strerror}",
             where=str(error.filename or folder),
-            hint="free space with `medcheck template prune`, or set MEDCHECK_CACHE to a folder on a larger disk",
+            hint="free space with `medcheck snapshot prune`, or set MEDCHECK_CACHE to a folder on a larger disk",
         ) from error

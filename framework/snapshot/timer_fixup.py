@@ -20,11 +20,11 @@ from framework.snapshot.vmstate import (
     Register,
     State,
     describe,
-    odd,
     read,
     register_number,
     registers_of,
     section,
+    unexpected_format,
     walk,
 )
 
@@ -69,10 +69,10 @@ def wake_timers(state: State) -> list[Woken]:
     cpus = [device for device in devices if device["name"] == "cpu"]
     gic = next((device for device in devices if device["name"] == "arm_gicv3"), None)
     if not cpus or gic is None:
-        raise odd("no Arm CPU or no GICv3 in it")
+        raise unexpected_format("no Arm CPU or no GICv3 in it")
     pending = [at for path, at in walk(gic["fields"], section(state, gic)) if path == "cpu.gicr_ipendr0"]
     if len(pending) != len(cpus):
-        raise odd(f"{len(pending)} redistributors for {len(cpus)} CPUs")
+        raise unexpected_format(f"{len(pending)} redistributors for {len(cpus)} CPUs")
     woken = []
     for cpu in cpus:
         number = int(cpu["instance_id"])

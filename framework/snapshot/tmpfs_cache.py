@@ -1,12 +1,12 @@
-"""Working copies: the RAM of one cache's templates on tmpfs, where every clone maps it. A cache in memory, so bounded.
+"""Working copies: the RAM of one cache's snapshots on tmpfs, where every clone maps it. A cache in memory, so bounded.
 
-Layout of ``<tmpfs>/medcheck-<uid>-<tag of the cache>/``: ``<template>/ram`` (with its ``.verified``),
-``.<template>.partial/ram`` (of a board that boots to become one), ``.owner`` (says whose all this is, and is locked
+Layout of ``<tmpfs>/medcheck-<uid>-<tag of the cache>/``: ``<snapshot>/ram`` (with its ``.verified``),
+``.<snapshot>.partial/ram`` (of a board that boots to become one), ``.owner`` (says whose all this is, and is locked
 by whoever uses it), ``.room`` (locked by whoever counts and fills).
 
 A copy is made only where all of this cache's copies then keep :func:`default_bound`; for its sake ones that have
-grown a lot go (a hole that a clone reads becomes a page), then the least recently used. One whose template is in use
-stays, by the same lock that keeps the template. Other caches' copies are none of our business, except that those of a
+grown a lot go (a hole that a clone reads becomes a page), then the least recently used. One whose snapshot is in use
+stays, by the same lock that keeps the snapshot. Other caches' copies are none of our business, except that those of a
 cache that is gone are removed.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from framework.common.content_hash import flock, vouch, vouched
+from framework.common.content_hash import flock, is_verified, mark_verified
 from framework.common.errors import UsageError
 from framework.snapshot import sparse
 
@@ -41,7 +41,7 @@ _OWNER = ".owner"
 _PARTIAL = ".partial"
 
 Lock = Callable[[str], AbstractContextManager[None]]
-"""Takes a template for its own by name; raises BlockingIOError when somebody is at it."""
+"""Takes a snapshot for its own by name; raises BlockingIOError when somebody is at it."""
 
 
 def default_bound() -> int:
@@ -60,16 +60,16 @@ def mib_of(variable: str, default: int) -> int:
     return int(given) << 20
 
 
-class WorkingCopies:
-    """The working copies of the templates in one folder. With ``tmpfs`` None, or one that is not there, there are
+class TmpfsCache:
+    """The working copies of the snapshots in one folder. With ``tmpfs`` None, or one that is not there, there are
     none, and every method says so. ``most`` is the bound in bytes, ``say`` takes what a user should know."""
 
     def __init__(
-        self, templates: Path, tmpfs: Path | None, lock: Lock, say: Callable[[str], None], most: int | None = None
+        self, snapshots: Path, tmpfs: Path | None, lock: Lock, say: Callable[[str], None], most: int | None = None
     ) -> None:
-        self._templates = templates.absolute()
+        self._snapshots = snapshots.absolute()
         self._tmpfs = tmpfs
-        self._folder = Path() if tmpfs is None else tmpfs / _folder_name(self._templates)
+        self._folder = Path() if tmpfs is None else tmpfs / _folder_name(self._snapshots)
         self._lock = lock
         self._say = say
         self._most = default_bound() if most is None else most
@@ -85,11 +85,11 @@ class WorkingCopies:
                 os.close(lock)
 
     def ram(self, name: str) -> Path:
-        """Return where a template's working copy is, or would be."""
+        """Return where a snapshot's working copy is, or would be."""
         return self._folder / name / "ram"
 
     def size(self, name: str) -> int:
-        """Return the bytes that a template's working copy takes; 0 without one."""
+        """Return the bytes that a snapshot's working copy takes; 0 without one."""
         try:
             return 0 if self._tmpfs is None else sparse.allocated(self.ram(name))
         except FileNotFoundError:
@@ -97,10 +97,10 @@ class WorkingCopies:
 
     def verified(self, name: str, digest: str) -> bool:
         """Whether there is one, and it is known to have this digest."""
-        return self._tmpfs is not None and vouched(self.ram(name), digest)
+        return self._tmpfs is not None and is_verified(self.ram(name), digest)
 
     def copy(self, name: str, source: Path, digest: str) -> str | None:
-        """Make the working copy of a template that the caller has locked. Return the digest of what was copied, which
+        """Make the working copy of a snapshot that the caller has locked. Return the digest of what was copied, which
         stays only if it is the expected one; None when there is no room, or no tmpfs."""
         if not source.exists() or not self._ours():
             return None
@@ -108,7 +108,7 @@ class WorkingCopies:
         try:
             # One at a time, or two that find the same room would both fill it.
             with flock(self._folder / ".room", exclusive=True):
-                if vouched(working, digest):
+                if is_verified(working, digest):
                     return digest
                 working.unlink(missing_ok=True)
                 if not self._make_room(sparse.copied(source)):
@@ -125,7 +125,7 @@ class WorkingCopies:
             return None
 
     def begin(self, name: str) -> Path | None:
-        """Return a new folder for the RAM of a board that boots to become the template of this name, which the caller
+        """Return a new folder for the RAM of a board that boots to become the snapshot of this name, which the caller
         has locked; None when there is no room for all that it may take, or no tmpfs."""
         if not self._ours():
             return None
@@ -148,20 +148,20 @@ class WorkingCopies:
         _seal(self.ram(name), digest)
 
     def remove(self, name: str) -> None:
-        """Remove the working copy of a template that the caller has locked."""
+        """Remove the working copy of a snapshot that the caller has locked."""
         if self._tmpfs is not None and (self._folder / name).exists():
             shutil.rmtree(self._folder / name)
 
     def tidy(self) -> None:
-        """Remove the copies whose template is gone, and what killed processes left."""
+        """Remove the copies whose snapshot is gone, and what killed processes left."""
         for folder in self._folders():
             begun = folder.name.endswith(_PARTIAL)
             name = folder.name[1 : -len(_PARTIAL)] if begun else folder.name
-            if begun or not (self._templates / name).exists():
+            if begun or not (self._snapshots / name).exists():
                 # Whoever holds the lock is alive and at it; without one it is looked at again, for somebody may just
-                # have made the template.
+                # have made the snapshot.
                 with contextlib.suppress(BlockingIOError), self._lock(name):
-                    if begun or not (self._templates / name).exists():
+                    if begun or not (self._snapshots / name).exists():
                         shutil.rmtree(folder, ignore_errors=True)
 
     def _make_room(self, size: int) -> bool:
@@ -170,9 +170,7 @@ class WorkingCopies:
         reclaim(self._tmpfs)
         self.tidy()
         folders = {folder.name: _taken(folder) for folder in self._folders()}
-        missing = max(
-            sum(folders.values()) + size - self._most, size + _SPARE - shutil.disk_usage(self._tmpfs).free
-        )
+        missing = max(sum(folders.values()) + size - self._most, size + _SPARE - shutil.disk_usage(self._tmpfs).free)
         victims: list[str] = []
         with ExitStack() as held:
             for name in sorted(filter(lambda name: not name.startswith("."), folders), key=self._worth):
@@ -197,8 +195,8 @@ class WorkingCopies:
         """The least goes first: one that has grown to twice a new one (a clone whose RAM was read as a whole filled
         its holes), then by last use."""
         try:
-            lean = self.size(name) <= 2 * sparse.copied(self._templates / name / "ram")
-            return lean, (self._templates / name).stat().st_mtime
+            lean = self.size(name) <= 2 * sparse.copied(self._snapshots / name / "ram")
+            return lean, (self._snapshots / name).stat().st_mtime
         except FileNotFoundError:
             return False, 0.0
 
@@ -213,7 +211,7 @@ class WorkingCopies:
             return False
 
     def _claim(self) -> int | None:
-        note = _note(self._templates)
+        note = _note(self._snapshots)
         while self._ours():
             try:
                 lock = os.open(self._folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -250,12 +248,12 @@ def reclaim(tmpfs: Path) -> list[Path]:
     return removed
 
 
-def _folder_name(templates: Path) -> str:
-    return f"medcheck-{os.geteuid()}-{hashlib.sha256(str(templates).encode()).hexdigest()[:8]}"
+def _folder_name(snapshots: Path) -> str:
+    return f"medcheck-{os.geteuid()}-{hashlib.sha256(str(snapshots).encode()).hexdigest()[:8]}"
 
 
-def _note(templates: Path) -> bytes:
-    return json.dumps({"templates": str(templates), "mounts": str(Path("/proc/self/ns/mnt").readlink())}).encode()
+def _note(snapshots: Path) -> bytes:
+    return json.dumps({"snapshots": str(snapshots), "mounts": str(Path("/proc/self/ns/mnt").readlink())}).encode()
 
 
 def _is_own(folder: Path) -> bool:
@@ -266,8 +264,8 @@ def _is_own(folder: Path) -> bool:
 def _abandoned(folder: Path) -> bool:
     try:
         note = (folder / _OWNER).read_bytes()
-        templates = Path(json.loads(note)["templates"])
-        return note == _note(templates) and folder.name == _folder_name(templates) and not templates.exists()
+        snapshots = Path(json.loads(note)["snapshots"])
+        return note == _note(snapshots) and folder.name == _folder_name(snapshots) and not snapshots.exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -295,4 +293,4 @@ def _taken(folder: Path) -> int:
 
 def _seal(ram: Path, digest: str) -> None:
     ram.chmod(0o444)
-    vouch(ram, digest)
+    mark_verified(ram, digest)

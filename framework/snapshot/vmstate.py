@@ -29,7 +29,7 @@ State = bytearray | mmap.mmap
 def describe(state: State) -> list[dict[str, Any]]:
     """The devices in the stream, from the JSON with which QEMU ends it."""
     if state[: len(_MAGIC)] != _MAGIC:
-        raise odd("it does not begin like one")
+        raise unexpected_format("it does not begin like one")
     # The description ends the stream; before it stand a mark and its length.
     for at in range(len(state) - 2, max(0, len(state) - _LONGEST_DESCRIPTION), -1):
         if state[at] != 0x7B or at < 5 or state[at - 5] != _DESCRIPTION:
@@ -38,8 +38,8 @@ def describe(state: State) -> list[dict[str, Any]]:
             try:
                 return list(json.loads(state[at:])["devices"])
             except (ValueError, KeyError) as error:
-                raise odd(f"its description cannot be read: {error}") from error
-    raise odd("it ends without a description of itself")
+                raise unexpected_format(f"its description cannot be read: {error}") from error
+    raise unexpected_format("it ends without a description of itself")
 
 
 def section(state: State, device: Mapping[str, Any]) -> int:
@@ -49,7 +49,7 @@ def section(state: State, device: Mapping[str, Any]) -> int:
     # Devices stand at the end, behind whatever RAM the stream holds.
     at = state.find(head, max(0, len(state) - _DEVICES))
     if at < 5 or state[at - 5] != _SECTION_FULL or state.find(head, at + 1) >= 0:
-        raise odd(f"the section of {device['name']} is not there, or there twice")
+        raise unexpected_format(f"the section of {device['name']} is not there, or there twice")
     return at + len(head)
 
 
@@ -73,14 +73,12 @@ def registers_of(state: State, cpu: Mapping[str, Any]) -> dict[int, int]:
         (length,) = places["cpreg_vmstate_array_len"]
         indexes, values = places["cpreg_vmstate_indexes"], places["cpreg_vmstate_values"]
     except KeyError as error:
-        raise odd(f"a CPU without {error}") from error
+        raise unexpected_format(f"a CPU without {error}") from error
     count = read(state, ">i", length)
     if not len(indexes) == len(values) == count:
-        raise odd(f"a CPU has {count} registers, {len(indexes)} numbers and {len(values)} values")
+        raise unexpected_format(f"a CPU has {count} registers, {len(indexes)} numbers and {len(values)} values")
     # The low half of KVM's register id is the encoding; bit 20 of the number is set for AArch64's only.
-    return {
-        read(state, ">Q", index) & 0x1F_FFFF: value for index, value in zip(indexes, values, strict=True)
-    }
+    return {read(state, ">Q", index) & 0x1F_FFFF: value for index, value in zip(indexes, values, strict=True)}
 
 
 def register_number(register: Register) -> int:
@@ -92,10 +90,8 @@ def read(state: State, form: str, at: int) -> int:
     try:
         return int(struct.unpack_from(form, state, at)[0])
     except struct.error as error:
-        raise odd(f"it ends at {len(state)}, in the middle of something") from error
+        raise unexpected_format(f"it ends at {len(state)}, in the middle of something") from error
 
 
-def odd(what: str) -> BoardError:
-    return BoardError(
-        f"the device state is not what this QEMU was known to write: {what}", where="saving a board"
-    )
+def unexpected_format(what: str) -> BoardError:
+    return BoardError(f"the device state is not what this QEMU was known to write: {what}", where="saving a board")

@@ -1,4 +1,4 @@
-"""Boards whose whole state was kept, mostly because a test failed: brought back later with ``medcheck resume``.
+"""TargetProvider whose whole state was kept, mostly because a test failed: brought back later with ``medcheck resume``.
 
 A kept board is complete in itself: device state with all RAM in use, the consoles so far, and where the files it
 needs to run lie in the cache.
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.board.board import Board, Past
+from framework.board.board import Board, RestoredFrom
 from framework.board.spec import BoardSpec, Dom0Spec, GuestSpec, LoadMap
 from framework.common.errors import BoardError, UsageError
 from framework.common.paths import cache_root
 from framework.diagnosis.hang import watch
 from framework.snapshot.save import copy_logs, fill, save_whole
-from framework.target.target import Session
+from framework.target.target import Target
 
 MOST = 5
 """How many boards are kept; each takes as much disk as its RAM in use, half a gigabyte or more."""
@@ -62,22 +62,22 @@ def kept_folder() -> Path:
     return cache_root() / "kept"
 
 
-def keep(session: Session, name: str) -> str:
+def keep(target: Target, name: str) -> str:
     """Stop a session's board and keep its state; returns the id for :func:`resume`. The board stays stopped.
 
     The oldest kept boards go, so that at most :data:`MOST` stay. Raises BoardError when it cannot be saved.
     """
-    board, stack = session.board, session.stack
+    board, stack = target.board, target.stack
     words = re.sub(r"[^\w]+", "-", name).strip("-")[-40:]
     identity = f"{words}-{hashlib.sha256(f'{name} {time.time_ns()}'.encode()).hexdigest()[:6]}"
     folder = kept_folder() / f".{identity}.partial"
     folder.mkdir(parents=True)
     try:
-        about = session.about()
+        about = target.about()
         save_whole(board, folder / "state")
         copy_logs(board, folder / "consoles")
         document = {
-            "name": name, "uptime": board.uptime, "spec": dataclasses.asdict(session.spec), "about": about,
+            "name": name, "uptime": board.uptime, "spec": dataclasses.asdict(target.spec), "about": about,
             "qemu": stack.qemu.argv(), "flash": str(stack.flash), "ssh_key": str(stack.ssh_key),
             "host_key": str(stack.keys.host_public),
         }  # fmt: skip
@@ -98,7 +98,7 @@ def kept() -> list[str]:
     return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
 
 
-def resume(identity: str, run_dir: Path) -> Session:
+def resume(identity: str, run_dir: Path) -> Target:
     """Bring a kept board back, running; it can be resumed any number of times.
 
     Raises UsageError for an unknown id, BoardError when its files are damaged or gone.
@@ -114,23 +114,23 @@ def resume(identity: str, run_dir: Path) -> Session:
             _Qemu(document["qemu"]), Path(document["flash"]), Path(document["ssh_key"]),
             _Keys(Path(document["host_key"])),
         )  # fmt: skip
-        past = Past(folder / "consoles", float(document["uptime"]), f"kept board {identity}")
+        past = RestoredFrom(folder / "consoles", float(document["uptime"]), f"kept board {identity}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BoardError(f"its description is damaged: {error!r}", where=str(folder)) from error
     missing = [path for path in (stack.flash, stack.ssh_key, Path(stack.qemu.line[0])) if not os.path.exists(path)]  # noqa: PTH110
     if missing:
         raise BoardError(f"it needs {missing[0]}, which is gone", where=str(folder))
     board = watch(Board(spec, stack, run_dir, incoming=True, past=past))
-    session = Session(spec, stack, run_dir, board=board)
+    target = Target(spec, stack, run_dir, board=board)
     try:
         board.start()
         fill(board, folder / "state", shared=False)
         board.resume()
-        session.adopt(document["about"], wake=False)
+        target.adopt(document["about"], wake=False)
     except BaseException:
-        session.close()
+        target.close()
         raise
-    return session
+    return target
 
 
 def _spec(values: dict[str, Any]) -> BoardSpec:

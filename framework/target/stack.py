@@ -53,9 +53,7 @@ def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
     return replace(spec, guests=guests)
 
 
-def trace_options(
-    spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None
-) -> dict[str, Any]:
+def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None) -> dict[str, Any]:
     """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
     out = None if trace is None else trace.absolute()
     if out is None and lockstep is None:

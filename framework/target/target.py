@@ -21,7 +21,7 @@ from framework.guests import restored
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, create_linux_guest
 from framework.snapshot.restore import clone
-from framework.snapshot.store import Template
+from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 
 _CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]*"
@@ -37,7 +37,7 @@ class Phase:
     end: float
 
 
-class Session(AbstractContextManager["Session"]):
+class Target(AbstractContextManager["Target"]):
     """A board that is brought up step by step and always taken down."""
 
     def __init__(
@@ -53,11 +53,11 @@ class Session(AbstractContextManager["Session"]):
         self.phases: list[Phase] = []
         self.notes: dict[str, Any] = {}
         """What a moment's maker wants its clones to know; plain JSON."""
-        self.patience = 30.0
+        self.idle_timeout = 30.0
         """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
         self._begin = time.monotonic()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Target:
         return self
 
     def __exit__(
@@ -73,35 +73,35 @@ class Session(AbstractContextManager["Session"]):
         self.board.stop()
 
     @classmethod
-    def from_template(
+    def from_snapshot(
         cls,
-        template: Template,
+        snapshot: Snapshot,
         spec: BoardSpec,
         stack: Stack,
         run_dir: Path,
         *,
         trace: bool = False,
         lockstep: Path | None = None,
-        instruction_clock: bool = False,
+        icount: bool = False,
         wake: bool = True,
-    ) -> Session:
+    ) -> Target:
         """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
 
         SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
-        ``instruction_clock``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing is typed.
+        ``icount``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing is typed.
         """
         path = run_dir / "trace" / "board.trace" if trace else None
         options = trace_options(spec, stack, path, lockstep)
-        board = clone(template, spec, stack, run_dir, instruction_clock=instruction_clock, **options)
-        session = cls(spec, stack, run_dir, board=board)
-        session.trace = path
+        board = clone(snapshot, spec, stack, run_dir, icount=icount, **options)
+        target = cls(spec, stack, run_dir, board=board)
+        target.trace = path
         try:
-            session.adopt(template.about, wake=wake)
+            target.adopt(snapshot.about, wake=wake)
         except BaseException:
-            session.close()
+            target.close()
             raise
-        return session
+        return target
 
     def about(self) -> dict[str, Any]:
         """What :meth:`adopt` needs to take over a restored copy of this board; plain JSON."""
@@ -161,7 +161,9 @@ class Session(AbstractContextManager["Session"]):
     def _wait_for_xen(self) -> None:
         console = self.board.consoles["xen"]
         try:
-            match = console.expect([_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.patience)
+            match = console.expect(
+                [_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.idle_timeout
+            )
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:
             # Xen panics over it a moment later.
