@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import select
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
 
@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
+    add_policy(command)
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
@@ -220,10 +221,11 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
+    from framework.conformance.conclusion import FailOn
     from framework.jobs.run import RunOptions, run
     from framework.report.markdown import summary
 
-    code, folder = run(
+    result = run(
         RunOptions(
             profile=options.profile,
             board=options.board,
@@ -235,17 +237,22 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             mirrors=options.mirror,
             trace=not options.no_trace,
             tests=not options.no_tests,
+            fail_on=FailOn(options.fail_on),
+            baseline=options.baseline,
             command=options.arguments,
         ),
         output.progress,
     )
-    report = json.loads((folder / "report.json").read_text())
     if options.json:
-        output.document(report)
+        output.document(result.document)
     else:
-        output.result(summary(report))
-        output.result(f"report: {folder / 'index.html'}")
-    return code
+        output.result(summary(result.document))
+        output.result(f"report: {result.folder / 'index.html'}")
+    if isinstance(result.failure, KeyboardInterrupt | OSError):
+        raise result.failure
+    if isinstance(result.failure, MedcheckError):
+        output.error(result.failure)
+    return result.code
 
 
 def _version(_options: argparse.Namespace, output: Output) -> int:

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ class _Scalar(Schema):
     def read(self, node: yaml.Node, keys: KeyPath, document: Document) -> Any:
         if not isinstance(node, yaml.ScalarNode) or node.tag != f"tag:yaml.org,2002:{self.tag}":
             raise self.wrong(node, keys, document)
-        value = yaml.SafeLoader("").construct_object(node)
+        try:
+            value = yaml.SafeLoader("").construct_object(node)
+        except ValueError:
+            raise self.wrong(node, keys, document) from None
         if not self.accepts(value):
             raise self.wrong(node, keys, document)
         return value
@@ -143,6 +147,17 @@ class Flag(_Scalar):
 
     tag = "bool"
     expected = "true or false"
+
+
+class Date(_Scalar):
+    """A day, written as 2027-06-30."""
+
+    tag = "timestamp"
+    expected = "a date such as 2027-06-30"
+
+    def accepts(self, value: Any) -> bool:
+        """Have no time of day."""
+        return type(value) is date
 
 
 class Items(Schema):

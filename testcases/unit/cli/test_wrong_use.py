@@ -15,7 +15,8 @@ from framework.artifacts import elf
 from framework.artifacts.stack import Overrides, prepare
 from framework.cli import main as cli
 from framework.common.errors import ConfigError, UsageError
-from framework.jobs.run import RunOptions, profiles, run
+from framework.jobs.profiles import profiles
+from framework.jobs.run import RunOptions, run
 
 NOTE = bytes.fromhex("04000000 14000000 03000000 474e5500")
 IDENTITY = bytes(range(20))
