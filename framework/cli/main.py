@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
+    command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
     add_policy(command)
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
@@ -239,6 +240,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             tests=not options.no_tests,
             fail_on=FailOn(options.fail_on),
             baseline=options.baseline,
+            fail_fast=options.fail_fast,
             command=options.arguments,
         ),
         output.progress,

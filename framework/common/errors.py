@@ -73,5 +73,11 @@ class GuestCrash(MedcheckError):  # noqa: N818 - the crash is the event, "Error"
     exit_code = ExitCode.FAILED
 
 
+class NonconformanceError(MedcheckError):
+    """The mediator under test broke a rule while a job ran, which was asked to end then or cannot go on."""
+
+    exit_code = ExitCode.FAILED
+
+
 class TraceError(InfrastructureError):
     """A trace file or the trace plugin's stream cannot be read; ``where`` is ``file@offset``."""

@@ -6,6 +6,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from framework.conformance.checker import check_file
 from framework.conformance.conclusion import FailOn
 from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
+from framework.jobs.live_watch import LiveWatch
 from framework.jobs.profiles import profiles
 from framework.jobs.run_report import Found, report_of
 from framework.jobs.testsuite import results_of_stimuli, run_stimuli
@@ -50,6 +52,7 @@ class RunOptions:
     tests: bool = True
     fail_on: FailOn = FailOn.NONCONFORMANCE
     baseline: Path | None = None
+    fail_fast: bool = False
     command: Sequence[str] = ()
 
 
@@ -89,14 +92,17 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     _make_folder(folder)
     begin = time.monotonic()
-    target = Target(spec, stack, folder, trace=options.trace)
+    live = LiveWatch(progress, fail_fast=options.fail_fast) if options.trace else None
+    target = Target(spec, stack, folder, trace=options.trace, lockstep=live.socket if live else None)
+    if live is not None:
+        live.watch(target)
     xtest: Mapping[str, XtestResult] = {}
     tests: tuple[BoardTestReport, ...] = ()
     traces: dict[str, ConformanceResult] = {}
     failure: BaseException | None = None
     alive: bool | None = None
     try:
-        with target:
+        with live or nullcontext(), target:
             target.boot(progress)
             xtest = _exercise(target, cases, progress)
             alive = hypervisor_lives(target)

@@ -76,7 +76,7 @@ def report_of(
 
 def version_of(stack: Stack) -> str | None:
     """The version of the mediator under test, as far as the stack knows it: Xen's."""
-    return next((component.version for component in stack.components if component.name == "xen"), None)
+    return next((component.version for component in stack.components if component.name.startswith("Xen")), None)
 
 
 def verdict_of(found: Found, conclusion: Conclusion | None) -> tuple[model.Verdict, str | None]:
