@@ -5,7 +5,9 @@
  *   threads  two vCPUs call with a page of one byte each, two more create and destroy domains meanwhile
  *   lists    one vCPU with page lists and registers as bad as can be, table registers among them
  *   loop     one vCPU repeats the call that names the most memory: 127 parameters, lists that never end
+ *   most     one call that names all the pages that Xen lets a domain share
  *   unknown  Xen says that no vCPU runs, a guest calls, and EL2 returns to guests ROUNDS times
+ *   outside  memory is read by a thread that does not hold the plugin's lock
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -16,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../trace.h"
 #include "qemu_stub.h"
 
 #define EL1 0x3c5ULL
@@ -235,14 +238,32 @@ static void loop(void)
         standard_call(CALL_WITH_ARG, PAGES, PAGES, 1, 0);
 }
 
+static void most(void)
+{
+    uint64_t pages = 16384;
+    begin(0);
+    for (uint64_t i = 0; i < 33; i++)
+        write_list(PAGES + (1 + i) * 4096, PAGES + (2 + i) * 4096);
+    write_message(PAGES, 1, PAGES + 4096, pages * 4096);
+    standard_call(CALL_WITH_ARG, PAGES, PAGES, 1, 0);
+}
+
 static void bad_tables(void)
 {
-    stub_set("VTCR_EL2", any() % 3 ? any() % 64 | (any() & 3) << 6 | (any() % 4 ? 0 : any() & 3 << 14) : any());
-    stub_set("TCR_EL2", any() % 3 ? any() % 64 : any());
-    stub_set("VTTBR_EL2", any() % 2 ? STAGE2 : bad_number());
-    stub_set("TTBR0_EL2", any() % 2 ? XEN_TABLE : bad_number());
-    stub_set("TPIDR_EL2", any() % 2 ? 0 : bad_number());
-    stub_set("HCR_EL2", any());
+    uint64_t kind = any() % 4;
+    if (kind == 0) { /* an address of 64 bits: what begins beyond it */
+        stub_set("VTCR_EL2", 1 << 6);
+        stub_set("TCR_EL2", 0);
+    } else if (kind == 1) {
+        stub_set("VTCR_EL2", any());
+        stub_set("VTTBR_EL2", any() % 2 ? STAGE2 : bad_number());
+        stub_set("HCR_EL2", any());
+    } else if (kind == 2) {
+        stub_set("TCR_EL2", any() % 64);
+        stub_set("TTBR0_EL2", any() % 2 ? XEN_TABLE : bad_number());
+    } else {
+        stub_set("TPIDR_EL2", bad_number());
+    }
 }
 
 static void lists(void)
@@ -260,12 +281,9 @@ static void lists(void)
                 put(message + n * 8, bad_number());
         if (any() % 4 == 0)
             put(message, 6); /* RPC_CMD SHM_ALLOC */
-        bad_tables();
-        if (any() % 2) {
-            stub_set("VTCR_EL2", 25 | 1 << 6);
-            stub_set("VTTBR_EL2", STAGE2);
-            stub_set("HCR_EL2", any() | 1);
-        }
+        begin(0);
+        if (any() % 4 == 0)
+            bad_tables();
         for (unsigned x = 4; x < 18; x++)
             stub_set_x(x, bad_number());
         standard_call(any() % 2 ? CALL_WITH_ARG : RETURN_FROM_RPC, any() % 4 ? message : bad_number(),
@@ -290,8 +308,17 @@ static void unknown(void)
         xen_returns();
 }
 
+/* outside */
+
+static void outside(void)
+{
+    uint64_t word;
+    begin(0);
+    ma_read(PAGES, &word, sizeof word);
+}
+
 static const struct { const char *name; void (*run)(void); } scenarios[] = {
-    {"threads", threads}, {"lists", lists}, {"loop", loop}, {"unknown", unknown},
+    {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"outside", outside},
 };
 
 int main(int argc, char **argv)
