@@ -81,6 +81,8 @@ class XenLayout:
         (``CONFIG_DEBUG_INFO``), a symbol or member is missing in this version of Xen, or a limit was reached.
         """
         where = str(xen_syms)
+        if not xen_syms.is_file():  # a pipe has no end
+            raise TraceError("cannot read Xen's symbols: there is no such file", where=where, hint=_HINT)
         # -P, and not the caller's working folder, which may hold anything.
         command = [sys.executable, "-P", "-m", __name__, where, str(cpu_s)]
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
