@@ -122,7 +122,7 @@ class PluginOptions:
 
         found = []
         if self.out is not None:
-            found += [f"out={self.out}", f"append={switch(self.append)}", f"max_mib={self.max_mib}"]
+            found += [f"out={self.out}", f"append={switch(self.append)}"]
         if self.lockstep is not None:
             found += [
                 f"lockstep={self.lockstep}",
@@ -137,6 +137,7 @@ class PluginOptions:
             f"flush_ms={round(self.flush_s * 1000)}",
             f"codec={self.codec}",
             f"list_pages={self.list_pages}",
+            f"max_mib={self.max_mib}",
         ]
         if self.label:
             found.append(f"label={self.label}")

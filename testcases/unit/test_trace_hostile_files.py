@@ -38,7 +38,9 @@ def segment(text: bytes = b"{}") -> bytes:
     return head[:-4] + zlib.crc32(head + text).to_bytes(4, "little") + text
 
 
-def chunk(payload: bytes, raw: int, codec: int = Codec.NONE, *, stored: int | None = None, crc: int | None = None) -> bytes:
+def chunk(
+    payload: bytes, raw: int, codec: int = Codec.NONE, *, stored: int | None = None, crc: int | None = None
+) -> bytes:
     """A chunk whose header is right in itself, whatever it claims."""
     sizes = (len(payload) if stored is None else stored, raw)
     head = CHUNK.pack(CHUNK_MAGIC, codec, *sizes, 1, zlib.crc32(payload) if crc is None else crc, 1, 0, 0)[:-4]
@@ -47,17 +49,17 @@ def chunk(payload: bytes, raw: int, codec: int = Codec.NONE, *, stored: int | No
 
 def everything(path: Path) -> None:
     """All that looks into a trace, reading on behind damage and not; each ends well or with an error of ours."""
-    for recover in (False, True):
-        looks: list[Callable[[], object]] = [
-            lambda: list(Reader(path, recover=recover).events()),
-            lambda: export(Reader(path, recover=recover).sound(), io.StringIO()),
-            lambda: list(show(Reader(path, recover=recover).sound())),
-            lambda: list(collect(Reader(path, recover=recover).sound()).lines()),
-            lambda: list(diff(Reader(path, recover=recover).sound(), sample().events())),
-        ]
-        for look in looks:
+    looks: list[Callable[[Reader], object]] = [
+        lambda reader: list(reader.events()),
+        lambda reader: export(reader.sound(), io.StringIO()),
+        lambda reader: list(show(reader.sound())),
+        lambda reader: list(collect(reader.sound()).lines()),
+        lambda reader: list(diff(reader.sound(), sample().events())),
+    ]
+    for look in looks:
+        for recover in (False, True):
             try:
-                look()
+                look(Reader(path, recover=recover))
             except MedcheckError as error:
                 assert str(path) in str(error) or "record " in str(error)
 

@@ -120,11 +120,11 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice([1, 1, 2, 8])):
         name = draw.choice([name for name in wanted if name in headers])
         begin, size = SECTION.unpack_from(data, headers[name])[4:6]
-        place = draw.choice([
-            draw.randrange(64), headers[name] + draw.randrange(64), begin + draw.randrange(size), draw.randrange(len(found))
-        ])  # fmt: skip
+        inside, header = begin + draw.randrange(size), headers[name] + draw.randrange(64)
+        place = draw.choice([draw.randrange(64), header, inside, draw.randrange(len(found))])
         number = draw.choice([0, 1, 0x7F, 0xFFFF, 1 << 31, (1 << 64) - 1, draw.getrandbits(64)])
-        text = draw.choice([bytes([draw.randrange(256)]), struct.pack("<Q", number), struct.pack("<I", number & 0xFFFF)])
+        texts = (bytes([draw.randrange(256)]), struct.pack("<Q", number), struct.pack("<I", number & 0xFFFF))
+        text = draw.choice(texts)
         found[place : place + len(text)] = text
     return bytes(found if draw.random() < 0.9 else found[: draw.randrange(len(found))])
 
