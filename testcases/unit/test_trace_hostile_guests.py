@@ -21,7 +21,7 @@ from framework.trace.format import BlockFlag, BlockKind, Flag, Kind
 from framework.trace.live import Message
 from framework.trace.reader import Reader
 
-FLAGS = ("-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-rdynamic")
+FLAGS = ("-std=gnu11", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-rdynamic")
 SANITIZERS = {"races": "thread", "memory": "address,undefined"}
 # Newer kernels place programs where an older ThreadSanitizer does not expect them.
 PREFIXES = ([], ["setarch", "-R"])
@@ -125,12 +125,12 @@ def test_calls_and_domains_on_several_cpus_do_not_mix(races: Hostile, tmp_path: 
     assert reader.segments[0].complete
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_page_lists_and_registers_as_bad_as_can_be(memory: Hostile, tmp_path: Path, seed: int) -> None:
-    reader = memory.record(tmp_path / "t", "lists", 60, seed, "codec=none")
+    reader = memory.record(tmp_path / "t", "lists", 40, seed, "codec=none")
     seen = list(reader.sound())
     assert reader.segments[0].complete and not reader.problems
-    assert sum(event.kind == Kind.GUEST_CALL for event in seen) == 60
+    assert sum(event.kind == Kind.GUEST_CALL for event in seen) == 40
     assert any(block.kind == BlockKind.TRANSLATIONS for event in seen for block in event.blocks())
     assert max(len(event.raw) for event in seen) < LISTS_LIMIT + 64 * 1024
 
@@ -238,7 +238,7 @@ class Consumer(threading.Thread):
         return self.message(kind, payload)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_consumer_that_says_anything(memory: Hostile, tmp_path: Path, seed: int) -> None:
     consumer = Consumer(tmp_path / "s", seed)
     consumer.start()
