@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.conformance.checker import check_file
 from framework.trace.build import SOURCES
 from framework.trace.event import Event
 from framework.trace.format import BlockFlag, BlockKind, Flag, Kind
@@ -168,6 +169,7 @@ def test_a_guest_cannot_fill_the_disk(memory: Hostile, tmp_path: Path) -> None:
     assert kept[-1].kind == Kind.COUNTERS and lost > 0 and len(kept) - 1 + lost == 12 * 4
     assert reader.truncated and not reader.segments[0].complete
     assert "reached its limit of 3 MiB" in " / ".join(problem.text for problem in reader.problems)
+    assert check_file(path).incomplete, "a trace that was cut proves nothing"
 
 
 def test_a_call_of_no_known_vcpu_is_counted_and_costs_nothing_later(memory: Hostile, tmp_path: Path) -> None:
