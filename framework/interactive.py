@@ -25,7 +25,7 @@ def boot(
     if not sys.stdin.isatty():
         raise UsageError("`medcheck boot` needs a terminal", hint="scripts use pytest's fixtures or `medcheck run`")
     spec = with_guests(BoardSpec.load(board), domus)
-    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress)
+    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress, cpu=spec.cpu)
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Session(spec, stack, Path(folder)) as session:
         session.boot(output.progress)
         visit(session, output)
