@@ -22,7 +22,7 @@ from framework.artifacts.yaml_nodes import Source
 from framework.board.spec import BoardSpec
 from framework.conformance.checker import check_file
 from framework.conformance.result import INCOMPLETE, ConformanceResult
-from framework.errors import ExitCode, GuestCrash, MedcheckError, UsageError
+from framework.errors import ExitCode, GuestCrash, MedcheckError, UsageError, redacted
 from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
 from framework.paths import IMAGES
 from framework.progress import Progress
@@ -91,7 +91,8 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     if options.report is not None:
         _make_folder(options.report)
-    stack = prepare_stack(options.overrides, open_store(options.offline, options.mirrors, progress), progress)
+    store = open_store(options.offline, options.mirrors, progress)
+    stack = prepare_stack(options.overrides, store, progress, cpu=spec.cpu)
     started = datetime.now(UTC)
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     _make_folder(folder)
@@ -172,7 +173,7 @@ def _report(
         artifacts=(session.trace,) if session.trace is not None and session.trace.exists() else (),
         conformance=_conformance(conformance),
         tests=tests,
-        reproduce=shlex.join(["./medcheck", *options.command]),
+        reproduce=redacted(shlex.join(["./medcheck", *options.command])),
     )
 
 
