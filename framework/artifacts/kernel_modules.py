@@ -17,6 +17,7 @@ from framework.artifacts.guest_path import resolve
 MOST = 128 << 20
 """Bytes of one module at most: the largest ones with all their debug information have half of it."""
 _MOST_TOGETHER = 512 << 20
+_MOST_LISTED = 16 << 20
 _MEMORY = 256 << 20
 """What unpacking one may take, in bytes: the kernel's own build compresses for far less."""
 _FILE = re.compile(r"(.+)\.ko(\.(xz|gz|zst|bz2|lz4|lzma|lzo))?")
@@ -63,7 +64,8 @@ class Modules:
             for path in root.rglob("modules.builtin"):
                 if path.is_file() and not path.is_symlink():
                     lists += 1
-                    names = path.read_text(encoding="utf-8", errors="replace").split()
+                    with path.open("rb") as stream:
+                        names = stream.read(_MOST_LISTED).decode(errors="replace").split()
                     found.built_in |= {canonical(name.rpartition("/")[2].removesuffix(".ko")) for name in names}
         found.complete = lists > 0
         return found
