@@ -1,8 +1,8 @@
 """Fixtures of the project's own board tests: probe guests on a fresh board, judged by what they see and by the checker.
 
-A test that uses a probe gets a clone of the moment at which dom0 is ready, with every SMC recorded. When it is over and
-the board is gone, the trace is held against the reference: a nonconformance that is not a listed deviation fails the
-test, whatever the guest itself saw.
+A test that uses a probe gets a clone of the checkpoint at which dom0 is ready, with every SMC recorded. When it is
+over and the board is gone, the trace is held against the reference: a nonconformance that is not a listed deviation
+fails the test, whatever the guest itself saw.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     from framework.conformance.result import ConformanceResult
-    from framework.guests.probe import Probe
-    from framework.guests.probe_link import Doorbells
-    from framework.session import Session
+    from framework.probe.client import Probe
+    from framework.probe.link import DoorbellServer
+    from framework.target.target import Target
 
 MakeProbe = Callable[..., "Probe"]
 
@@ -50,12 +50,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever makes probes begins where dom0 is ready, unless another moment was asked for, and is traced."""
+    """Whoever makes probes begins where dom0 is ready, unless another checkpoint was asked for, and is traced."""
     for item in items:
         if "make_probe" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.traced)
-            if item.get_closest_marker("moment") is None:
-                item.add_marker(pytest.mark.moment("dom0"))
+            if item.get_closest_marker("checkpoint") is None:
+                item.add_marker(pytest.mark.checkpoint("dom0"))
 
 
 @pytest.fixture(autouse=True)
@@ -95,49 +95,49 @@ def _story(result: ConformanceResult) -> str:
 def probe_image() -> Path:
     """The probe guest, built from ``images/probe``."""
     from framework.artifacts.cache import BuildCache
-    from framework.guests.probe_build import build_probe
-    from framework.paths import cache_root
+    from framework.common.paths import cache_root
+    from framework.probe.build import build_probe
 
     return build_probe(BuildCache(cache_root()))
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Callable[[Session], None]:
-    """Have the traces of further boards judged like that of a probe's board: ``judge(session)``, while it runs."""
+def judge(request: pytest.FixtureRequest) -> Callable[[Target], None]:
+    """Have the traces of further boards judged like that of a probe's board: ``judge(target)``, while it runs."""
 
-    def later(session: Session) -> None:
-        assert session.trace is not None, "a board that is judged is traced"
-        request.node.stash.setdefault(_traces_key, []).append(session.trace)
+    def later(target: Target) -> None:
+        assert target.trace is not None, "a board that is judged is traced"
+        request.node.stash.setdefault(_traces_key, []).append(target.trace)
 
     return later
 
 
 @pytest.fixture
 def make_probe(
-    request: pytest.FixtureRequest, live: Session, probe_image: Path, judge: Callable[[Session], None]
+    request: pytest.FixtureRequest, target: Target, probe_image: Path, judge: Callable[[Target], None]
 ) -> MakeProbe:
     """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee, slot)``; it ends with the test's board.
 
     ``slot`` counts the board's console ports that no Linux guest has; a port whose domain is gone can be used again.
     """
-    from framework.guests.probe import create_probe
+    from framework.probe.client import create_probe
 
-    if live.trace is not None:
-        judge(live)
+    if target.trace is not None:
+        judge(target)
     made: list[Probe] = []
 
     def make(
         name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True, slot: int | None = None
     ) -> Probe:
         # The first ports belong to the Linux guests of a board that is "ready".
-        port = f"guest{len(live.guests) + (len(made) if slot is None else slot)}"
-        console = live.board.consoles[port]
-        probe = create_probe(live.dom0, name, port, console, probe_image, vcpus, memory_mib, tee)
+        port = f"guest{len(target.guests) + (len(made) if slot is None else slot)}"
+        console = target.board.consoles[port]
+        probe = create_probe(target.dom0, name, port, console, probe_image, vcpus, memory_mib, tee)
         answer = request.config.getoption("no_stimulus")
         if answer:
-            from testcases.mute import MuteProbe
+            from testcases.suite.lib.no_call_probe import NoCallProbe
 
-            probe = MuteProbe(probe, memory_mib, answer)
+            probe = NoCallProbe(probe, memory_mib, answer)
         made.append(probe)
         return probe
 
@@ -151,15 +151,15 @@ def probe(make_probe: MakeProbe) -> Probe:
 
 
 @pytest.fixture
-def doorbells() -> Iterator[Doorbells]:
+def doorbells() -> Iterator[DoorbellServer]:
     """The doorbells of the test's board, which runs in lock-step: its probes do 2000 programs a second."""
-    from framework.guests.probe_link import Doorbells
+    from framework.probe.link import DoorbellServer
 
     # Not in the test's own folder: a socket's path is at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
         # QEMU runs as nobody only if nobody reaches its files.
         Path(folder).chmod(0o755)
-        with Doorbells(Path(folder) / "lockstep") as bells:
+        with DoorbellServer(Path(folder) / "lockstep") as bells:
             yield bells
 
 
@@ -168,12 +168,12 @@ def lockstep_socket(request: pytest.FixtureRequest) -> Path | None:
     """Overrides the plugin's: set up before the board of a test that wants doorbells."""
     if "doorbells" not in request.fixturenames:
         return None
-    bells: Doorbells = request.getfixturevalue("doorbells")
+    bells: DoorbellServer = request.getfixturevalue("doorbells")
     return bells.socket
 
 
 @pytest.fixture
-def fast_probe(make_probe: MakeProbe, doorbells: Doorbells) -> Probe:
+def fast_probe(make_probe: MakeProbe, doorbells: DoorbellServer) -> Probe:
     """A probe guest with one virtual CPU that takes its programs through the doorbell; its board is expendable."""
     probe = make_probe()
     probe.transport = doorbells.transport(probe.domid)
@@ -203,7 +203,6 @@ class Deviations:
         from mediator_ref.deviations import DEVIATIONS
 
         _note(self._node, f"{name} seen by the guest: {DEVIATIONS[name].title}: {evidence}")
-
 
     def elsewhere(self, name: str, evidence: str) -> None:
         """A defect that is not the mediator's appeared (``docs/findings/O1.md`` is ``O1``)."""

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from framework.artifacts.digest import (
+from framework.artifacts.download import disk_error
+from framework.common.digest import (
     NO_ROOM,
     NO_ROOM_HINT,
     READ_ONLY,
@@ -29,9 +30,8 @@ from framework.artifacts.digest import (
     make_writable_parent,
     sha256_file,
 )
-from framework.artifacts.download import disk_error
-from framework.errors import BuildError, MedcheckError
-from framework.progress import Progress, Silent
+from framework.common.errors import BuildError, MedcheckError
+from framework.common.progress import Progress, Silent
 
 MANIFEST = "manifest.json"
 

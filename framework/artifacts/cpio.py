@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from framework.artifacts.guest_path import is_plain
-from framework.errors import ArtifactError
+from framework.common.errors import ArtifactError
 
 _END = "TRAILER!!!"
 """The name that ends an archive."""

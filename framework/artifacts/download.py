@@ -14,10 +14,10 @@ from urllib.request import getproxies
 import requests
 import urllib3
 
-from framework.artifacts.digest import NO_ROOM, NO_ROOM_HINT, READ_ONLY, sha256_file
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import MIRROR_VARIABLE, SNAPSHOT_VARIABLE, Mirrors, local_folder
-from framework.errors import ArtifactError
+from framework.common.digest import NO_ROOM, NO_ROOM_HINT, READ_ONLY, sha256_file
+from framework.common.errors import ArtifactError
 
 _CHUNK = 1 << 17
 _TIMEOUT = (10.0, 30.0)

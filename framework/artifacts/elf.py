@@ -2,7 +2,7 @@
 
 Read here rather than with a library, because the files are foreign: every offset, count and length is checked against
 the file, nothing is decompressed, and whatever is wrong is one kind of error. Only what arm64 guests and Xen are made
-of is read: 64 bits, little endian, machine AArch64.
+of is read: 64 bits, little endian, machine AArch64 unless another is asked for.
 Source: System V ABI, chapters 4 and 5.
 """
 
@@ -17,7 +17,7 @@ MACHINE = 183
 RELOCATABLE = 1
 """ET_REL: a kernel module before it is loaded."""
 
-_MACHINES = {3: "32-bit x86", 40: "32-bit Arm", 62: "x86-64", 243: "RISC-V"}
+_MACHINES = {3: "32-bit x86", 40: "32-bit Arm", 62: "x86-64", MACHINE: "arm64", 243: "RISC-V"}
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -51,8 +51,11 @@ class Section:
 class Elf:
     """An ELF file of an arm64 system. ``kind`` is e_type, ``sections`` are by name (the first of each)."""
 
-    def __init__(self, data: bytes) -> None:
-        """Read headers and section names. Raises ElfError when ``data`` is cut, damaged, or of another machine."""
+    def __init__(self, data: bytes, wanted: int = MACHINE) -> None:
+        """Read headers and section names. ``wanted`` is the machine that it must be for (e_machine).
+
+        Raises ElfError when ``data`` is cut, damaged, or of another machine.
+        """
         self._data = data
         if not is_elf(data):
             raise ElfError("not an ELF file")
@@ -60,12 +63,12 @@ class Elf:
             raise ElfError("not a readable ELF file: it ends within its header")
         if data[4] != 2 or data[5] != 1:
             machine = int.from_bytes(data[18:20], "little" if data[5] == 1 else "big")
-            raise ElfError(f"an ELF file for {_machine(machine)}, not for arm64")
+            raise ElfError(f"an ELF file for {_machine(machine)}, not for {_machine(wanted)}")
         (_, self.kind, machine, _, _, segments, sections, _, _, entry, count, width, number, names) = _HEADER.unpack(
             data[: _HEADER.size]
         )
-        if machine != MACHINE:
-            raise ElfError(f"an ELF file for {_machine(machine)}, not for arm64")
+        if machine != wanted:
+            raise ElfError(f"an ELF file for {_machine(machine)}, not for {_machine(wanted)}")
         self._segments = self._table(_SEGMENT, "program headers", segments, entry, count)
         self.sections = self._read_sections(sections, width, number, names)
 

@@ -18,9 +18,9 @@ from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock, Pin
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_source
-from framework.errors import BuildError
-from framework.paths import IMAGES
-from framework.progress import Progress
+from framework.common.errors import BuildError
+from framework.common.paths import IMAGES
+from framework.common.progress import Progress
 
 CROSS = "aarch64-linux-gnu-"
 OPTEE_FILES = ("tee-header_v2.bin", "tee-pager_v2.bin", "tee-pageable_v2.bin")

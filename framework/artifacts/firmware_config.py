@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from framework.artifacts.yaml_nodes import Source
-from framework.paths import IMAGES
+from framework.common.paths import IMAGES
+from framework.common.yaml_source import Source
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{1,16}")
 XEN_VARIANTS = ("debug", "release")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock
 
-from framework.paths import atomic_write
+from framework.common.paths import atomic_write
 
 QEMU_ID = 65534
 """The uid and gid that QEMU takes when medcheck is root: nobody."""

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from framework.artifacts.yaml_nodes import Source
-from framework.errors import ArtifactError, UsageError
-from framework.paths import IMAGES, atomic_write_text
+from framework.common.errors import ArtifactError, UsageError
+from framework.common.paths import IMAGES, atomic_write_text
+from framework.common.yaml_source import Source
 
 FORMAT = "1"
 """Version of the lock file's layout."""

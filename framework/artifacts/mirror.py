@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from framework.errors import ArtifactError, UsageError
+from framework.common.errors import ArtifactError, UsageError
 
 MIRROR_VARIABLE = "MEDCHECK_MIRROR"
 SNAPSHOT_VARIABLE = "MEDCHECK_SNAPSHOT"

@@ -12,7 +12,7 @@ from framework.artifacts.cache import BuildCache
 from framework.artifacts.lock import Lock
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
-from framework.errors import ArtifactError
+from framework.common.errors import ArtifactError
 
 GROUP = "qemu"
 PACKAGE = "qemu-system-arm"

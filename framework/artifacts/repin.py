@@ -21,9 +21,9 @@ from framework.artifacts.download import Downloader
 from framework.artifacts.lock import Lock, Pin, check_pin, names
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.store import Store
-from framework.artifacts.yaml_nodes import Source
-from framework.errors import ArtifactError, ConfigError
-from framework.progress import Progress, Silent
+from framework.common.errors import ArtifactError, ConfigError
+from framework.common.progress import Progress, Silent
+from framework.common.yaml_source import Source
 
 _SIGNED = "-----BEGIN PGP SIGNED MESSAGE-----"
 _PARTS = {"orig": re.compile(r"\.orig\.tar\.\w+$"), "debian": re.compile(r"\.debian\.tar\.\w+$")}

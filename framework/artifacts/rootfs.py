@@ -16,8 +16,8 @@ from typing import Any
 from framework.artifacts import cpio, elf
 from framework.artifacts.guest_path import is_plain, resolve
 from framework.artifacts.kernel_modules import ModuleError, Modules
-from framework.artifacts.yaml_nodes import Source
-from framework.errors import ArtifactError, InfrastructureError, MedcheckError, UsageError
+from framework.common.errors import ArtifactError, InfrastructureError, MedcheckError, UsageError
+from framework.common.yaml_source import Source
 
 _LIBRARY_FOLDERS = ("usr/lib/aarch64-linux-gnu", "usr/lib")
 _MERGED = ("lib", "bin", "sbin")

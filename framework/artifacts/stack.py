@@ -14,7 +14,6 @@ from typing import Any
 
 from framework.artifacts import cpio
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.digest import sha256_file
 from framework.artifacts.firmware import Builder, pins_of_builds
 from framework.artifacts.keys import GuestKeys, guard, guest_keys
 from framework.artifacts.lock import Lock, Pin
@@ -23,8 +22,9 @@ from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
 from framework.artifacts.user_files import XTEST, check
-from framework.paths import IMAGES
-from framework.progress import Progress, Silent
+from framework.common.digest import sha256_file
+from framework.common.paths import IMAGES
+from framework.common.progress import Progress, Silent
 
 _GUESTS = ("dom0", "domu")
 _DOM0 = "dom0.cpio"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from framework.artifacts.digest import NO_ROOM, NO_ROOM_HINT, Checker, make_writable_parent
 from framework.artifacts.download import Cancelled, Downloader, disk_error
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import Mirrors
-from framework.errors import ArtifactError
-from framework.progress import Progress, Silent
+from framework.common.digest import NO_ROOM, NO_ROOM_HINT, Checker, make_writable_parent
+from framework.common.errors import ArtifactError
+from framework.common.progress import Progress, Silent
 
 _WORKERS = 6
 _SPARE = 16 << 20

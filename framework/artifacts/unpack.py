@@ -24,7 +24,7 @@ from typing import IO, cast
 import zstandard
 
 from framework.artifacts.guest_path import climbs_out
-from framework.errors import ArtifactError, BuildError, InfrastructureError
+from framework.common.errors import ArtifactError, BuildError, InfrastructureError
 
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60

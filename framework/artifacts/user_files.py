@@ -19,7 +19,7 @@ from framework.artifacts.firmware import OPTEE_FILES
 from framework.artifacts.firmware_config import XEN_VARIANTS, FirmwareConfig
 from framework.artifacts.guest_path import resolve
 from framework.artifacts.kernel_modules import ModuleError, Modules
-from framework.errors import UsageError
+from framework.common.errors import UsageError
 
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides

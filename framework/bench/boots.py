@@ -9,8 +9,8 @@ from pathlib import Path
 
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.run import RunOptions, run
-from framework.session import Session
+from framework.jobs.run import RunOptions, run
+from framework.target.target import Target
 
 _ROUNDS = 3
 
@@ -21,10 +21,10 @@ def cold_boot(context: Context) -> list[float]:
     samples = []
     for _ in range(_ROUNDS):
         with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
-            with Session(BoardSpec.load("three"), stack, Path(folder)) as session:
-                session.boot(context.progress)
-            samples.append(session.phases[-1].end)
-            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in session.phases)
+            with Target(BoardSpec.load("three"), stack, Path(folder)) as target:
+                target.boot(context.progress)
+            samples.append(target.phases[-1].end)
+            steps = ", ".join(f"{phase.name} {phase.end:.1f}" for phase in target.phases)
             context.progress.say(f"cold boot: {steps}")
     return samples
 
@@ -36,7 +36,7 @@ def first_run(context: Context) -> list[float]:
         os.environ["MEDCHECK_CACHE"] = f"{folder}/cache"
         try:
             begin = time.monotonic()
-            run(
+            result = run(
                 RunOptions(
                     profile="smoke",
                     report=Path(folder) / "report",
@@ -45,6 +45,8 @@ def first_run(context: Context) -> list[float]:
                 ),
                 context.progress,
             )
+            if result.failure is not None:
+                raise result.failure
             return [time.monotonic() - begin]
         finally:
             if before is None:

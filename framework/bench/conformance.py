@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from framework.bench.context import Context
+from framework.common.errors import InfrastructureError
 from framework.conformance.checker import check_file
 from framework.conformance.result import PASS
 from framework.conformance.synthesize import record_of
-from framework.errors import InfrastructureError
 from framework.trace.format import PAGE
 from framework.trace.writer import Writer
 from mediator_ref import abi

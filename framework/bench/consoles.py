@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from framework.board.consoles import Console
-from framework.board.drain import Drain
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
+from framework.console.console import Console
+from framework.console.reader_thread import ConsoleReader
 
 # A process of its own, as QEMU is: a thread would take the console's time.
 _WRITER = """
@@ -33,7 +33,7 @@ def console_throughput(megabytes: int = 128) -> float:
     with tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder:
         begin = time.monotonic()
         console = Console("bench", ours, Path(folder) / "bench.log", lambda: time.monotonic() - begin)
-        drain = Drain("bench")
+        drain = ConsoleReader("bench")
         drain.add(console)
         command = [sys.executable, "-I", "-S", "-c", _WRITER, str(theirs.fileno()), str(megabytes)]
         with theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()]):

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 
 from framework.artifacts.stack import Overrides, Stack
-from framework.progress import Progress
-from framework.session import open_store, prepare_stack
+from framework.common.progress import Progress
+from framework.target.stack import open_store, prepare_stack
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from framework.artifacts.cache import BuildCache
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.boards import Boards
-from framework.errors import InfrastructureError
-from framework.guests.probe import Probe, create_probe
-from framework.guests.probe_build import build_probe
-from framework.guests.probe_link import Doorbells
-from framework.guests.probe_ops import Call
-from framework.paths import cache_root
+from framework.common.errors import InfrastructureError
+from framework.common.paths import cache_root
+from framework.probe.build import build_probe
+from framework.probe.client import Probe, create_probe
+from framework.probe.link import DoorbellServer
+from framework.probe.ops import Call
+from framework.target.provider import TargetProvider
 from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
 
 CALLS = 4000
@@ -44,16 +44,16 @@ def ask(probe: Probe, calls: int, batch: int = 1) -> float:
 
 
 def _rates(context: Context, batch: int) -> list[float]:
-    boards = Boards(context.stack(), BoardSpec.load("default"), context.progress.say)
+    boards = TargetProvider(context.stack(), BoardSpec.load("default"), context.progress.say)
     image = build_probe(BuildCache(cache_root()))
     found = []
     for _ in range(_SAMPLES):
         with (
             tempfile.TemporaryDirectory(prefix="medcheck-bench-") as name,
-            Doorbells(Path(name) / "lockstep") as bells,
-            boards.clone(Path(name), "dom0", lockstep=bells.socket) as session,
+            DoorbellServer(Path(name) / "lockstep") as bells,
+            boards.clone(Path(name), "dom0", lockstep=bells.socket) as target,
         ):
-            probe = create_probe(session.dom0, "probe0", "guest0", session.board.consoles["guest0"], image)
+            probe = create_probe(target.dom0, "probe0", "guest0", target.board.consoles["guest0"], image)
             probe.transport = bells.transport(probe.domid)
             ask(probe, _WARM_UP, batch)
             found.append(ask(probe, CALLS, batch))

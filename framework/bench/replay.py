@@ -8,9 +8,9 @@ from pathlib import Path
 
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
-from framework.replay import BEGINS, armed
-from framework.session import Session
+from framework.jobs.replay import BEGINS, armed
+from framework.snapshot.store import SnapshotStore
+from framework.target.target import Target
 
 PAIRS = 4
 STIMULUS = """
@@ -26,23 +26,21 @@ def cost(context: Context) -> list[float]:
     """A benchmark: how many times longer xtest in two guests takes, of the host's time, on the instruction clock."""
     stack, spec = context.stack(), BoardSpec.load("default")
     found = []
-    with armed(TemplateStore(progress=context.progress), spec, stack, STIMULUS, progress=context.progress) as template:
+    with armed(SnapshotStore(progress=context.progress), spec, stack, STIMULUS, progress=context.progress) as snapshot:
 
-        def seconds(instruction_clock: bool) -> float:
+        def seconds(icount: bool) -> float:
             with (
                 tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder,
-                Session.from_template(
-                    template, spec, stack, Path(folder), instruction_clock=instruction_clock, wake=False
-                ) as session,
+                Target.from_snapshot(snapshot, spec, stack, Path(folder), icount=icount, wake=False) as target,
             ):
-                session.board.consoles["dom0"].expect(BEGINS, 60)
+                target.board.consoles["dom0"].expect(BEGINS, 60)
                 begin = time.monotonic()
-                for guest in session.guests.values():
+                for guest in target.guests.values():
                     guest.console.expect([_DONE], 120)
                 return time.monotonic() - begin
 
         for _ in range(PAIRS):
-            counted, plain = seconds(instruction_clock=True), seconds(instruction_clock=False)
+            counted, plain = seconds(icount=True), seconds(icount=False)
             found.append(counted / plain)
             context.progress.say(f"{plain:.2f} s on the host's clock, {counted:.2f} s on the instruction clock")
     return found

@@ -16,13 +16,13 @@ from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
 from framework.bench.probe import BATCH, probe_calls
 from framework.bench.replay import cost
-from framework.bench.templates import answer, build_beyond_boot, clones, private, private_busy, running, smc, xtest
+from framework.bench.snapshots import answer, build_beyond_boot, clones, private, private_busy, running, smc, xtest
 from framework.bench.trace import trace_read, trace_written
 from framework.bench.workloads import checked, cost_of, lockstep, traced
-from framework.console_ui import Output
-from framework.errors import ExitCode, UsageError
-from framework.moments import PARKED
-from framework.paths import atomic_write_text
+from framework.common.errors import ExitCode, UsageError
+from framework.common.paths import atomic_write_text
+from framework.common.terminal import Output
+from framework.target.checkpoints import PARKED
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "clone_running_pair_s": Benchmark("s", "… two side by side", clones(running, at_once=2)),
     "clone_answer_s": Benchmark("s", "… to a command executed in dom0 and answered", clones(answer)),
     "clone_answer_pair_s": Benchmark("s", "… two side by side", clones(answer, at_once=2)),
-    "clone_smc_s": Benchmark("s", "… to an SMC of a probe guest made and answered", clones(smc, moment=PARKED)),
+    "clone_smc_s": Benchmark("s", "… to an SMC of a probe guest made and answered", clones(smc, checkpoint=PARKED)),
     "clone_xtest_s": Benchmark("s", "… to a session opened, used and closed in a domU (xtest 1002)", clones(xtest)),
     "clone_private_mb": Benchmark("MB", "memory of a clone's own, two seconds idle", clones(private, 5)),
     "clone_private_busy_mb": Benchmark("MB", "… after xtest 1001 and 1004 in a domU", clones(private_busy, 5)),
-    "template_beyond_boot_s": Benchmark("s", "making a template beyond booting its board", build_beyond_boot),
+    "snapshot_beyond_boot_s": Benchmark("s", "making a snapshot beyond booting its board", build_beyond_boot),
     "replay_cost_ratio": Benchmark("x", "xtest 4001 in two guests, on the instruction clock to on the host's", cost),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.bench.context import Context
-from framework.errors import InfrastructureError
+from framework.common.errors import InfrastructureError
 from framework.trace.build import SOURCES, run_compiler
 from framework.trace.reader import Reader
 

@@ -19,17 +19,17 @@ from typing import Any
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
 from framework.bench.context import Context
-from framework.board.clone import clone
-from framework.board.hostspeed import host_factor
 from framework.board.spec import BoardSpec
-from framework.board.template import TemplateStore
+from framework.common.errors import InfrastructureError, TraceError
+from framework.common.host_speed import host_factor
+from framework.common.paths import cache_root
+from framework.common.progress import Progress
 from framework.conformance.live import JUDGED, LiveCheck
-from framework.errors import InfrastructureError, TraceError
 from framework.guests.xtest import run_xtest
-from framework.moments import READY, template
-from framework.paths import cache_root
-from framework.progress import Progress
-from framework.session import Session
+from framework.snapshot.restore import clone
+from framework.snapshot.store import SnapshotStore
+from framework.target.checkpoints import READY, snapshot
+from framework.target.target import Target
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 from framework.trace.live import LiveConsumer
 from framework.trace.reader import Reader
@@ -46,11 +46,11 @@ _JOIN_S = 60.0
 
 @dataclass(frozen=True)
 class Rig:
-    """A template of a board with its guests ready, and the plugin to watch its clones."""
+    """A snapshot of a board with its guests ready, and the plugin to watch its clones."""
 
     spec: BoardSpec
     stack: Stack
-    templates: TemplateStore
+    snapshots: SnapshotStore
     plugin: Path
     layout: XenLayout | None
 
@@ -117,13 +117,13 @@ def checked(rig: Rig, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def make_rig(context: Context) -> Rig:
-    """The template, the plugin and Xen's layout, made when they are not in the cache."""
+    """The snapshot, the plugin and Xen's layout, made when they are not in the cache."""
     stack, spec, cache = context.stack(), BoardSpec.load("default"), BuildCache(cache_root())
-    templates = TemplateStore(progress=context.progress)
-    with template(templates, spec, stack, READY, context.progress):
+    snapshots = SnapshotStore(progress=context.progress)
+    with snapshot(snapshots, spec, stack, READY, context.progress):
         host_factor()
     layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
-    return Rig(spec, stack, templates, build_plugin(cache), layout)
+    return Rig(spec, stack, snapshots, build_plugin(cache), layout)
 
 
 def xtest_seconds(rig: Rig, wiring: Wiring) -> float:
@@ -132,14 +132,14 @@ def xtest_seconds(rig: Rig, wiring: Wiring) -> float:
         tempfile.TemporaryDirectory(prefix="medcheck-bench-") as name,
         wiring(rig, Path(name)) as options,
     ):
-        with template(rig.templates, rig.spec, rig.stack, READY) as found:
+        with snapshot(rig.snapshots, rig.spec, rig.stack, READY) as found:
             board = clone(found, rig.spec, rig.stack, Path(name), **options)
-        with Session(rig.spec, rig.stack, Path(name), board=board) as session:
-            session.adopt(found.about)
-            guest = next(iter(session.guests.values()))
-            run_xtest(guest, _WARM_UP, alive=session.check_alive)  # a clone fetches its memory when it is first used
+        with Target(rig.spec, rig.stack, Path(name), board=board) as target:
+            target.adopt(found.about)
+            guest = next(iter(target.guests.values()))
+            run_xtest(guest, _WARM_UP, alive=target.check_alive)  # a clone fetches its memory when it is first used
             begin = time.monotonic()
-            result = run_xtest(guest, CASES, alive=session.check_alive)
+            result = run_xtest(guest, CASES, alive=target.check_alive)
             seconds = time.monotonic() - begin
             if not result.good:
                 raise InfrastructureError(f"xtest in {guest.name}: {result.reason}", where=name)

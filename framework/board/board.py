@@ -17,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 
 from framework.board import devicetree, janitor, qemu
-from framework.board.consoles import Console
-from framework.board.drain import Drain
-from framework.board.hostspeed import host_factor
-from framework.board.instruction_clock import drop_order
-from framework.board.problems import Problem, Sign
+from framework.board.icount import unpin_threads
 from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.qmp import Qmp
 from framework.board.spec import BoardSpec, check_load_map
-from framework.board.standstill import Witness
-from framework.errors import BoardError, GuestCrash, MedcheckError
+from framework.common.errors import BoardError, GuestCrash, MedcheckError
+from framework.common.host_speed import host_factor
+from framework.console.console import Console
+from framework.console.crash_signatures import CrashSignature, Problem
+from framework.console.reader_thread import ConsoleReader
+from framework.console.wait_policy import OnSilence
 
 _QUIT_SECONDS = 5.0
 _KILL_SECONDS = 60.0
@@ -37,7 +37,7 @@ _counter = itertools.count()
 
 
 @dataclass(frozen=True)
-class Past:
+class RestoredFrom:
     """What a board has behind it that begins from a saved one: ``logs`` is the folder with its consoles' logs,
     ``uptime`` the seconds since power-on, ``origin`` what it was saved as."""
 
@@ -58,7 +58,7 @@ class Board:
     """One board. ``start()`` returns with the board powered on (or, with ``incoming``, waiting to be filled).
 
     ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb``, ``consoles/*.log`` and, when a wait
-    expired, ``standstill.txt``. It stays; throwing it away is the caller's choice.
+    expired, ``hang.txt``. It stays; throwing it away is the caller's choice.
     ``incoming`` makes a clone: no files are loaded, QEMU runs with ``-incoming defer`` and stays paused until
     the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles said
     before, and continue.
@@ -66,7 +66,7 @@ class Board:
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
     else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`. ``instruction_clock``: see :mod:`framework.board.instruction_clock`.
+    :func:`framework.board.qemu.choose_uid`. ``icount``: see :mod:`framework.board.icount`.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Board:
         plugin_args: Sequence[str] = (),
         ram: Ram | Path | None = None,
         incoming: bool = False,
-        past: Past | None = None,
+        past: RestoredFrom | None = None,
         run_as: str | int = "auto",
         extra_args: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         outputs: Sequence[Path] = (),
-        instruction_clock: bool = False,
+        icount: bool = False,
     ) -> None:
         self.spec = spec
         self.stack = stack
@@ -100,15 +100,16 @@ class Board:
         self._run_as = run_as
         self._extra_args = tuple(extra_args)
         self._pass_fds = tuple(pass_fds)
-        self.witness = Witness(self)
+        self.on_silence: OnSilence | None = None
+        """Called while a wait on this board's consoles sees nothing; set it before :meth:`start`."""
         self.in_lockstep = any(argument.startswith("lockstep=") for argument in plugin_args)
         self.outputs = tuple(outputs)
-        self.instruction_clock = instruction_clock
+        self.icount = icount
         self._problem_callbacks: list[Callable[[Problem], None]] = []
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
         self._process: QemuProcess | None = None
-        self._drain: Drain | None = None
+        self._drain: ConsoleReader | None = None
         self._qmp: Qmp | None = None
         self._ssh_port: int | None = None
         self._ending = threading.Lock()
@@ -163,9 +164,9 @@ class Board:
         return self._running().wait_started()
 
     @property
-    def sitter_pid(self) -> int:
-        """The pid of QEMU's sitter."""
-        return self._running().sitter_pid
+    def supervisor_pid(self) -> int:
+        """The pid of QEMU's supervisor."""
+        return self._running().supervisor_pid
 
     def stop(self) -> None:
         """End the board in an orderly way, by force if QEMU does not go; may be called twice and on a dead
@@ -174,8 +175,8 @@ class Board:
         process = self._process
         if process is not None and self._qmp is not None and not process.ended.is_set():
             try:
-                if self.instruction_clock:
-                    drop_order(self.pid)
+                if self.icount:
+                    unpin_threads(self.pid)
                 self._qmp.execute("quit", answer_seconds=_QUIT_SECONDS)
             except BoardError:
                 # QEMU may close the connection before its answer is read; below is seen whether it goes.
@@ -225,7 +226,7 @@ class Board:
     def resume(self) -> None:
         """Let the virtual CPUs run; the first time, this is power-on and the clock of the consoles begins.
 
-        The clock of a clone goes on from where its template was saved.
+        The clock of a clone goes on from where its snapshot was saved.
         """
         self._power_on = time.monotonic() - self._earlier
         self.qmp.execute("cont")
@@ -271,14 +272,15 @@ class Board:
         names = qemu.console_names(self.spec)
         pairs = {name: _socket_pair() for name in [*names, "qmp"]}
         theirs = {name: pair[1] for name, pair in pairs.items()}
-        self._drain = Drain(self.id)
+        self._drain = ConsoleReader(self.id)
         for name in names:
             log = self.run_dir / "consoles" / f"{name}.log"
             if self._past is not None:
                 self._past.begin_log(name, log)
             console = Console(name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None)
             console.on_sign(self._on_sign)
-            console.on_silence(self.witness)
+            if self.on_silence is not None:
+                console.on_silence(self.on_silence)
             self.consoles[name] = console
             self._drain.add(console)
         self._qmp = Qmp(self.id, pairs["qmp"][0])
@@ -304,7 +306,7 @@ class Board:
 
     def _job(self, fds: dict[str, int]) -> Job:
         spec, files = self.spec, self.stack
-        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, instruction_clock=self.instruction_clock)]
+        argv = [*files.qemu.argv(), *qemu.common_argv(self.id, icount=self.icount)]
         argv += [*qemu.machine_argv(spec, self.ram), *qemu.flash_argv(files)]
         if self._incoming:
             argv += ["-incoming", "defer"]
@@ -374,7 +376,7 @@ class Board:
             console.close(self.death())
         return False
 
-    def _on_sign(self, console: Console, sign: Sign, line: bytes) -> None:
+    def _on_sign(self, console: Console, sign: CrashSignature, line: bytes) -> None:
         problem = Problem(sign.kind, console.name, line.decode(errors="replace"), self.uptime, sign.fatal)
         self.problems.append(problem)
         if sign.fatal:

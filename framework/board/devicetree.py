@@ -19,7 +19,7 @@ from pathlib import Path
 import libfdt
 
 from framework.board.spec import BoardSpec
-from framework.errors import BoardError
+from framework.common.errors import BoardError
 
 _PADDING = 64 * 1024
 """Bytes of room for what TF-A and OP-TEE add to the tree in place."""
@@ -27,9 +27,7 @@ _PADDING = 64 * 1024
 # dom0 takes an external abort in amba_read_periphid on the PrimeCell devices that Xen does not map for it,
 # and pcie and platform-bus only cost it time. Secure-only nodes are caught by their status, whatever their
 # name.
-_UNWANTED = re.compile(
-    r"(pl031|pl061|gpio-keys|gpio-poweroff|gpio-restart|pcie|platform-bus|flash|fw-cfg)(@|$)"
-)
+_UNWANTED = re.compile(r"(pl031|pl061|gpio-keys|gpio-poweroff|gpio-restart|pcie|platform-bus|flash|fw-cfg)(@|$)")
 
 
 @dataclass(frozen=True)

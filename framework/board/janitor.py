@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from framework.board.qemu import NAME_PREFIX
-from framework.board.sitter import start_time
-from framework.errors import BoardError
-from framework.paths import atomic_write_text, cache_root
+from framework.board.supervisor import start_time
+from framework.common.errors import BoardError
+from framework.common.paths import atomic_write_text, cache_root
 
 _KILL_SECONDS = 30.0
 """How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
@@ -84,8 +84,8 @@ def _kill(handle: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Survivor:
-    """A QEMU or sitter of ours without an owner."""
+class OrphanProcess:
+    """A QEMU or supervisor of ours without an owner."""
 
     board_id: str
     role: str
@@ -96,7 +96,7 @@ class Survivor:
 
 
 @dataclass(frozen=True)
-class Leftover:
+class StaleFile:
     """A file of a board that is gone."""
 
     board_id: str
@@ -126,7 +126,7 @@ def owner_of(board_id: str) -> ProcessId | None:
 
 
 def write_entry(board_id: str, temporary: list[Path], run_dir: Path) -> Path:
-    """Write the entry file of a board that is about to start; its sitter completes and finally removes it."""
+    """Write the entry file of a board that is about to start; its supervisor completes and finally removes it."""
     path = boards_folder() / f"{board_id}.json"
     entry = {"id": board_id, "run_dir": str(run_dir), "temporary": [str(item) for item in temporary]}
     atomic_write_text(path, json.dumps(entry), mode=0o600)
@@ -143,7 +143,7 @@ class Janitor:
         """Return the ids of all boards that have an entry, alive or not."""
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
-    def survivors(self) -> list[Survivor]:
+    def survivors(self) -> list[OrphanProcess]:
         """Return the processes of ours whose owner is gone; looks at every process of this machine, not at
         entries only."""
         found = []
@@ -156,17 +156,17 @@ class Janitor:
             board_id, role, process = seen
             owner = owner_of(board_id)
             if owner is not None and not owner.alive:
-                found.append(Survivor(board_id, role, process))
+                found.append(OrphanProcess(board_id, role, process))
         return found
 
-    def processes_of(self, board_id: str) -> list[Survivor]:
+    def processes_of(self, board_id: str) -> list[OrphanProcess]:
         """Return the processes of one board, whether or not its owner lives: none, once it was stopped."""
         numbers = [int(item.name) for item in Path("/proc").iterdir() if item.name.isdigit()]
         seen = [found for found in map(_ours, numbers) if found is not None]
-        return [Survivor(*found) for found in seen if found[0] == board_id]
+        return [OrphanProcess(*found) for found in seen if found[0] == board_id]
 
-    def leftovers(self) -> list[Leftover]:
-        """Return the files of boards whose owner, sitter and QEMU are all gone; each board's entry file
+    def leftovers(self) -> list[StaleFile]:
+        """Return the files of boards whose owner, supervisor and QEMU are all gone; each board's entry file
         comes last."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
@@ -174,18 +174,16 @@ class Janitor:
             if owner is not None and owner.alive:
                 continue
             entry = _read_entry(path)
-            if any(_process(entry, role) for role in ("sitter", "qemu")):
+            if any(_process(entry, role) for role in ("supervisor", "qemu")):
                 continue
-            found += [
-                Leftover(path.stem, Path(item)) for item in entry.get("temporary", []) if Path(item).exists()
-            ]
-            found.append(Leftover(path.stem, path))
+            found += [StaleFile(path.stem, Path(item)) for item in entry.get("temporary", []) if Path(item).exists()]
+            found.append(StaleFile(path.stem, path))
         return found
 
-    def sweep(self) -> list[Survivor | Leftover]:
+    def sweep(self) -> list[OrphanProcess | StaleFile]:
         """End every survivor, then remove every leftover; return what was found."""
         survivors = self.survivors()
-        # QEMU first: a sitter that sees its QEMU end cleans up by itself.
+        # QEMU first: a supervisor that sees its QEMU end cleans up by itself.
         for survivor in sorted(survivors, key=lambda item: item.role):
             survivor.process.kill()
         leftovers = self.leftovers()
@@ -210,7 +208,7 @@ class Janitor:
 
 
 def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
-    """Recognise a QEMU or a sitter of ours by its command line, in this pid namespace only."""
+    """Recognise a QEMU or a supervisor of ours by its command line, in this pid namespace only."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if not any(NAME_PREFIX.encode() in word for word in words):
@@ -225,9 +223,9 @@ def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
         following = words[index + 1].decode(errors="replace")
         if word == b"-name" and following.startswith(NAME_PREFIX):
             return following[len(NAME_PREFIX) :].partition(",")[0], "qemu", process
-        if word.endswith(b"/sitter.py"):
+        if word.endswith(b"/supervisor.py"):
             entry = re.search(rb'"entry": "[^"]*/([0-9-]+)\.json"', words[-2])
-            return None if entry is None else (entry[1].decode(), "sitter", process)
+            return None if entry is None else (entry[1].decode(), "supervisor", process)
     return None
 
 

@@ -1,4 +1,4 @@
-"""A QEMU under its sitter, as its owner sees it: start, how it ended, kill."""
+"""A QEMU under its supervisor, as its owner sees it: start, how it ended, kill."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.board import sitter
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.board import supervisor
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
 
 _START_SECONDS = 20.0
 _PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
@@ -65,14 +65,14 @@ class QemuProcess:
             sys.executable,
             "-I",
             "-S",
-            sitter.__file__,
+            supervisor.__file__,
             str(sitter_owner),
             str(sitter_status),
             json.dumps(wish),
         ]
         try:
             with job.log.open("wb") as log, _small_pages():
-                self._sitter = subprocess.Popen(
+                self._supervisor = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -90,12 +90,12 @@ class QemuProcess:
             os.close(sitter_status)
 
     @property
-    def sitter_pid(self) -> int:
+    def supervisor_pid(self) -> int:
         """The pid of the process that watches over this QEMU."""
-        return self._sitter.pid
+        return self._supervisor.pid
 
     def read_status(self) -> bool:
-        """Take what the sitter says; return False once it has said its last. For the drain thread."""
+        """Take what the supervisor says; return False once it has said its last. For the drain thread."""
         with self._reading:
             data = os.read(self.status_fd, 4096)
             self._pending += data
@@ -105,10 +105,10 @@ class QemuProcess:
             if data:
                 return True
             if self.exit_code is None and self.ending == "QEMU runs":
-                self.ending = "QEMU's sitter ended without a word (killed?), and QEMU with it"
+                self.ending = "QEMU's supervisor ended without a word (killed?), and QEMU with it"
             os.close(self.status_fd)
-            self._sitter.wait()
-            # The sitter does this too, for the sake of a dead owner; a killed sitter could not.
+            self._supervisor.wait()
+            # The supervisor does this too, for the sake of a dead owner; a killed supervisor could not.
             for path in (*self._job.temporary, self._job.entry):
                 path.unlink(missing_ok=True)
             self.started.set()
@@ -118,13 +118,11 @@ class QemuProcess:
     def wait_started(self) -> int:
         """Return QEMU's pid. Raises BoardError when it does not start."""
         if not self.started.wait(_START_SECONDS * host_factor()) or self.pid is None:
-            raise BoardError(
-                f"QEMU does not start: {self.ending}\n{self.log_tail()}", where=str(self._job.log)
-            )
+            raise BoardError(f"QEMU does not start: {self.ending}\n{self.log_tail()}", where=str(self._job.log))
         return self.pid
 
     def kill(self) -> None:
-        """Have the sitter kill QEMU; returns at once, may be called twice."""
+        """Have the supervisor kill QEMU; returns at once, may be called twice."""
         with self._closing:
             if self._owner_end >= 0:
                 os.close(self._owner_end)

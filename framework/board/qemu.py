@@ -11,7 +11,7 @@ from typing import Protocol
 
 from framework.artifacts.keys import QEMU_ID
 from framework.board.spec import BoardSpec
-from framework.errors import UsageError
+from framework.common.errors import UsageError
 
 NAME_PREFIX = "medcheck-"
 """Every QEMU of ours carries ``-name medcheck-<board id>``: the janitor finds it by that, with or without
@@ -138,9 +138,9 @@ def flash_argv(files: BoardFiles) -> list[str]:
     return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
 
 
-def common_argv(board_id: str, *, instruction_clock: bool = False) -> list[str]:
+def common_argv(board_id: str, *, icount: bool = False) -> list[str]:
     """Return what every board has: its name, the accelerator, the clock, the sandbox, paused at power-on."""
-    clock = _INSTRUCTION_CLOCK if instruction_clock else ["-accel", "tcg,thread=multi"]
+    clock = _INSTRUCTION_CLOCK if icount else ["-accel", "tcg,thread=multi"]
     return [
         "-name", f"{NAME_PREFIX}{board_id},debug-threads=on",
         *clock,

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from framework.board.hostspeed import host_factor
-from framework.errors import BoardError
+from framework.common.errors import BoardError
+from framework.common.host_speed import host_factor
 
 T = TypeVar("T")
 
@@ -86,9 +86,7 @@ class Qmp:
         def found() -> dict[str, Any] | None:
             for event in self._events:
                 fields = event.get("data", {})
-                if event["event"] == name and all(
-                    fields.get(key) in values for key, values in data.items()
-                ):
+                if event["event"] == name and all(fields.get(key) in values for key, values in data.items()):
                     return event
             return None
 
@@ -96,9 +94,7 @@ class Qmp:
             self._arrived.wait_for(lambda: found() is not None or self._closed, seconds * host_factor())
             event = found()
         if event is None:
-            raise BoardError(
-                f"QEMU did not report {name} {data or ''}".rstrip(), where=f"QMP of {self._name}"
-            )
+            raise BoardError(f"QEMU did not report {name} {data or ''}".rstrip(), where=f"QMP of {self._name}")
         return event
 
     def forget_events(self, name: str) -> None:
@@ -150,15 +146,11 @@ class Qmp:
             return future.result(limit)
         except FutureTimeoutError:
             future.cancel()
-            raise BoardError(
-                f"QEMU did not answer {what} within {limit:.0f} s", where=f"QMP of {self._name}"
-            ) from None
+            raise BoardError(f"QEMU did not answer {what} within {limit:.0f} s", where=f"QMP of {self._name}") from None
         except ExecuteError as error:
             raise BoardError(f"QEMU refused {what}: {error}", where=f"QMP of {self._name}") from error
         except (QMPError, OSError, EOFError, asyncio.CancelledError) as error:
-            raise BoardError(
-                f"{what}: the connection ended: {error}", where=f"QMP of {self._name}"
-            ) from error
+            raise BoardError(f"{what}: the connection ended: {error}", where=f"QMP of {self._name}") from error
 
 
 def _plain(event: Message) -> dict[str, Any]:

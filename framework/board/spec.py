@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.board import yaml_schema as y
-from framework.errors import ConfigError, UsageError
-from framework.paths import IMAGES
+from framework.common import yaml_schema as y
+from framework.common.errors import ConfigError, UsageError
+from framework.common.paths import IMAGES
 
 BOARDS = IMAGES / "boards"
 """The folder of the boards that come with medcheck; a board's name is its file's name without ``.yaml``."""
@@ -38,19 +38,13 @@ _SCHEMA = y.Table(
         "smp": _VCPUS,
         "memory_mib": y.Whole(512, 65536, unit="MiB"),
         "load": y.Table({"xen": _ADDRESS, "dom0_kernel": _ADDRESS, "dom0_ramdisk": _ADDRESS}),
-        "xen_args": y.Text(
-            meaning="Xen's command line, without the dom0_mem and dom0_max_vcpus that follow from dom0"
-        ),
-        "dom0": y.Table(
-            {"vcpus": _VCPUS, "memory_mib": _MEMORY, "args": y.Text(meaning="dom0's kernel arguments")}
-        ),
+        "xen_args": y.Text(meaning="Xen's command line, without the dom0_mem and dom0_max_vcpus that follow from dom0"),
+        "dom0": y.Table({"vcpus": _VCPUS, "memory_mib": _MEMORY, "args": y.Text(meaning="dom0's kernel arguments")}),
         "guest_slots": y.Whole(0, 16, unit="guests"),
         "guests": y.Items(
             y.Table(
                 {
-                    "name": y.Text(
-                        r"[a-z][a-z0-9-]{0,30}", "a name of lower-case letters, digits and dashes"
-                    ),
+                    "name": y.Text(r"[a-z][a-z0-9-]{0,30}", "a name of lower-case letters, digits and dashes"),
                     "kind": y.optional(y.Choice("linux", "probe"), "linux"),
                     "vcpus": y.optional(_VCPUS, 1),
                     "memory_mib": _MEMORY,
@@ -176,9 +170,7 @@ def _cross_check(spec: BoardSpec, document: y.Document) -> None:
         if f",{option}=" in spec.machine:
             raise document.error(f"medcheck sets {option} itself", "machine")
     if len(spec.guests) > spec.guest_slots:
-        raise document.error(
-            f"{len(spec.guests)} guests do not fit in {spec.guest_slots} guest slots", "guest_slots"
-        )
+        raise document.error(f"{len(spec.guests)} guests do not fit in {spec.guest_slots} guest slots", "guest_slots")
     seen: set[str] = set()
     for index, guest in enumerate(spec.guests):
         if guest.name in seen:

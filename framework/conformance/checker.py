@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from framework.common.errors import UsageError
+from framework.common.progress import Progress, Silent
 from framework.conformance.explain import describe_event, expected_observed, explain_verdict, replay_command
 from framework.conformance.observe import Observer
 from framework.conformance.result import (
@@ -23,8 +25,6 @@ from framework.conformance.result import (
     Nonconformance,
     RuleResult,
 )
-from framework.errors import UsageError
-from framework.progress import Progress, Silent
 from framework.trace.event import Event as Record
 from framework.trace.reader import Reader
 from mediator_ref import DEVIATIONS, RULES, Deviation, Limits, Outcome, State, Verdict, step
@@ -193,9 +193,8 @@ class Checker:
             verdict = PASS
         elif unchecked or rule.unobservable:
             verdict = NOT_CHECKED
-        return RuleResult(
-            id_, rule.title, rule.severity.value, verdict, passed, failed, deviations, unchecked, tuple(words)
-        )
+        counts = passed, failed, deviations, unchecked
+        return RuleResult(id_, rule.title, rule.severity.value, verdict, *counts, tuple(words), dict(reasons))
 
     def _deviations(self) -> Iterable[DeviationSeen]:
         tally = self._state.tally
@@ -236,7 +235,7 @@ def check_file(
 ) -> ConformanceResult:
     """Check a trace file from beginning to end; damaged parts are skipped and reported as gaps.
 
-    Raises :class:`framework.errors.TraceError` when the file cannot be read at all.
+    Raises :class:`framework.common.errors.TraceError` when the file cannot be read at all.
     """
     checker = Checker(limits=limits, deviations=deviations, source=str(path))
     reader = Reader(path, recover=True)
@@ -260,7 +259,7 @@ def replay(
 ) -> tuple[Sequence[Verdict], Sequence[str]]:
     """Check a trace up to one record and stop there: what was decided at it, and the stories.
 
-    Raises :class:`framework.errors.UsageError` when the trace has no such record.
+    Raises :class:`framework.common.errors.UsageError` when the trace has no such record.
     """
     checker = Checker(limits=limits, deviations=deviations, source=str(path))
     reader = Reader(path, recover=True)

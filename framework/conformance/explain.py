@@ -6,7 +6,7 @@ import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 
-from framework.errors import UsageError
+from framework.common.errors import UsageError
 from mediator_ref import DEVIATIONS, RULES, Deviation, Rule, State, Verdict, abi, step
 from mediator_ref.describe import describe_arg, describe_call, describe_return
 from mediator_ref.events import (

@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
+from framework.common.errors import TraceError
 from framework.conformance.checker import Checker
 from framework.conformance.result import ConformanceResult
-from framework.errors import TraceError
 from framework.trace.format import Kind
 from framework.trace.live import Held, LiveConsumer
 from mediator_ref import Deviation, Limits, Outcome, Verdict

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from framework.errors import TraceError
+from framework.common.errors import TraceError
 from framework.trace.event import Event
 from framework.trace.format import BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi

@@ -7,8 +7,8 @@ import itertools
 import re
 from pathlib import Path
 
-from framework.errors import BoardError, GuestCrash, GuestError
-from framework.guests.crash import BoardLike, ConsoleLike, Watch
+from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.diagnosis.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
 from framework.guests.xl import Xl
 
@@ -41,11 +41,9 @@ class Dom0:
     def ssh(self) -> SshClient:
         """The connection to dom0; connects at first use."""
         if self._ssh is None:
-            self._ssh = SshClient(
-                "127.0.0.1", self.board.ssh_port, self.key, host_key=self.host_key, name="dom0"
-            )
+            self._ssh = SshClient("127.0.0.1", self.board.ssh_port, self.key, host_key=self.host_key, name="dom0")
             self._ssh.alive = self.check_alive
-            self._ssh.witness = self.board.witness
+            self._ssh.on_silence = self.board.on_silence
         return self._ssh
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:
@@ -88,9 +86,7 @@ class Dom0:
         marker = f"medcheck-{next(self._markers)}"
         head, tail = marker[:4], marker[4:]
         console = self.console
-        console.sendline(
-            f"echo \"{head}\"\"{tail}-begin\"; ( {command} ) 2>&1; echo \"{head}\"\"{tail}-end $?\""
-        )
+        console.sendline(f'echo "{head}""{tail}-begin"; ( {command} ) 2>&1; echo "{head}""{tail}-end $?"')
         console.expect([re.escape(marker.encode()) + rb"-begin\r?\n"], idle_timeout)
         match = console.expect([re.escape(marker.encode()) + rb"-end (\d+)\r?\n"], idle_timeout)
         output = console.before.replace(b"\r\n", b"\n")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from framework.errors import BoardError, GuestCrash, GuestError
-from framework.guests.crash import ConsoleLike, Watch
+from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.diagnosis.crash import ConsoleLike, Watch
 from framework.guests.dom0 import PANIC, Dom0
 from framework.guests.ssh import SshClient
 from framework.guests.xl import GuestConfig
@@ -36,7 +36,7 @@ class LinuxGuest:
             self.address, 22, dom0.key, via=dom0.ssh, host_key=dom0.host_key, name=name
         )  # fmt: skip
         self.ssh.alive = self.check_alive
-        self.ssh.witness = dom0.board.witness
+        self.ssh.on_silence = dom0.board.on_silence
 
     def wait_ready(self, idle_timeout: float = 60.0) -> None:
         """Wait until the guest's userland is up, OP-TEE and its supplicant with it, and SSH answers.
@@ -52,9 +52,7 @@ class LinuxGuest:
             if match[0] == READY:
                 break
             if match[0] == NO_SUPPLICANT:
-                raise GuestError(
-                    "tee-supplicant did not start", where=self.name, hint=f"see {self.console.log}"
-                )
+                raise GuestError("tee-supplicant did not start", where=self.name, hint=f"see {self.console.log}")
             if match[0] != NO_TEE:
                 raise self.watch.crash(match[0].decode(errors="replace"))
             if self.tee:
@@ -124,7 +122,7 @@ class LinuxGuest:
         return GuestError(
             f"came up without OP-TEE{kernel}",
             where=self.name,
-            hint="the domain needs `tee = \"optee\"`, Xen a mediator (CONFIG_TEE, CONFIG_OPTEE), OP-TEE"
+            hint='the domain needs `tee = "optee"`, Xen a mediator (CONFIG_TEE, CONFIG_OPTEE), OP-TEE'
             " CFG_NS_VIRTUALIZATION=y and a partition for each guest (CFG_VIRT_GUEST_COUNT, dom0 included)",
         )
 

@@ -1,6 +1,6 @@
 """What a guest needs after it was restored from a saved board: the time, and randomness that no other clone has.
 
-A clone's guests believe that no time has passed, and all clones of one template would draw the same random
+A clone's guests believe that no time has passed, and all clones of one snapshot would draw the same random
 numbers. Linux mixes what is written to /dev/urandom into its pool but draws from it only at the next reseed, up
 to a minute later; the ioctl RNDRESEEDCRNG (linux/random.h) makes it do so at once. Busybox has no applet for
 that, hence the smallest program that does it, put into the guest before it is saved.
@@ -14,8 +14,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from framework.errors import GuestError
-from framework.guests.crash import ConsoleLike
+from framework.common.errors import GuestError
+from framework.diagnosis.crash import ConsoleLike
 from framework.guests.ssh import SshClient
 from framework.guests.ssh_talk import SilentGuestError
 

@@ -1,7 +1,7 @@
 """Commands in a guest over SSH: output live and whole, exit codes that never hang, one jump through dom0.
 
 Nothing here waits by the clock alone: a wait ends when bytes stop moving for ``idle_timeout`` seconds (scaled
-by :func:`framework.board.hostspeed.host_factor`), or when ``alive`` says that the other side is dead.
+by :func:`framework.common.host_speed.host_factor`), or when ``alive`` says that the other side is dead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import paramiko
 
-from framework.board.hostspeed import host_factor
-from framework.board.patience import Witness
-from framework.errors import GuestError
+from framework.common.errors import GuestError
+from framework.common.host_speed import host_factor
+from framework.console.wait_policy import OnSilence
 from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
 
 # Whatever goes wrong is raised from here; paramiko would also print it on stderr.
@@ -56,9 +56,7 @@ class Completed:
         if self.rc != 0:
             said = (self.stderr or self.stdout).decode(errors="replace").strip()
             tail = "\n".join(f"    {line}" for line in said.splitlines()[-8:]) or "    (it said nothing)"
-            raise GuestError(
-                f"`{short(self.command)}` ended with exit code {self.rc}:\n{tail}", where=self.where
-            )
+            raise GuestError(f"`{short(self.command)}` ended with exit code {self.rc}:\n{tail}", where=self.where)
         return self
 
     @property
@@ -87,7 +85,7 @@ class SshClient:
     ) -> None:
         self.name = name or f"{host}:{port}"
         self.alive: Alive = always_alive
-        self.witness: Witness | None = None
+        self.on_silence: OnSilence | None = None
         """Who says why a command is silent for too long."""
         self._address = (host, port)
         self._user = user
@@ -151,8 +149,8 @@ class SshClient:
     def _handshake(self, alive: Alive) -> paramiko.Transport:
         transport = paramiko.Transport(self._socket(alive), disabled_algorithms=None)
         transport.daemon = True
-        patience = _GREETING_SECONDS * host_factor()
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = patience
+        idle_timeout = _GREETING_SECONDS * host_factor()
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = idle_timeout
         options = transport.get_security_options()
         options.kex = _cheap(options.kex, "curve25519-sha256@libssh.org")
         options.ciphers = _cheap(options.ciphers, "aes128-ctr")
@@ -180,13 +178,9 @@ class SshClient:
         transport = self._via._transport
         if transport is None:
             raise GuestError("the connection to jump through is closed", where=self._via.name)
-        return transport.open_channel(
-            "direct-tcpip", self._address, ("127.0.0.1", 0), timeout=20 * host_factor()
-        )
+        return transport.open_channel("direct-tcpip", self._address, ("127.0.0.1", 0), timeout=20 * host_factor())
 
-    def _step(
-        self, transport: paramiko.Transport, begin: Callable[[threading.Event], object], alive: Alive
-    ) -> None:
+    def _step(self, transport: paramiko.Transport, begin: Callable[[threading.Event], object], alive: Alive) -> None:
         done = threading.Event()
         begin(done)
         deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
@@ -262,7 +256,7 @@ class SshClient:
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
             self._begin(channel, command, alive)
-            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
+            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
@@ -270,23 +264,19 @@ class SshClient:
                     raise GuestError(f"`{short(command)}` prints more than {MOST_OUTPUT} bytes", where=self.name)
             return Completed(command, self.name, talk.exit_code(), bytes(out), bytes(err))
 
-    def stream(
-        self, command: str, *, idle_timeout: float = 120.0, alive: Alive | None = None
-    ) -> CommandStream:
+    def stream(self, command: str, *, idle_timeout: float = 120.0, alive: Alive | None = None) -> CommandStream:
         """Run a command and give its lines (stdout and stderr merged) while it runs; see CommandStream."""
         alive = alive or self.alive
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
         self._begin(channel, command, alive)
-        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.witness)
+        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
         return CommandStream(channel, talk)
 
     def put(self, data: bytes, path: str, mode: int = 0o644) -> None:
         """Write a file in the guest; it appears whole or not at all."""
         target, part = shlex.quote(path), shlex.quote(f"{path}.part")
-        self.run(
-            f"cat >{part} && chmod {mode:o} {part} && mv {part} {target}", stdin=data
-        ).check()
+        self.run(f"cat >{part} && chmod {mode:o} {part} && mv {part} {target}", stdin=data).check()
 
     def get(self, path: str, limit: int = 64 << 20) -> bytes:
         """Read a file of the guest; raises GuestError when it is larger than ``limit`` bytes."""

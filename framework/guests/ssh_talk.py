@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import paramiko
 
-from framework.board.hostspeed import host_factor
-from framework.board.patience import Witness, next_look, window
-from framework.errors import GuestError
+from framework.common.errors import GuestError
+from framework.common.host_speed import host_factor
+from framework.console.wait_policy import OnSilence, next_sample, window
 
 Alive = Callable[[], None]
 """Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
@@ -64,7 +64,7 @@ class Talk:
 
     def __init__(
         self, channel: paramiko.Channel, stdin: bytes, idle_timeout: float, alive: Alive, what: str,
-        where: str, witness: Witness | None = None,
+        where: str, on_silence: OnSilence | None = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._stdin = memoryview(stdin)
@@ -74,8 +74,8 @@ class Talk:
         self._where = where
         self._moved = time.monotonic()
         self._wrote_all = False
-        self._witness = witness
-        self._window = 0.0 if witness is None else window(idle_timeout)
+        self._on_silence = on_silence
+        self._window = 0.0 if on_silence is None else window(idle_timeout)
         self._looked = 0.0
         self._seen: object = None
 
@@ -139,7 +139,7 @@ class Talk:
         if now <= limit and not self._hopeless(now, limit):
             return
         self._alive()
-        why = self._witness.explain(self._seen) if self._witness is not None and self._window else ""
+        why = self._on_silence.explain(self._seen) if self._on_silence is not None and self._window else ""
         if why is None:
             self._alive()
         raise SilentGuestError(
@@ -148,12 +148,14 @@ class Talk:
         )  # fmt: skip
 
     def _hopeless(self, now: float, limit: float) -> bool:
-        """Look at the board if it is time to; whether it sleeps for ever."""
-        if self._witness is None or not self._window or now < next_look(self._moved, self._looked, limit, self._window):
+        """Sample the board's activity if it is time to; whether it sleeps for ever."""
+        if self._on_silence is None or not self._window:
+            return False
+        if now < next_sample(self._moved, self._looked, limit, self._window):
             return False
         self._looked = now
-        seen = self._witness.look()
-        if self._witness.hopeless():
+        seen = self._on_silence.sample()
+        if self._on_silence.hopeless():
             return True
         self._seen = seen
         return False

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from framework.errors import GuestError, UsageError
+from framework.common.errors import GuestError, UsageError
 from framework.guests.ssh import Completed
 
 Value = str | int | list[str]
@@ -159,9 +159,7 @@ def parse_list(text: str) -> list[DomainInfo]:
     """Read ``xl list``; lines that are no domain (the header, warnings) are passed over."""
     rows = (_ROW.fullmatch(line) for line in text.splitlines())
     return [
-        DomainInfo(
-            int(row["id"]), row["name"], int(row["mem"]), int(row["vcpus"]), row["state"], float(row["time"])
-        )
+        DomainInfo(int(row["id"]), row["name"], int(row["mem"]), int(row["vcpus"]), row["state"], float(row["time"]))
         for row in rows
         if row
     ]
@@ -216,7 +214,7 @@ def _creation_failed(config: GuestConfig, done: Completed) -> GuestError:
         hint = "kernel and ramdisk are paths in dom0"
     elif config.tee and "Invalid argument" in said:
         hint = (
-            "Xen has no mediator for `tee = \"optee\"`: build it with CONFIG_TEE=y and CONFIG_OPTEE=y,"
+            'Xen has no mediator for `tee = "optee"`: build it with CONFIG_TEE=y and CONFIG_OPTEE=y,'
             " and OP-TEE with CFG_NS_VIRTUALIZATION=y"
         )
     elif config.tee and re.search(r"No such device|domain creation fail", said):

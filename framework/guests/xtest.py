@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from framework.errors import GuestCrash, GuestError, MedcheckError, UsageError
-from framework.guests.crash import Watch
+from framework.common.errors import GuestCrash, GuestError, MedcheckError, UsageError
+from framework.diagnosis.crash import Watch
 from framework.guests.ssh import Alive, SshClient, always_alive
 from framework.guests.xtest_parser import Case, CaseDone, Event, Subtest, Totals, XtestParser
 
@@ -183,8 +183,7 @@ def run_xtest_in_all(
             stop.set()
 
     threads = [
-        threading.Thread(target=work, args=(guest,), name=f"xtest-{guest.name}", daemon=True)
-        for guest in guests
+        threading.Thread(target=work, args=(guest,), name=f"xtest-{guest.name}", daemon=True) for guest in guests
     ]
     try:
         for thread in threads:

@@ -14,10 +14,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from framework.common.safe_text import count, duration, one_line, plural, visible
 from framework.report import timeline
 from framework.report.markdown import failures, headline
 from framework.report.model import outcome
-from framework.report.text import count, duration, one_line, plural, visible
 
 _HERE = Path(__file__).resolve().parent
 _SLOWEST = 10
@@ -96,10 +96,7 @@ def _host(host: Mapping[str, Any]) -> list[str]:
         "python": lambda value: f"Python {value}",
         "system": str,
     }
-    return [
-        known[key](value) if key in known else f"{key.replace('_', ' ')} {value}"
-        for key, value in host.items()
-    ]
+    return [known[key](value) if key in known else f"{key.replace('_', ' ')} {value}" for key, value in host.items()]
 
 
 def _more(reason: str | None) -> str:

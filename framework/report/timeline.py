@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.report.text import decode, visible
+from framework.common.safe_text import decode, visible
 
 HEAD_BYTES = 160_000
 TAIL_BYTES = 240_000

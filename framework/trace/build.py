@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-from framework.errors import BuildError, UsageError
+from framework.common.errors import BuildError, UsageError
 from framework.trace.xen_symbols import XenLayout
 
 SOURCES = Path(__file__).resolve().parent / "plugin"

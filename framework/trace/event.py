@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from framework.errors import TraceError
+from framework.common.errors import TraceError
 from framework.trace.format import (
     BLOCK,
     COUNTERS,

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from framework.errors import TraceError, UsageError
+from framework.common.errors import TraceError, UsageError
 from framework.trace.event import Event
 from framework.trace.format import Kind
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import zstandard
 
-from framework.errors import TraceError, UsageError
+from framework.common.errors import TraceError, UsageError
 from framework.trace.event import Event
 from framework.trace.format import (
     CHUNK,

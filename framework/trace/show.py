@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from framework.errors import UsageError
+from framework.common.errors import UsageError
 from framework.trace.calls import Call, Exchange, fold
 from framework.trace.event import Event
 from framework.trace.format import BlockFlag, BlockKind, Flag, Kind

@@ -15,7 +15,7 @@ from typing import Any
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from framework.errors import TraceError
+from framework.common.errors import TraceError
 
 _SYMBOLS = {
     "xen_curr_vcpu": "per_cpu__curr_vcpu",

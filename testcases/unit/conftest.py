@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from framework.board import patience
+from framework.console import wait_policy as patience
 from framework.guests import ssh, ssh_talk
 
 

@@ -1,0 +1,5 @@
+"""Entry point of ``python -m framework.cli``."""
+
+from framework.cli.main import main
+
+main()

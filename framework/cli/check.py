@@ -1,0 +1,130 @@
+"""``medcheck check FILE`` and ``medcheck explain [RULE]``: argument parsing, and results in words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from framework.common.errors import ExitCode, UsageError
+from framework.common.progress import Answer
+from framework.conformance.baseline import load_baseline
+from framework.conformance.checker import check_file, replay
+from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
+from framework.conformance.explain import explain_rule, list_rules
+from framework.conformance.result import NOT_CHECKED, NOT_EXERCISED, ConformanceResult
+from framework.conformance.rules_doc import board_tests, rules_table
+from framework.trace.reader import named_trace
+from mediator_ref import Deviation, Outcome
+
+
+def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
+    """Add ``check`` and ``explain``; each sets ``handler``, a function of options and output."""
+    text = "hold a recorded trace against the reference mediator"
+    check: argparse.ArgumentParser = subparsers.add_parser(
+        "check",
+        help=text,
+        description=f"{text}. Exit code 0: it conforms, apart from known deviations; 1: it does not; 2: the "
+        "file is no trace; 3: the trace is damaged, or nothing in it can be checked.",
+        parents=list(parents),
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="a trace, e.g. reports/latest/trace/board.trace")
+    check.add_argument("--strict", action="store_true", help="count known deviations as nonconformances")
+    check.add_argument("--record", type=int, metavar="N", help="stop at record N and say what is decided there")
+    check.add_argument("--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record")
+    add_policy(check)
+    check.set_defaults(handler=_check)
+
+    text = "explain a rule or a known deviation, with a good and a bad example"
+    explain: argparse.ArgumentParser = subparsers.add_parser(
+        "explain", help=text, description=f"{text}. Without a name: list them.", parents=list(parents)
+    )
+    explain.add_argument("rule", nargs="?", metavar="RULE", help="e.g. STD-6 or D8")
+    explain.add_argument(
+        "--table", action="store_true", help="all rules with sources and tests in Markdown, as in docs/rules.md"
+    )
+    explain.set_defaults(handler=_explain)
+
+
+def add_policy(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what of a result makes a command fail."""
+    command.add_argument(
+        "--fail-on",
+        choices=[str(policy) for policy in FailOn],
+        default=str(FailOn.NONCONFORMANCE),
+        help="what makes it fail: a nonconformance (default), also a known deviation that breaks isolation, or any",
+    )
+    command.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="the known deviations that are accepted, each with a reason and an end; others fail (docs/conformance.md)",
+    )
+
+
+def _explain(options: argparse.Namespace, output: Answer) -> int:
+    if options.table and options.rule:
+        raise UsageError("--table shows all rules", hint="leave the name or --table out")
+    if options.table:
+        tests = board_tests()
+        output.finish({"board_tests": tests, "text": rules_table(tests)}, rules_table(tests).rstrip("\n"))
+        return ExitCode.GOOD
+    text = explain_rule(options.rule) if options.rule else list_rules()
+    output.finish({"rule": options.rule, "text": text}, text)
+    return ExitCode.GOOD
+
+
+def _check(options: argparse.Namespace, output: Answer) -> int:
+    deviations: dict[str, Deviation] | None = {} if options.strict else None
+    named_trace(options.file)
+    if options.record is not None:
+        return _replay(options, output, deviations)
+    baseline = None if options.baseline is None else load_baseline(options.baseline)
+    result = check_file(options.file, output.progress, deviations=deviations)
+    conclusion = conclude(result, FailOn(options.fail_on), baseline)
+    document = {**result.to_json(), "conclusion": asdict(conclusion)}
+    output.finish(document, "\n".join([conclusion.sentence, "", *lines(result)]))
+    return exit_code(conclusion)
+
+
+def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, Deviation] | None) -> int:
+    decided, stories = replay(options.file, options.record, options.segment, deviations=deviations)
+    failed = any(verdict.outcome is Outcome.FAIL for verdict in decided)
+    text = "\n\n".join(stories) or f"record {options.record}: nothing to object to"
+    output.finish({"record": options.record, "failed": failed, "explanations": list(stories)}, text)
+    return ExitCode.FAILED if failed else ExitCode.GOOD
+
+
+def exit_code(conclusion: Conclusion) -> ExitCode:
+    """The process's exit code: what fails outweighs what is missing."""
+    if conclusion.failed:
+        return ExitCode.FAILED
+    return ExitCode.INFRASTRUCTURE if conclusion.kind is Kind.INCOMPLETE else ExitCode.GOOD
+
+
+def lines(result: ConformanceResult) -> Iterable[str]:
+    """A result for a terminal: the rules that had something to say, the findings, the verdict."""
+    yield f"{'rule':<8} {'verdict':<12} {'passed':>9} {'failed':>7} {'known':>7} {'unchecked':>9}"
+    for rule in result.rules:
+        if rule.verdict == NOT_EXERCISED or (rule.verdict == NOT_CHECKED and not rule.not_checked):
+            continue
+        yield (
+            f"{rule.id:<8} {rule.verdict:<12} {rule.passed:>9} {rule.failed:>7} {rule.deviations:>7} "
+            f"{rule.not_checked:>9}"
+        )
+        yield from (f"         not checked: {reason}" for reason in rule.not_checked_reasons)
+    idle = [rule.id for rule in result.rules if rule.verdict == NOT_EXERCISED]
+    if idle:
+        yield f"not exercised: {' '.join(idle)}"
+    for found in result.nonconformances:
+        yield f"\nNONCONFORMANCE {found.explanation}"
+    for deviation in result.deviations:
+        private = " -- report it privately to the vendor's security team" if deviation.report_privately else ""
+        yield f"\nDEVIATION {deviation.id} {deviation.status} ({deviation.count}x){private}"
+        yield deviation.evidence
+    yield ""
+    yield from (f"gap: {gap}" for gap in result.gaps)
+    yield from (f"note: {note}" for note in result.notes)
+    yield f"{result.events_checked} events, {result.failed} nonconformances: {result.verdict}"

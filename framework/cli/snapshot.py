@@ -1,0 +1,101 @@
+"""``medcheck snapshot list|build|prune`` and ``medcheck resume ID``: argument parsing and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from framework.common.errors import ExitCode
+from framework.common.terminal import Output, mib
+
+_MIB = 1 << 20
+
+
+def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
+    """Add ``snapshot`` and ``resume`` to the program's subcommands; each sets ``handler``: a function of the
+    arguments and the output that gives an exit code.
+
+    ``parents`` carry the options of every command, ``stack`` those that choose the parts under test.
+    """
+    snapshot = subparsers.add_parser("snapshot", help="booted boards, saved for cloning", parents=[*parents])
+    commands = snapshot.add_subparsers(dest="snapshot_command", required=True, metavar="COMMAND")
+    listed = commands.add_parser("list", help="what there is, least recently used first", parents=[*parents])
+    listed.set_defaults(handler=_list)
+    built = commands.add_parser("build", help="make a board's snapshot now", parents=[*parents, stack])
+    built.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
+    built.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
+    built.add_argument(
+        "--checkpoint",
+        default="ready",
+        help="ready (default): all guests up; dom0: no guest yet; parked: a probe's call waits in OP-TEE",
+    )
+    built.set_defaults(handler=_build)
+    pruned = commands.add_parser("prune", help="remove the least recently used", parents=[*parents])
+    pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")
+    pruned.set_defaults(handler=_prune)
+    resumed = subparsers.add_parser(
+        "resume", help="bring a kept board back (pytest --save-on-failure)", parents=[*parents]
+    )
+    resumed.add_argument("id", nargs="?", help="without it, lists the kept boards")
+    resumed.set_defaults(handler=_resume)
+
+
+def _list(_options: argparse.Namespace, output: Output) -> int:
+    from framework.snapshot.store import SnapshotStore
+
+    entries = SnapshotStore().entries()
+    rows = [entry.__dict__ for entry in entries]
+    lines = [
+        f"{entry.name:<48} {entry.disk_bytes // _MIB:>6} MiB on disk {entry.memory_bytes // _MIB:>6} MiB in memory"
+        f"  used {time.strftime('%F %R', time.localtime(entry.last_use))}{'' if entry.intact else '  incomplete'}"
+        for entry in entries
+    ]
+    output.finish(rows, "\n".join(lines) or "no snapshot yet: the first test that needs one makes it")
+    return ExitCode.GOOD
+
+
+def _build(options: argparse.Namespace, output: Output) -> int:
+    from framework.artifacts.stack import Overrides
+    from framework.board.spec import BoardSpec
+    from framework.snapshot.store import SnapshotStore
+    from framework.target.checkpoints import get_checkpoint, snapshot
+    from framework.target.stack import open_store, prepare_stack, with_guests
+
+    checkpoint = get_checkpoint(options.checkpoint)
+    spec = with_guests(BoardSpec.load(options.board), options.domus)
+    downloads = open_store(options.offline, options.mirror, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress, cpu=spec.cpu)
+    store = SnapshotStore(progress=output.progress)
+    begin = time.monotonic()
+    with snapshot(store, spec, stack, checkpoint, output.progress) as found:
+        seconds = time.monotonic() - begin
+        output.finish(
+            {"name": found.folder.name, "ram": str(found.ram), "seconds": round(seconds, 1)},
+            f"{found.folder.name}: ready after {seconds:.1f} s, RAM in {found.ram}",
+        )
+    return ExitCode.GOOD
+
+
+def _prune(options: argparse.Namespace, output: Output) -> int:
+    from framework.snapshot.store import SnapshotStore
+
+    removed = SnapshotStore().prune(options.keep * _MIB)
+    output.finish({"removed": removed}, f"removed: {', '.join(removed) or 'nothing'}")
+    return ExitCode.GOOD
+
+
+def _resume(options: argparse.Namespace, output: Output) -> int:
+    from framework.jobs.boot import visit
+    from framework.target.postmortem import kept, resume
+
+    if options.id is None:
+        output.finish({"kept": kept()}, "\n".join(kept()) or "no board was kept (pytest --save-on-failure keeps some)")
+        return ExitCode.GOOD
+    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, resume(options.id, Path(folder)) as target:
+        for name, console in target.board.consoles.items():
+            output.say(f"console {name}: {console.log}")
+        visit(target, output)
+    return ExitCode.GOOD

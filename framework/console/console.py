@@ -1,0 +1,309 @@
+"""Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
+something.
+
+One thread per board (:class:`framework.console.reader_thread.ConsoleReader`) reads all its consoles, whether or not
+a caller is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
+does not depend on what came before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pexpect
+
+from framework.common.errors import BoardError, MedcheckError
+from framework.common.host_speed import host_factor
+from framework.console import crash_signatures, wait_policy
+from framework.console.expect_buffer import Feed
+from framework.console.wait_policy import OnSilence
+
+_UNFINISHED = 4096
+_ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+_DEATH_SECONDS = 1.0
+
+Watcher = Callable[[bytes], None]
+
+
+def strip_ansi(data: bytes) -> bytes:
+    """Remove terminal control sequences: colours, cursor movements, titles."""
+    return _ANSI.sub(b"", data)
+
+
+LOG_BYTES = 1 << 30
+"""How much of a console is logged; a whole night of xtest prints a thousandth of it."""
+
+
+class Console:
+    """One console of a board. Made by the board; ``end`` is this side's socket of a connected pair.
+
+    A console that continues an earlier one (``append``) writes behind what its log holds already.
+    """
+
+    def __init__(
+        self, name: str, end: socket.socket, log_path: Path, clock: Callable[[], float], *, append: bool = False
+    ) -> None:
+        self.name = name
+        self.log = log_path
+        self.bytes_seen = 0
+        self._socket = end
+        self._clock = clock
+        self._feed = Feed()
+        self._expecting = threading.Lock()
+        self._sending = threading.Lock()
+        self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
+        self._on_sign: Callable[[Console, crash_signatures.CrashSignature, bytes], None] = (
+            lambda _console, _sign, _line: None
+        )
+        self._on_silence: OnSilence | None = None
+        self._unfinished = b""
+        self._at_line_start = True
+        self._log_room = LOG_BYTES
+        self._open = True
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
+        self._log_fd = os.open(log_path, flags, 0o644)
+
+    @property
+    def dropped(self) -> int:
+        """How many bytes nobody expected in time and that are therefore in the log only."""
+        return self._feed.dropped
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last byte came."""
+        return time.monotonic() - self._feed.last_byte
+
+    def expect(
+        self, patterns: bytes | Sequence[bytes], idle_timeout: float, *, deadline: float | None = None
+    ) -> re.Match[bytes]:
+        """Wait for the first of some regular expressions, from where the last match ended, and return the
+        match.
+
+        ``idle_timeout`` (seconds, scaled by the host factor) counts from the last byte: a console that
+        prints is not hung. ``deadline`` (seconds, scaled as well) limits the whole wait, for consoles that
+        chatter for ever. The match's ``lastindex`` and groups are the pattern's own; which pattern it was
+        is ``match.re.pattern``. Raises BoardError with the last lines when the console stays silent, and at
+        once when the board dies.
+
+        When a wait of 2 s or more expires, the error also says whether the board is hung, idle or slow, what
+        of it stood still and where its CPUs are. That costs no time but the monitor's answer (a tenth of a
+        second): what moved during the last 5 s (scaled; half of a shorter wait) of the wait itself decides.
+        A board whose CPUs all sleep with nothing to wake them, for 15 s (scaled), is not waited for any longer.
+        """
+        wanted = [patterns] if isinstance(patterns, bytes) else list(patterns)
+        compiled: list[Any] = [re.compile(pattern, re.DOTALL) for pattern in wanted]
+        factor = host_factor()
+        with self._expecting:
+            feed = self._feed
+            feed.expect_began = time.monotonic()
+            feed.idle_limit = idle_timeout * factor
+            feed.deadline = None if deadline is None else feed.expect_began + deadline * factor
+            shorter = idle_timeout if deadline is None else min(idle_timeout, deadline)
+            feed.window = 0.0 if self._on_silence is None else wait_policy.window(shorter)
+            try:
+                feed.expect_list(compiled, timeout=None)
+            except pexpect.TIMEOUT:
+                raise self._expired(wanted) from None
+            except pexpect.EOF:
+                raise self._ended(wanted) from None
+            match = feed.match
+            assert isinstance(match, re.Match)
+            return match
+
+    @property
+    def before(self) -> bytes:
+        """What came between the previous match and the last one."""
+        before = self._feed.before
+        return before if isinstance(before, bytes) else b""
+
+    def send(self, text: str | bytes, idle_timeout: float = 30.0) -> None:
+        """Type something.
+
+        Raises BoardError when the board is gone or takes no input for ``idle_timeout`` seconds.
+        """
+        data = memoryview(text.encode() if isinstance(text, str) else text)
+        poll = select.poll()
+        with self._sending:
+            try:
+                poll.register(self._socket, select.POLLOUT)
+                while data:
+                    if not poll.poll(idle_timeout * host_factor() * 1000):
+                        raise BoardError(f"takes no input: {len(data)} bytes are waiting", where=self._where())
+                    data = data[self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                raise BoardError("takes no input", where=self._where()) from None
+            except (OSError, ValueError) as error:
+                raise self._feed.end or BoardError(f"cannot be written: {error}", where=self._where()) from error
+
+    def sendline(self, text: str | bytes = "") -> None:
+        """Type a line and the return key."""
+        self.send((text.encode() if isinstance(text, str) else text) + b"\r")
+
+    def tail(self, lines: int = 20) -> list[str]:
+        """Return the last lines of the log, with their time stamps, without terminal control sequences."""
+        with self.log.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 400 * lines))
+            text = strip_ansi(stream.read()).decode(errors="replace")
+        return [line.rstrip("\r") for line in text.rstrip("\n").split("\n")][-lines:]
+
+    def watch(self, pattern: bytes, callback: Watcher) -> Callable[[], None]:
+        """Call ``callback(line)`` from the drain thread for each complete line that matches; returns how to
+        stop it.
+
+        The callback must be quick and must not wait for the console: nothing is read while it runs.
+        """
+        entry = (re.compile(pattern), callback)
+        self._watches.append(entry)
+        return lambda: self._watches.remove(entry)
+
+    def alarm(self, error: MedcheckError | None) -> None:
+        """Make everyone who waits on this console, now or later, get ``error`` once the bytes are used up."""
+        with self._feed.ready:
+            self._feed.alarm = error
+            self._feed.ready.notify_all()
+
+    # What follows is for the drain thread and the board.
+
+    def fileno(self) -> int:
+        """Return the file descriptor, so that a selector can wait for the console."""
+        return self._socket.fileno()
+
+    def receive(self, size: int = 256 * 1024) -> int:
+        """Read once without waiting and feed it; return the number of bytes, 0 for the end, -1 for nothing
+        there."""
+        if not self._open:
+            return 0
+        try:
+            data = self._socket.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return -1
+        except ConnectionResetError:
+            return 0
+        if data:
+            self.feed(data)
+        return len(data)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came: log them, look for problems, hand them to whoever expects something."""
+        self.bytes_seen += len(data)
+        try:
+            self._write_log(data)
+        except OSError as error:
+            # A full disk must not stop the board's only reader either.
+            self.alarm(BoardError(f"its log cannot be written: {error}", where=self._where()))
+        # Handed on before the watches run: who waits for a line is not held up by who looks at it.
+        self._feed.put(data)
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            self._unfinished = (self._unfinished + data)[-_UNFINISHED:]
+            return
+        block = self._unfinished + data[:end]
+        self._unfinished = data[end:][-_UNFINISHED:]
+        try:
+            for sign, line in crash_signatures.scan(block):
+                self._on_sign(self, sign, line)
+            for pattern, callback in tuple(self._watches):
+                for match in pattern.finditer(block):
+                    callback(crash_signatures.line_around(block, match.start(), match.end()))
+        except Exception as error:
+            # A mistake in somebody's callback must not stop the board's only reader; the next expect tells
+            # of it.
+            self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
+
+    def close(self, reason: MedcheckError) -> None:
+        """End the console: whoever waits gets ``reason``."""
+        with self._feed.ready:
+            if not self._open:
+                return
+            self._open = False
+            self._feed.end = reason
+            self._feed.ready.notify_all()
+        self._socket.close()
+        os.close(self._log_fd)
+
+    def on_sign(self, callback: Callable[[Console, crash_signatures.CrashSignature, bytes], None]) -> None:
+        """Say who is told about problems (the board)."""
+        self._on_sign = callback
+
+    def on_silence(self, callback: OnSilence) -> None:
+        """Set the callback that explains silence (the board's hang detector)."""
+        self._on_silence = callback
+        self._feed.sample = self._sample
+
+    def _sample(self) -> Any:
+        assert self._on_silence is not None
+        seen = self._on_silence.sample()
+        if self._on_silence.hopeless():
+            raise pexpect.TIMEOUT("the board sleeps for ever")
+        return seen
+
+    def _write_log(self, data: bytes) -> None:
+        stamp = b"[%10.3f] " % self._clock()
+        text = data.replace(b"\n", b"\n" + stamp)
+        if self._at_line_start:
+            text = stamp + text
+        self._at_line_start = data.endswith(b"\n")
+        if self._at_line_start:
+            text = text[: -len(stamp)]
+        if self._log_room <= 0:
+            return
+        self._log_room -= len(text)
+        if self._log_room <= 0:
+            # A guest decides how much it prints, so the disk needs a bound.
+            text += b"\n" + stamp + b"---- the log of this console is full; what came later is lost ----\n"
+        view = memoryview(text)
+        while view:
+            view = view[os.write(self._log_fd, view) :]
+
+    def _where(self) -> str:
+        return f"console {self.name}"
+
+    def _tail_text(self) -> str:
+        lines = self.tail(12)
+        return "\n".join(f"    {line}" for line in lines) if lines != [""] else "    (nothing was printed)"
+
+    def _expired(self, wanted: Sequence[bytes]) -> MedcheckError:
+        """The error of a wait that nothing ended; the board's death if that is why nothing came."""
+        feed, idle, now = self._feed, self.idle, time.monotonic()
+        why = self._on_silence.explain(feed.seen) if self._on_silence is not None and feed.window else ""
+        with feed.ready:
+            if why is None:
+                feed.ready.wait_for(lambda: feed.end is not None, _DEATH_SECONDS)
+            if feed.alarm is not None:
+                return feed.alarm
+            if feed.end is not None:
+                return self._ended(wanted)
+        names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
+        what = f"no byte for {idle:.1f} s while waiting for {names}"
+        if feed.deadline is not None and now >= feed.deadline:
+            what = (
+                f"{now - feed.expect_began:.1f} s passed while waiting for {names}, which is all it was given "
+                f"(the last byte came {idle:.1f} s ago)"
+            )
+        text = f"\n    {why}\n" if why else "; "
+        return BoardError(
+            f"{what}{text}the last lines:\n{self._tail_text()}",
+            where=self._where(),
+            hint=f"the whole console is in {self.log}",
+        )
+
+    def _ended(self, wanted: Sequence[bytes]) -> MedcheckError:
+        names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
+        end = self._feed.end
+        what = "the console ended" if end is None else end.what
+        return BoardError(
+            f"{what}; it happened while waiting for {names}; the last lines:\n{self._tail_text()}",
+            where=self._where(),
+            hint=None if end is None else end.hint,
+        )

@@ -1,0 +1,40 @@
+"""Idle-timeout policy: when to sample board activity while a console stays silent, and which callback does it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from framework.common.host_speed import host_factor
+
+_POLL_SECONDS = 2.0
+"""Waits shorter than this are treated as polling; they never trigger hang detection."""
+
+_LOOK_SECONDS = 5.0
+"""Between two samples at a board that is silent, scaled: what moved since the last one decides."""
+
+
+class OnSilence(Protocol):
+    """Callbacks of a wait that sees nothing (:class:`framework.diagnosis.hang.HangDetector`)."""
+
+    def sample(self) -> Any:
+        """Sample the board's activity, quickly; called now and then while nothing comes."""
+
+    def hopeless(self) -> bool:
+        """Whether the samples so far show that nothing will ever come by itself."""
+
+    def explain(self, before: Any, /) -> str | None:
+        """Say in words why nothing came since that look; None when the board is gone. Never raises."""
+
+
+def window(idle_timeout: float) -> float:
+    """Return the seconds between two samples during a wait that expires after ``idle_timeout`` (not yet scaled)
+    seconds; 0 for a wait too short to look."""
+    return min(idle_timeout / 2, _LOOK_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
+
+
+def next_sample(began: float, looked: float, limit: float, every: float) -> float:
+    """Return when to look next in a silence that began at ``began``, after a sample at ``looked``; ``limit``, the end
+    of the wait, if not any more. Looks are counted from that end, as the last one matters most."""
+    left = limit - max(began, looked)
+    return limit - max(0, math.ceil(left / every - 1e-6) - 1) * every

@@ -1,0 +1,161 @@
+"""The main job: boot the board, run xtest in every guest at once, then the stimuli, and draw one conclusion."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts.stack import Overrides
+from framework.board.spec import BoardSpec
+from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
+from framework.common.paths import atomic_write_text
+from framework.common.progress import Progress
+from framework.conformance.baseline import load_baseline
+from framework.conformance.checker import check_file
+from framework.conformance.conclusion import FailOn
+from framework.conformance.result import ConformanceResult
+from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
+from framework.jobs.live_watch import LiveWatch
+from framework.jobs.profiles import profiles
+from framework.jobs.run_report import Found, report_of
+from framework.jobs.testsuite import results_of_stimuli, run_stimuli
+from framework.report.model import BoardTestReport, RunReport
+from framework.report.write import point_latest, write_report
+from framework.target.liveness import hypervisor_lives, xen_died
+from framework.target.stack import open_store, prepare_stack, with_guests
+from framework.target.target import Target
+
+TRACEBACK = "traceback.txt"
+"""The file in the report's folder with what an unexpected exception left."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The choices of ``medcheck run``."""
+
+    profile: str = "standard"
+    board: str = "default"
+    domus: int | None = None
+    xtest: tuple[str, ...] | None = None
+    report: Path | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    offline: bool = False
+    mirrors: str | None = None
+    trace: bool = True
+    tests: bool = True
+    fail_on: FailOn = FailOn.NONCONFORMANCE
+    baseline: Path | None = None
+    fail_fast: bool = False
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found: the report, its JSON document as written into ``folder``, and the exit code it means.
+
+    ``failure`` is what ended the run early, if anything did.
+    """
+
+    report: RunReport
+    document: Mapping[str, Any]
+    folder: Path
+    code: ExitCode
+    failure: BaseException | None = None
+
+
+def run(options: RunOptions, progress: Progress) -> RunResult:
+    """Do the main job. A run that breaks off has a report, too, and its trace is checked as far as it came.
+
+    Raises UsageError before anything is fetched or boots, and the error of a download or build that fails before
+    there is a board. Whatever goes wrong afterwards is the result's ``failure``.
+    """
+    known = profiles()
+    if options.profile not in known:
+        raise UsageError(f"no profile {options.profile}", hint=f"one of {', '.join(known)}")
+    profile = known[options.profile]
+    cases = profile.cases if options.xtest is None else options.xtest
+    if not case_ids(cases) and options.xtest is not None:
+        raise UsageError("--xtest names no case", hint="such as --xtest 1004,6001")
+    baseline = None if options.baseline is None else load_baseline(options.baseline)
+    spec = with_guests(BoardSpec.load(options.board), options.domus)
+    if options.report is not None:
+        _make_folder(options.report)
+    store = open_store(options.offline, options.mirrors, progress)
+    stack = prepare_stack(options.overrides, store, progress, cpu=spec.cpu)
+    started = datetime.now(UTC)
+    folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
+    _make_folder(folder)
+    begin = time.monotonic()
+    live = LiveWatch(progress, fail_fast=options.fail_fast) if options.trace else None
+    target = Target(spec, stack, folder, trace=options.trace, lockstep=live.socket if live else None)
+    if live is not None:
+        live.watch(target)
+    xtest: Mapping[str, XtestResult] = {}
+    tests: tuple[BoardTestReport, ...] = ()
+    traces: dict[str, ConformanceResult] = {}
+    failure: BaseException | None = None
+    alive: bool | None = None
+    try:
+        with live or nullcontext(), target:
+            target.boot(progress)
+            xtest = _exercise(target, cases, progress)
+            alive = hypervisor_lives(target)
+    except BaseException as error:
+        failure = _expected(error, folder)
+        alive = False if xen_died(target) else None
+    try:
+        # Even of a run that broke off, and before anything else is said of it: the trace may name the broken rule.
+        if target.trace is not None and target.trace.exists():
+            traces["run"] = check_file(target.trace, progress, board_alive=alive)
+        if failure is None and options.tests and options.xtest is None and profile.tests:
+            tests = run_stimuli(profile.tests, options.overrides, options.board, options.domus, folder, progress)
+            traces |= results_of_stimuli(folder)
+    except BaseException as error:
+        failure = failure or _expected(error, folder)
+    found = Found(xtest, traces, tests, failure)
+    report, code = report_of(
+        found, target, options.fail_on, baseline, options.profile, options.command, started, time.monotonic() - begin
+    )
+    document = write_report(report, folder)
+    if options.report is None:
+        point_latest(folder.parent, folder)
+    return RunResult(report, document, folder, code, failure)
+
+
+def _expected(error: BaseException, folder: Path) -> BaseException:
+    """The error itself if it is one that a run may end with; else one that says where the traceback is."""
+    if isinstance(error, MedcheckError | OSError | KeyboardInterrupt):
+        return error
+    if not isinstance(error, Exception):
+        raise error
+    path = folder / TRACEBACK
+    atomic_write_text(path, "".join(traceback.format_exception(error)))
+    what = f"an unexpected {type(error).__name__}: {error}; this is a defect of medcheck"
+    return InfrastructureError(what, where=str(path), hint="the file has the traceback; please report it")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"no report can be written there: {error.strerror}",
+            where=str(folder),
+            hint="name another folder: --report DIR",
+        ) from error
+
+
+def _exercise(target: Target, cases: Sequence[str] | None, progress: Progress) -> Mapping[str, XtestResult]:
+    guests = list(target.guests.values())
+    total = None if cases is None else len(cases) * len(guests)
+    with progress.task(f"xtest in {len(guests)} guests", total=total, unit="cases") as task:
+        return run_xtest_in_all(guests, cases, on_case=lambda _guest, _case: task.advance(), alive=target.check_alive)

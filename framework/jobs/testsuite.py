@@ -1,0 +1,125 @@
+"""The project's board tests as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from framework.artifacts.stack import Overrides
+from framework.common.errors import InfrastructureError
+from framework.common.paths import ROOT
+from framework.common.progress import Progress
+from framework.conformance.result import RESULT_FILE, ConformanceResult
+from framework.report.model import BoardTestReport
+
+_PROGRESS = frozenset(b".FEsx []%0123456789")
+_STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
+
+
+def run_stimuli(
+    selection: Sequence[str], overrides: Overrides, board: str, domus: int | None, folder: Path, progress: Progress
+) -> tuple[BoardTestReport, ...]:
+    """Run pytest on ``selection`` (its own arguments: paths, ``-k``, ``-m``) with the parts under test.
+
+    Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks.
+    """
+    results = folder / "testcases.xml"
+    log = folder / "testcases.log"
+    command = [sys.executable, "-m", "pytest", *selection, "-q", "-rN", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={results.absolute()}", f"--board-logs={(folder / 'testcases').absolute()}"]
+    # pytest runs in the project's folder, wherever the user is.
+    if "/" in board or board.endswith(".yaml"):
+        board = str(Path(board).absolute())
+    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"]), *_parts(overrides)]
+    # The run has fetched and built everything: a test that would download is a defect.
+    environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
+    with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            try:
+                while piece := os.read(process.stdout.fileno(), 4096):
+                    sink.write(piece)
+                    task.advance(_dots(piece))
+            except BaseException:
+                process.terminate()
+                raise
+        code = process.returncode
+    if code not in (0, 1) or not results.exists():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
+    return tuple(read_results(results))
+
+
+def _parts(overrides: Overrides) -> Iterator[str]:
+    for name, value in overrides.__dict__.items():
+        if value is not None:
+            yield f"--{name.replace('_', '-')}={value}"
+
+
+def _dots(piece: bytes) -> int:
+    """How many tests a piece of pytest's progress lines tells of."""
+    lines = (line for line in piece.split(b"\n") if set(line) <= _PROGRESS)
+    return sum(line.count(sign) for line in lines for sign in (b".", b"F", b"s"))
+
+
+def read_results(path: Path) -> Iterator[BoardTestReport]:
+    """The tests in pytest's JUnit file, with what they noted (``user_properties``)."""
+    seen: dict[str, BoardTestReport] = {}
+    for case in ET.parse(path).getroot().iter("testcase"):
+        name = identifier(f"{case.get('classname', '')}::{case.get('name')}")
+        bad = next((child for child in case if child.tag in _STATUS), None)
+        properties = [(p.get("name"), p.get("value", "")) for p in case.iter("property")]
+        report = BoardTestReport(
+            id=name,
+            status="passed" if bad is None else _STATUS[bad.tag],
+            seconds=float(case.get("time", "0")),
+            error=None if bad is None else _first_line(bad.get("message") or bad.text or bad.tag),
+            rules=tuple(value for key, value in properties if key == "rule"),
+            deviations=tuple(value for key, value in properties if key == "deviation"),
+            slowdowns=dict(_slowdown(value) for key, value in properties if key == "slowdown"),
+        )
+        # A test whose teardown fails (the checker's verdict) stands there twice; the worse one counts.
+        if name not in seen or seen[name].status == "passed":
+            seen[name] = report
+    yield from seen.values()
+
+
+def identifier(nodeid: str) -> str:
+    """A stimulus's id in reports, ``abi/test_rpc::test_x``: pytest's own id, or JUnit's class and name, without what
+    stands before the suite's folder."""
+    module, _, name = nodeid.partition("::")
+    parts = module.removesuffix(".py").replace(".", "/").split("/")
+    if "suite" in parts:
+        parts = parts[parts.index("suite") + 1 :]
+    return f"{'/'.join(parts)}::{name}"
+
+
+def results_of_stimuli(folder: Path) -> dict[str, ConformanceResult]:
+    """What the trace of each stimulus says, by the stimulus's id; the plugin left it beside the trace.
+
+    A stimulus with several boards has a number behind the id from its second on.
+    """
+    found: dict[str, ConformanceResult] = {}
+    for path in sorted((folder / "testcases").rglob(RESULT_FILE)):
+        data = json.loads(path.read_text())
+        name = identifier(data["test"])
+        same = sum(known.split("#")[0] == name for known in found)
+        found[f"{name}#{same + 1}" if same else name] = ConformanceResult.from_json(data)
+    return found
+
+
+def _slowdown(text: str) -> tuple[str, float]:
+    """What the ``slowdown`` fixture noted: ``vm1=1.83``."""
+    guest, _, factor = text.rpartition("=")
+    return guest, float(factor)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")

@@ -1,0 +1,263 @@
+"""How programs reach the probe guest and results come back: its console, or the trace plugin's doorbell."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Protocol
+
+from framework.common.errors import GuestError, TraceError
+from framework.probe.ops import MAILBOX, PROTOCOL, RESULTS
+from framework.trace.format import Kind
+from framework.trace.live import LiveConsumer
+
+_LINE = rb"@([HREN]) ([^\r\n]*)\r?\n"
+_ATTEMPTS = 3
+_PIECE = 512
+"""Bytes typed at a time: Xen's console ring towards a guest holds 1024."""
+
+
+class Transport(Protocol):
+    """Carries one program at a time."""
+
+    def execute(self, program: bytes, timeout_s: float) -> bytes:
+        """Have the probe run a program; its records. Raises GuestError when nothing comes back."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what carries it."""
+        ...
+
+
+class ConsoleLike(Protocol):
+    """The part of :class:`framework.console.console.Console` that is used here."""
+
+    name: str
+
+    def expect(self, patterns: bytes | Sequence[bytes], idle_timeout: float) -> re.Match[bytes]:
+        """Wait for a regular expression."""
+        ...
+
+    def send(self, text: str | bytes) -> None:
+        """Type something."""
+        ...
+
+
+class ConsoleTransport:
+    """Frames on the probe's PV console: works on every board, a few milliseconds for each program."""
+
+    def __init__(self, console: ConsoleLike) -> None:
+        self._console = console
+        self._sequence = 0
+
+    def hello(self, timeout_s: float = 20.0) -> None:
+        """Wait until the probe answers; raises GuestError when it speaks another protocol."""
+        self._console.send(b"\n?\n")
+        fields = self._await(b"H", timeout_s).split()
+        if int(fields[0], 16) != PROTOCOL:
+            raise GuestError(
+                f"it speaks protocol {int(fields[0], 16)}, this client {PROTOCOL}", where=self._console.name
+            )
+
+    def execute(self, program: bytes, timeout_s: float) -> bytes:
+        """Send a program as one frame; again when the probe found it damaged."""
+        for _ in range(_ATTEMPTS):
+            self._sequence += 1
+            crc = zlib.crc32(program)
+            head = f"P {self._sequence:x} {len(program):x} {crc:x} ".encode()
+            frame = head + base64.b64encode(program) + b"\n"
+            for start in range(0, len(frame), _PIECE):
+                self._console.send(frame[start : start + _PIECE])
+            found = self._results(timeout_s)
+            if found is not None:
+                return found
+        raise GuestError(f"a program was damaged on its way {_ATTEMPTS} times", where=self._console.name)
+
+    def close(self) -> None:
+        """Nothing: the console belongs to the board."""
+
+    def _results(self, timeout_s: float) -> bytes | None:
+        parts: list[bytes] = []
+        while True:
+            match = self._console.expect([_LINE], timeout_s)
+            kind, fields = match[1], match[2].split()
+            if kind == b"H" or int(fields[0], 16) != self._sequence:
+                continue
+            if kind == b"N":
+                return None
+            if kind == b"R":
+                parts.append(base64.b64decode(fields[1]))
+                continue
+            data = b"".join(parts)
+            if len(data) != int(fields[1], 16) or zlib.crc32(data) != int(fields[2], 16):
+                raise GuestError("results were damaged on their way", where=self._console.name)
+            return data
+
+    def _await(self, kind: bytes, timeout_s: float) -> bytes:
+        while True:
+            match = self._console.expect([_LINE], timeout_s)
+            if match[1] == kind:
+                return match[2]
+
+
+class EventLike(Protocol):
+    """The part of :class:`framework.trace.event.Event` that is used here."""
+
+    @property
+    def regs(self) -> Sequence[int]:
+        """Registers."""
+        ...
+
+
+class HeldLike(Protocol):
+    """The part of :class:`framework.trace.live.Held` that is used here."""
+
+    @property
+    def event(self) -> EventLike:
+        """What the vCPU waits at."""
+        ...
+
+    def read_ipa(self, ipa: int, length: int) -> bytes:
+        """Guest memory."""
+        ...
+
+    def release(self, *, writes: Sequence[tuple[int, bytes]]) -> None:
+        """Change guest memory and let the vCPU go."""
+        ...
+
+
+class DoorbellTransport:
+    """Programs through the mailbox, handed over while the probe's vCPU stands at its doorbell.
+
+    Whoever reads the board's lock-step events calls :meth:`serve` for each doorbell of this probe's domain;
+    another thread calls :meth:`execute`. The vCPU, and everybody else who makes a call, is held only while
+    memory is copied, except for ``linger_s`` after results, in which the next program usually comes.
+    """
+
+    _PROGRAM, _NONE = 2, 3
+
+    def __init__(self, linger_s: float = 0.002) -> None:
+        self.linger_s = linger_s
+        self.rings = 0
+        self._given = 0  # sequence of the latest program handed to execute()
+        self._sent = 0  # sequence of the program that the probe has, 0: none
+        self._programs: SimpleQueue[tuple[int, bytes]] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[int, bytes | GuestError]] = SimpleQueue()
+        self._gone: GuestError | None = None
+
+    def serve(self, held: HeldLike) -> None:
+        """Answer one ring: take results that lie ready, hand over a program that waits."""
+        self.rings += 1
+        _, sequence, words, version = held.event.regs[:4]
+        finished = self._sent != 0 and sequence == self._sent
+        if finished:
+            self._answers.put((sequence, held.read_ipa(RESULTS, 8 * words) if words else b""))
+            self._sent = 0
+        waiting = self._next(self.linger_s if finished else 0.0)
+        state, program = self._NONE, b""
+        if waiting is not None and version != PROTOCOL:
+            text = f"the probe speaks protocol {version}, this client {PROTOCOL}"
+            self._answers.put((waiting[0], GuestError(text)))
+        elif waiting is not None:
+            state, (self._sent, program) = self._PROGRAM, waiting
+        box = struct.pack("<3Q", state, self._sent, len(program) // 8)
+        held.release(writes=[(MAILBOX + 8, box + program)])
+
+    def execute(self, program: bytes, timeout_s: float) -> bytes:
+        """Leave a program for the next ring and wait for its results."""
+        if self._gone is not None:
+            raise self._gone
+        self._given += 1
+        self._programs.put((self._given, program))
+        while True:
+            try:
+                number, answer = self._answers.get(timeout=timeout_s)
+            except Empty:
+                state = "has not rung" if self._next(0.0) else "took the program and has not come back"
+                raise GuestError(
+                    f"the probe {state} for {timeout_s:.0f} s",
+                    hint="is it alive, and does somebody serve the board's doorbell events?",
+                ) from None
+            if isinstance(answer, GuestError):
+                raise answer
+            if number == self._given:  # and not of an earlier program, which was given up
+                return answer
+
+    def hang_up(self, reason: GuestError) -> None:
+        """Nobody will serve any more: whoever waits, or comes later, is told."""
+        self._gone = reason
+        self._answers.put((0, reason))
+
+    def close(self) -> None:
+        """Nothing: the lock-step socket belongs to the board."""
+
+    def _next(self, timeout_s: float) -> tuple[int, bytes] | None:
+        try:
+            return self._programs.get(timeout_s > 0, timeout_s)
+        except Empty:
+            return None
+
+
+class DoorbellServer(AbstractContextManager["DoorbellServer"]):
+    """All probes of a board that talk through the doorbell: a thread at the board's lock-step socket serves them.
+
+        with DoorbellServer(folder / "lockstep") as bells:
+            ...start a board with the plugin argument lockstep=<bells.socket>, create a probe on it...
+            probe.transport = bells.transport(probe.domid)
+
+    Leave the context after the board has ended: a plugin that loses its consumer stops the board.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self._transports: dict[int | None, DoorbellTransport] = {}
+        self._gone: GuestError | None = None
+        self._consumer = LiveConsumer(socket, hold={Kind.DOORBELL})
+        self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
+
+    def __enter__(self) -> DoorbellServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def transport(self, domid: int | None) -> DoorbellTransport:
+        """The way to one domain's probe; None: of a board whose plugin does not know domains, and one probe."""
+        transport = self._transports.setdefault(domid, DoorbellTransport())
+        if self._gone is not None:
+            transport.hang_up(self._gone)
+        return transport
+
+    def serve(self, domid: int | None, held: HeldLike) -> None:
+        """Answer a ring of a domain's probe; one that nobody talks to is left alone."""
+        transport = self._transports.get(domid) or self._transports.get(None)
+        if transport is not None:
+            transport.serve(held)
+
+    def close(self) -> None:
+        """Hang up. Whoever waits for a probe is told."""
+        self._consumer.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        reason = "the board has ended"
+        try:
+            self._consumer.accept()
+            self._consumer.serve(lambda held: self.serve(held.event.domain, held))
+        except TraceError as error:
+            reason = f"the lock-step socket broke: {error.what}"
+        finally:
+            self._gone = GuestError(reason, where=str(self.socket))
+            for transport in list(self._transports.values()):
+                transport.hang_up(self._gone)

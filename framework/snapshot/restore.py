@@ -1,0 +1,49 @@
+"""A private copy of a saved board, running in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from framework.board.board import Board
+from framework.board.icount import pin_threads_realtime
+from framework.board.qemu import BoardFiles, Ram
+from framework.board.spec import BoardSpec
+from framework.diagnosis.hang import watch
+from framework.snapshot.icount_state import converted
+from framework.snapshot.save import fill
+from framework.snapshot.store import Snapshot
+
+
+def clone(
+    snapshot: Snapshot,
+    spec: BoardSpec,
+    stack: BoardFiles,
+    run_dir: Path,
+    *,
+    ram: Ram | None = None,
+    icount: bool = False,
+    **options: Any,
+) -> Board:
+    """Start a private copy of a saved board; it runs when this returns.
+
+    ``options`` are Board's own (plugin, outputs, …). ``spec`` and ``stack`` must be those of the snapshot.
+    ``ram``: a file with what the snapshot's RAM holds, instead of a private view of that.
+    ``icount``: it does the same as every such clone, instruction by instruction, for as long as
+    nothing comes in from outside (:mod:`framework.board.icount`).
+    Raises BoardError, with nothing left running, when it cannot be filled.
+    """
+    board = Board(
+        spec, stack, run_dir, ram=ram or Ram(snapshot.ram, share=False), incoming=True, past=snapshot.past,
+        icount=icount, **options
+    )  # fmt: skip
+    watch(board).start()
+    try:
+        fill(board, converted(snapshot.state.read_bytes()) if icount else snapshot.state)
+        if icount:
+            pin_threads_realtime(board.pid)
+        board.resume()
+    except BaseException:
+        board.kill()
+        raise
+    return board

@@ -1,0 +1,176 @@
+"""Moments of a board's life that are worth a snapshot, and clones of them.
+
+A checkpoint is a name and a plain function that takes a booted target there. Whatever goes into a snapshot goes
+into its key: the files of the stack, the board, QEMU's command line, the checkpoint's own source, and the sources of
+what boots a board. So a snapshot is made at first use, made again when anything in it changes, and never stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.stack import Stack
+from framework.board import qemu
+from framework.board.board import Board
+from framework.board.qemu import Ram
+from framework.board.spec import BoardSpec
+from framework.common.errors import UsageError
+from framework.common.paths import PACKAGE, cache_root
+from framework.common.progress import Progress, Silent
+from framework.diagnosis.hang import watch
+from framework.guests.restored import LostTimerError
+from framework.probe import parked
+from framework.probe.build import build_probe
+from framework.snapshot.save import wait_until_calm
+from framework.snapshot.store import Snapshot, SnapshotStore
+from framework.target.target import Target
+
+_SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", "guests/*.py", "snapshot/*.py")
+"""What decides, beside files and options, which state a board is saved in."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When to save. ``further`` goes on from a board with all its guests ready (``guests``) or with dom0 only;
+    it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must be a plain
+    function: its source is part of the snapshot's key, and so is the content of the ``files`` that it uses."""
+
+    name: str
+    guests: bool = True
+    prepare: Callable[[Target], None] | None = None
+    files: Callable[[], Sequence[Path]] | None = None
+
+    @property
+    def source(self) -> str:
+        """The text of what it does."""
+        return "" if self.prepare is None else inspect.getsource(self.prepare)
+
+
+READY = Checkpoint("ready")
+"""All Linux guests up, each initialised in OP-TEE."""
+
+DOM0 = Checkpoint("dom0", guests=False)
+"""dom0 up, no guest yet."""
+
+
+def _park(target: Target) -> None:
+    """A probe on the first guest port; a standard call of it waits in OP-TEE."""
+    port = "guest0"
+    console = target.board.consoles[port]
+    target.notes["parked"] = parked.park(target.dom0, port, console, build_probe(BuildCache(cache_root())))
+
+
+def _park_files() -> Sequence[Path]:
+    return [build_probe(BuildCache(cache_root())), *parked.SOURCES]
+
+
+PARKED = Checkpoint("parked", guests=False, prepare=_park, files=_park_files)
+"""dom0 up, and a probe guest whose standard call is suspended in OP-TEE at an RPC: see :func:`take_over_parked`."""
+
+MOMENTS = {checkpoint.name: checkpoint for checkpoint in (READY, DOM0, PARKED)}
+
+
+def get_checkpoint(checkpoint: Checkpoint | str) -> Checkpoint:
+    """The checkpoint of this name; a moment is itself. Raises UsageError for a name that none has."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    if checkpoint not in MOMENTS:
+        raise UsageError(f"no checkpoint is called '{checkpoint}'", hint=f"one of {', '.join(MOMENTS)}")
+    return MOMENTS[checkpoint]
+
+
+def take_over_parked(target: Target) -> parked.Parked:
+    """The probe and its waiting call in a clone of :data:`PARKED`. Raises GuestError when the probe is silent."""
+    notes = target.notes["parked"]
+    return parked.take_over(target.board.consoles[notes["port"]], notes)
+
+
+def label_of(spec: BoardSpec, checkpoint: Checkpoint) -> str:
+    """What people call the snapshot: ``default2-ready`` is board default with two guests, all ready."""
+    return f"{spec.name}{len(spec.guests)}-{checkpoint.name}"
+
+
+def inputs_of(spec: BoardSpec, stack: Stack, checkpoint: Checkpoint) -> dict[str, object]:
+    """Everything that the content of a snapshot depends on."""
+    fds = dict.fromkeys([*qemu.console_names(spec), "qmp"], 0)
+    return {
+        "board": spec,
+        "files": [stack.flash, stack.xen, stack.kernel, stack.dom0_ramdisk, Path(stack.qemu.argv()[-1])],
+        "line": [*qemu.common_argv("id"), *qemu.machine_argv(spec, None), *qemu.device_argv(spec, fds)],
+        "checkpoint": [checkpoint.name, checkpoint.guests, checkpoint.source],
+        "used": [] if checkpoint.files is None else list(checkpoint.files()),
+        "code": sorted(path for pattern in _SOURCES for path in PACKAGE.glob(pattern)),
+        "key": stack.keys.host_public.read_text(),
+    }
+
+
+@contextmanager
+def snapshot(
+    store: SnapshotStore,
+    spec: BoardSpec,
+    stack: Stack,
+    checkpoint: Checkpoint = READY,
+    progress: Progress | None = None,
+) -> Iterator[Snapshot]:
+    """The verified snapshot of this checkpoint, made now if need be; its files stay while the context lasts."""
+    told = progress or Silent()
+
+    @contextmanager
+    def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
+        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, told) as target:
+            yield target.board, target.about()
+
+    with store.get(label_of(spec, checkpoint), inputs_of(spec, stack, checkpoint), make) as found:
+        yield found
+
+
+def _ready_to_save(
+    spec: BoardSpec, stack: Stack, checkpoint: Checkpoint, ram: Ram, run_dir: Path, told: Progress
+) -> Target:
+    """A board at the checkpoint, calm; booted once more when a guest of the first one has lost its timer."""
+    for last in (False, True):
+        target = Target(spec, stack, run_dir, board=watch(Board(spec, stack, run_dir, ram=ram)))
+        try:
+            target.boot(told, guests=checkpoint.guests)
+            if checkpoint.prepare is not None:
+                checkpoint.prepare(target)
+            target.prepare_to_save()
+            wait_until_calm(target.board)
+        except BaseException as error:
+            target.close()
+            if last or not isinstance(error, LostTimerError):
+                raise
+            # How it came to that is worth more than disk space.
+            evidence = run_dir.with_name(f"{run_dir.name}.lost-timer")
+            shutil.rmtree(evidence, ignore_errors=True)
+            run_dir.rename(evidence)
+            told.say(f"{error}; its logs are in {evidence}; booting once more")
+        else:
+            return target
+    raise AssertionError("the last boot returns or raises")
+
+
+def clone_session(
+    store: SnapshotStore,
+    spec: BoardSpec,
+    stack: Stack,
+    run_dir: Path,
+    checkpoint: Checkpoint = READY,
+    *,
+    trace: bool = False,
+    lockstep: Path | None = None,
+    progress: Progress | None = None,
+) -> Target:
+    """A running target of one's own at this checkpoint; the caller closes it.
+
+    ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`.
+    """
+    with snapshot(store, spec, stack, checkpoint, progress) as found:
+        return Target.from_snapshot(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)

@@ -1,0 +1,67 @@
+"""What a board is made of: the stack under test in this user's cache, checked before anything boots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.lock import Lock
+from framework.artifacts.mirror import Mirrors
+from framework.artifacts.stack import Overrides, Stack, prepare
+from framework.artifacts.store import Store
+from framework.board.spec import BoardSpec, GuestSpec
+from framework.common.errors import InfrastructureError, UsageError
+from framework.common.paths import cache_root
+from framework.common.progress import Progress, Silent
+from framework.trace.build import PluginOptions, build_plugin, xen_layout
+
+MEDIATOR_TRACE = b"Using TEE mediator for"
+"""What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
+
+
+def open_store(offline: bool = False, mirrors: str | None = None, progress: Progress | None = None) -> Store:
+    """The download cache of this user; ``mirrors`` (comma separated) wins over environment and apt."""
+    found = Mirrors.discover(option=mirrors) if mirrors else None
+    return Store(cache_root(), mirrors=found, offline=offline, progress=progress or Silent())
+
+
+def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu: str | None = None) -> Stack:
+    """The stack in the user's cache, for a board with this ``cpu`` if that is known; refuses a Xen without mediator
+    before anything boots."""
+    stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
+    if MEDIATOR_TRACE not in stack.xen.read_bytes():
+        raise InfrastructureError(
+            "this Xen was built without a TEE mediator",
+            where=str(stack.xen),
+            hint="build it with CONFIG_EXPERT=y CONFIG_UNSUPPORTED=y CONFIG_TEE=y CONFIG_OPTEE=y",
+        )
+    return stack
+
+
+def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
+    """``spec`` with ``count`` Linux domUs, made like its first one; None leaves it as it is."""
+    if count is None or count == len(spec.guests):
+        return spec
+    if not 1 <= count <= spec.guest_slots:
+        raise UsageError(
+            f"--domus {count}: board {spec.name} has room for 1 to {spec.guest_slots}",
+            hint="dom0 takes one of OP-TEE's CFG_VIRT_GUEST_COUNT partitions, each domU another",
+        )
+    model = spec.guests[0] if spec.guests else GuestSpec("vm1", "linux", 1, 320, True)
+    guests = tuple(replace(model, name=f"vm{number}") for number in range(1, count + 1))
+    return replace(spec, guests=guests)
+
+
+def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None) -> dict[str, Any]:
+    """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
+    out = None if trace is None else trace.absolute()
+    if out is None and lockstep is None:
+        return {}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    cache = BuildCache(cache_root())
+    layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
+    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
+    return options.for_board(build_plugin(cache))

@@ -1,0 +1,37 @@
+"""What Xen asks OP-TEE while it boots, before there is any domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework.conformance.checker import check_file
+from framework.trace.format import Kind
+from framework.trace.reader import Reader
+from mediator_ref.abi import CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED
+
+if TYPE_CHECKING:
+    from framework.target.provider import TargetProvider
+
+
+@pytest.mark.board
+@pytest.mark.slow
+@pytest.mark.rule("LIFE-6", "D10")
+def test_d10_registers_of_the_probe_calls(boards: TargetProvider, results_dir: Path) -> None:
+    """A board from power-on: Xen's three questions to OP-TEE carry nothing but their arguments."""
+    with boards.cold(results_dir, trace=True) as session:
+        trace = session.trace
+        assert trace is not None
+    asked = []
+    for event in Reader(trace).events():
+        if event.kind == Kind.EL3_CALL:
+            asked.append(event.regs[:8])
+        if len(asked) == 3:
+            break
+    assert [regs[0] for regs in asked] == [CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED]
+    assert [regs[1:] for regs in asked] == [(0,) * 7] * 3
+    result = check_file(trace)
+    assert result.failed == 0
+    assert {rule.id: rule.verdict for rule in result.rules}["LIFE-6"] == "pass"

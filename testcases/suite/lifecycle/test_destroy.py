@@ -1,0 +1,124 @@
+"""Creation and sudden death of domains that use OP-TEE."""
+
+from __future__ import annotations
+
+import pytest
+
+from framework.common.errors import GuestError, MedcheckError
+from framework.guests.xl import GuestConfig
+from framework.probe.client import IMAGE_IN_DOM0
+from framework.probe.message import (
+    INVOKE_TESTS,
+    NO_TA,
+    TEE_ITEM_NOT_FOUND,
+    OpenSession,
+    RegisterShm,
+    tmem,
+)
+from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
+from testcases.suite.lifecycle.test_loops import REQUESTS, free_pages
+
+
+def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
+    """Xen's free memory in MiB."""
+    return int(dom0.xl.info()["free_memory"])
+
+
+@pytest.mark.rule("R1", "R21", "LIFE-2", "LIFE-3")
+@pytest.mark.parametrize("point", REQUESTS, ids=lambda point: point.name)
+def test_r1_destroyed_while_a_call_waits(make_probe, target, point: object) -> None:  # type: ignore[no-untyped-def]
+    """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
+    dom0 = target.dom0
+    before = free_memory(dom0)
+    probe = make_probe("doomed")
+    probe.begin(OpenSession(NO_TA), park=[point])
+    dom0.xl.destroy(probe.domid)
+    assert dom0.xl.find(probe.domid) is None
+    assert free_memory(dom0) == before
+    successor = make_probe("heir")
+    call = successor.call_with_arg(OpenSession(NO_TA))
+    assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
+
+
+@pytest.mark.rule("R1", "R8", "R18", "R21", "LIFE-3")
+def test_r21_destroyed_with_everything_it_may_have(make_probe, target) -> None:  # type: ignore[no-untyped-def]
+    """Sixteen registered buffers of 129 pages, all threads waiting: all of it comes back."""
+    dom0 = target.dom0
+    before = free_memory(dom0)
+    probe = make_probe("doomed")
+    data = probe.pages(1)
+    for ref in range(16):
+        assert probe.call_with_arg(RegisterShm(tmem(ipas=[data] * 129, ref=ref))).arg.ret == 0
+    while not probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC]).done:
+        pass
+    dom0.xl.destroy(probe.domid)
+    assert dom0.xl.find(probe.domid) is None
+    assert free_memory(dom0) == before
+
+
+@pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D3")
+def test_d3_destroyed_after_a_failed_registration(expendable_probe, target, deviations) -> None:  # type: ignore[no-untyped-def]
+    """One refused page list, then the domain's end: its bookkeeping is back at zero, and Xen lives."""
+    probe, dom0 = expendable_probe, target.dom0
+    call = probe.call_with_arg(RegisterShm(tmem(ipas=[0x7000_0000], ref=1)))
+    assert (call.x0, call.arg.ret) == (0, Tee.BAD_PARAMETERS)
+    try:
+        dom0.xl.destroy(probe.domid)
+        gone = dom0.xl.find(probe.domid) is None
+    except MedcheckError:
+        said = "\n".join(target.board.consoles["xen"].tail(200))
+        if "optee_shm_buf_pages" not in said:
+            raise
+        deviations.seen("D3", "a debug Xen panics: Assertion '!atomic_read(&ctx->optee_shm_buf_pages)' failed")
+        return
+    assert gone
+
+
+@pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D4")
+def test_d4_destroyed_with_a_lost_call(make_probe, target, deviations) -> None:  # type: ignore[no-untyped-def]
+    """A call that cannot be resumed any more, then the domain's end: all of its memory comes back, and Xen lives.
+
+    On a board of its own: where the mediator still holds the call to be running, a debug Xen asserts.
+    """
+    dom0 = target.dom0
+    first = make_probe("first", slot=0)
+    assert first.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+    dom0.xl.destroy(first.domid)
+    before = free_pages(target)
+    probe = make_probe("doomed", slot=0)
+    call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+    call.answer(ret=Tee.OUT_OF_MEMORY, x1=0, x2=0)
+    lost = call.x0 == RETURN_FROM_RPC
+    assert lost or (call.x0, call.arg.ret) == (0, Tee.OUT_OF_MEMORY)
+    try:
+        dom0.xl.destroy(probe.domid)
+        gone = dom0.xl.find(probe.domid) is None
+    except MedcheckError:
+        said = "\n".join(target.board.consoles["xen"].tail(200))
+        if not lost or "call->in_flight" not in said:
+            raise
+        deviations.seen("D4", "a debug Xen panics: Assertion '!call->in_flight' failed")
+        return
+    assert gone
+    assert free_pages(target) == before
+
+
+@pytest.mark.rule("R20", "R21", "LIFE-1", "LIFE-5")
+def test_r20_more_domains_than_optee_has_room_for(make_probe, target) -> None:  # type: ignore[no-untyped-def]
+    """The domain OP-TEE has no partition for is not created; after another's end the next one is, and works."""
+    dom0 = target.dom0
+    first = make_probe("room")
+    made = []
+    try:
+        with pytest.raises(GuestError):
+            for number in range(8):
+                config = GuestConfig(f"room{number}", IMAGE_IN_DOM0, memory_mib=16, network=False)
+                made.append(dom0.xl.create(config))
+        call = first.call_with_arg(OpenSession(INVOKE_TESTS))
+        assert (call.x0, call.arg.ret) == (0, 0)
+        if made:
+            dom0.xl.destroy(made.pop())
+            made.append(dom0.xl.create(GuestConfig("again", IMAGE_IN_DOM0, memory_mib=16, network=False)))
+    finally:
+        for domid in made:
+            dom0.xl.destroy(domid)

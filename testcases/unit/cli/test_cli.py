@@ -1,0 +1,204 @@
+"""The command line as a whole: common options at every place, streams that are closed or full, wrong traces."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.cli import main as cli
+from framework.common.paths import ROOT
+from framework.conformance.synthesize import write_trace
+from framework.trace.writer import Writer
+from testcases.unit.conformance.samples import as_traced, busy_board, records_of
+from testcases.unit.trace.samples import sample, write
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    write(tmp_path / "t", sample())
+    return str(tmp_path / "t")
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def damaged(path: str, *, at: int = -40) -> str:
+    """The same trace with one byte turned over."""
+    data = bytearray(Path(path).read_bytes())
+    data[at] ^= 0xFF
+    Path(path).write_bytes(data)
+    return path
+
+
+def _placed(option: str, words: list[str]) -> Iterator[list[str]]:
+    """``option`` before, behind and between ``words``."""
+    for place in range(len(words) + 1):
+        yield [*words[:place], option, *words[place:]]
+
+
+@pytest.mark.parametrize("words", [["boards"], ["lock"], ["explain", "STD-1"], ["bench", "--list"]])
+def test_json_may_stand_before_and_behind_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["--json", *words], [*words, "--json"]):
+        assert run(*given) == 0
+        json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["show", "stats", "diff"])
+def test_json_and_quiet_anywhere_in_a_trace_command(
+    command: str, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [trace] * (2 if command == "diff" else 1)
+    for option in ("--json", "-q"):
+        for given in _placed(option, ["trace", command, *files]):
+            assert run(*given) == 0
+            told = capsys.readouterr()
+            if option == "--json":
+                assert json.loads(told.out)["problems"] == []
+
+
+def test_quiet_leaves_out_what_is_wrong_with_a_trace(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged(trace)
+    assert run("trace", "stats", "--recover", trace) == 0
+    assert "damaged" in capsys.readouterr().err
+    assert run("-q", "trace", "stats", "--recover", trace) == 0
+    assert not capsys.readouterr().err
+    assert run("trace", "show", "--recover", "--json", trace) == 0
+    assert "damaged" in json.loads(capsys.readouterr().out)["problems"][0]["text"]
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"medcheck {project['version']}\n"
+    assert run("--version", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"version": project["version"]}
+    assert run() == 2
+
+
+def test_pinning_anew_is_nothing_to_do_offline() -> None:
+    assert run("lock", "--update", "--offline") == 2
+
+
+def test_a_benchmark_is_not_taken_for_the_file_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "--json", "cold_boot_s") == 2
+    assert "a benchmark where a file belongs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["test", "boot"])
+def test_a_command_without_json_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json", command) == 2
+    assert f"`{command}` has no result" in capsys.readouterr().err
+
+
+def test_events_are_no_single_document(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("trace", "export", "--json", trace) == 2
+    capsys.readouterr()
+    assert run("trace", "export", "--json", trace, "-o", str(tmp_path / "x")) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == len((tmp_path / "x").read_text().splitlines())
+
+
+def test_an_export_neither_overwrites_its_trace_nor_goes_to_nowhere(trace: str, tmp_path: Path) -> None:
+    before = Path(trace).read_bytes()
+    assert run("trace", "export", trace, "-o", trace) == 2
+    assert Path(trace).read_bytes() == before
+    assert run("trace", "export", trace, "-o", str(tmp_path / "no/such/place")) == 2
+
+
+@pytest.mark.parametrize("kind", ["absent", "folder", "pipe", "device", "empty", "text", "endless name"])
+@pytest.mark.parametrize("words", [["trace", "show"], ["trace", "stats"], ["trace", "export"], ["check"]])
+def test_what_is_no_trace_is_wrong_use(
+    words: list[str], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = {"folder": tmp_path, "device": Path("/dev/zero"), "endless name": Path("x" * 300)}.get(kind, tmp_path / "it")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind in ("empty", "text"):
+        path.write_text("words" if kind == "text" else "")
+    assert run(*words, str(path)) == 2
+    told = capsys.readouterr().err
+    assert str(path) in told and "board.trace" in told
+
+
+def test_a_damaged_trace_is_no_wrong_use_and_the_way_out_is_named(
+    trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("trace", "show", damaged(trace)) == 3
+    assert "--recover" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_records_of_gibberish_are_damage_and_skipped_on_request(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(seed)
+    path = str(tmp_path / "t")
+    with Writer(path) as writer:
+        for number, record in enumerate(records_of(busy_board().events), start=1):
+            raw = bytearray(record.raw)
+            for _ in range(rng.choice((0, 0, 1, 100))):
+                raw[rng.randrange(4, len(raw))] = rng.choice((0, 0xFF, rng.randrange(256)))
+            raw[8:16] = number.to_bytes(8, "little")
+            writer.append(bytes(raw))
+    for command in (["show", path], ["stats", path], ["export", path], ["diff", path, path]):
+        assert run("trace", *command) == 3
+        assert "--recover" in capsys.readouterr().err
+        assert run("trace", *command, "--recover") == 0
+        assert "malformed" in capsys.readouterr().err
+
+
+def _piped(words: list[str], **given: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "framework.cli", *words]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **given)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("words", [["trace", "show"], ["trace", "export"], ["trace", "stats"], ["check"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(words: list[str], tmp_path: Path) -> None:
+    write_trace(tmp_path / "t", as_traced(busy_board().events))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with _piped([*words, str(tmp_path / "t")], stdout=writer) as process:
+        os.close(writer)
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0
+    assert "Traceback" not in errors and "Exception" not in errors
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closing: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "{sys.executable}" -m framework.cli boards {closing}'],
+        cwd=ROOT, capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["bench", "--list"], ["run", "--help"], ["--help"], ["explain"], ["nosuch"]])
+def test_an_output_that_knows_only_ascii(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "framework.cli", *words],
+        cwd=ROOT, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == (2 if words == ["nosuch"] else 0)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_full_disk_under_the_output() -> None:
+    with Path("/dev/full").open("wb") as full, _piped(["boards"], stdout=full) as process:
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+    assert process.returncode == 3
+    assert "No space left" in errors
+    assert "Exception" not in errors and "Traceback" not in errors

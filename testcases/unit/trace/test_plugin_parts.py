@@ -1,0 +1,184 @@
+"""The plugin's parts that need no board: it compiles, its sink keeps or counts every record, Xen's layout is
+found."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from framework.bench.trace import compile_sink_bench, sink_throughput
+from framework.common.errors import BuildError, TraceError, UsageError
+from framework.trace.build import PluginOptions, build_plugin, xen_layout
+from framework.trace.reader import Reader
+from framework.trace.walk import Walked, stage2
+from framework.trace.xen_symbols import XenLayout
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="this machine has no C compiler")
+
+
+class FolderCache:
+    """A cache that keeps nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.inputs: list[Mapping[str, object]] = []
+
+    def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+        self.inputs.append(inputs)
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        build(folder)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_sink_bench(tmp_path_factory.mktemp("sink"))
+
+
+@needs_compiler
+def test_the_plugin_compiles_without_qemus_headers(tmp_path: Path) -> None:
+    cache = FolderCache(tmp_path)
+    plugin = build_plugin(cache)
+    assert plugin.read_bytes()[:4] == b"\x7fELF"
+    assert cache.inputs[0]["api"] == 7 and "sink.c" in str(cache.inputs[0]["sources"])
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="no C compiler no-such-cc"):
+        build_plugin(FolderCache(tmp_path), compiler="no-such-cc")
+
+
+def test_options_become_arguments_and_commas_are_doubled() -> None:
+    options = PluginOptions(
+        out=Path("/a,b/t"), lockstep=Path("/s"), stop_on_loss=False, others=True, timeout_s=1.5
+    )
+    option, text = options.qemu(Path("/p.so"))
+    assert option == "-plugin" and text.startswith("/p.so,out=/a,,b/t,append=off,lockstep=/s,")
+    assert "timeout_ms=1500" in text and "on_loss=continue" in text and "others=record" in text
+    with pytest.raises(UsageError, match="a file to write"):
+        PluginOptions().arguments()
+
+
+@needs_compiler
+def test_every_record_of_the_sink_arrives_in_order(sink: Path, tmp_path: Path) -> None:
+    sink_throughput(sink, tmp_path / "t", records=50_000, size=256)
+    seqs = [event.seq for event in Reader(tmp_path / "t").events()]
+    assert seqs == list(range(1, 50_001))
+
+
+@needs_compiler
+def test_a_full_disk_is_reported_and_lost_records_are_counted(sink: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    command = [str(sink), str(tmp_path / "t"), "200000", "256"]
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=True)
+    assert "cannot write the trace file: File too large" in done.stderr
+    lost = int(done.stdout.split('"lost":')[1].split("}")[0])
+    reader = Reader(tmp_path / "t")
+    kept = sum(1 for _ in reader.events())
+    assert 0 < kept < 200_000 and reader.truncated
+    assert (
+        200_000 - lost <= kept <= 200_000 - lost + 1100
+    )  # the torn chunk counts as lost, its whole records are read
+
+
+@needs_compiler
+def test_an_unwritable_file_is_refused_at_once(sink: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(sink), str(tmp_path / "no" / "t"), "1", "256"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "No such file or directory" in done.stderr
+
+
+XEN = """
+typedef unsigned short domid_t; typedef struct { unsigned long gfn; } gfn_t;
+struct list_head { void *next, *prev; };
+struct arch { int pad[7]; void *tee; };
+struct domain { domid_t domain_id; long other[3]; struct arch arch; };
+struct vcpu { int vcpu_id; long pad; struct domain *domain; };
+struct optee_domain { struct list_head call_list, shm_rpc_list; };
+struct shm_rpc { struct list_head list; void *page, *xen_arg_pg, *xen_arg; gfn_t gfn; unsigned long cookie; };
+struct vcpu *per_cpu__curr_vcpu; struct domain d; struct optee_domain o; struct shm_rpc r;
+void arch_domain_create(void) {} void domain_kill(void) {} void arch_domain_destroy(void) {}
+"""
+
+
+@needs_compiler
+def test_xens_layout_comes_from_its_debug_information(tmp_path: Path) -> None:
+    source = tmp_path / "tee" / "optee.c"
+    source.parent.mkdir()
+    source.write_text(XEN)
+    output = tmp_path / "xen-syms"
+    subprocess.run(["cc", "-g", "-shared", "-fPIC", "-o", output, source], check=True)
+    layout = XenLayout.load(output)
+    offsets = {name: layout.core[name] for name in ("xen_vcpu_domain", "xen_vcpu_id", "xen_domain_id")}
+    assert offsets == {"xen_vcpu_domain": 16, "xen_vcpu_id": 0, "xen_domain_id": 0}
+    assert layout.core["xen_create"] and layout.core["xen_curr_vcpu"]
+    assert layout.tee == {
+        "xen_domain_tee": 32 + 32,
+        "xen_tee_rpcs": 16,
+        "xen_rpc_list": 0,
+        "xen_rpc_arg": 32,
+        "xen_rpc_gfn": 40,
+        "xen_rpc_cookie": 48,
+    }
+    assert "xen_rpc_cookie=0x30" in layout.arguments()
+    assert xen_layout(FolderCache(tmp_path), output) == layout
+    subprocess.run(["strip", "--strip-debug", output], check=True)
+    with pytest.raises(TraceError, match="debug information"):
+        XenLayout.load(output)
+
+
+def test_a_file_that_is_not_xen_syms_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "xen").write_bytes(b"MZ" + bytes(64))
+    with pytest.raises(TraceError, match="cannot read Xen's symbols"):
+        XenLayout.load(tmp_path / "xen")
+
+
+class Tables:
+    """Memory with page tables, by 64-bit word."""
+
+    def __init__(self) -> None:
+        self.words: dict[int, int] = {}
+
+    def __call__(self, address: int) -> int:
+        return self.words.get(address, 0)
+
+
+def test_the_walk_finds_pages_blocks_and_holes() -> None:
+    tables = Tables()
+    vtcr, vttbr = 25 | 1 << 6, 0x4000_0000 | 3 << 48  # 39 bits, from level 1
+    tables.words = {
+        0x4000_0000 + 8 * 1: 0x8000_0000 | 0x7FD,  # 1 GiB block
+        0x4000_0000 + 8 * 2: 0x4000_1000 | 3,
+        0x4000_1000 + 8 * 0: 0x4000_2000 | 3,
+        0x4000_1000 + 8 * 1: 0x9000_0000 | 0x7FD,  # 2 MiB block
+        0x4000_2000 + 8 * 5: 0xA000_5000 | 0x7FF | 1 << 55,
+        0x4000_2000 + 8 * 6: 0xA000_6000 | 0x7FD,  # level 3 without the page bit: not a mapping
+    }
+    assert stage2(tables, vttbr, vtcr, 0x4012_3456) == Walked(0x8012_3456, 0x8000_07FD, 1)
+    assert stage2(tables, vttbr, vtcr, 0x8020_1234).ma == 0x9000_1234
+    assert stage2(tables, vttbr, vtcr, 0x8000_5678).ma == 0xA000_5678
+    assert stage2(tables, vttbr, vtcr, 0x8000_6000) == Walked(None, 0xA000_67FD, 3)
+    assert stage2(tables, vttbr, vtcr, 0xC000_0000) == Walked(None, 0, 1)
+    assert stage2(tables, vttbr, vtcr, 1 << 39).ma is None
+
+
+def test_concatenated_first_tables_take_more_index_bits() -> None:
+    tables = Tables()
+    tables.words = {0x4000_0000 + 8 * 513: 0x4000_0000 | 0x7FD}  # 40 bits from level 1: two tables of 512
+    assert stage2(tables, 0x4000_0000, 24 | 1 << 6, 513 << 30).ma == 0x4000_0000
+
+
+def test_another_granule_is_refused() -> None:
+    with pytest.raises(ValueError, match="granule"):
+        stage2(Tables(), 0, 25 | 1 << 6 | 1 << 14, 0)
