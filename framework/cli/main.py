@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 good, 1 nonconformance or failed test, 2 usage, 3 infrastructure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    # What is written here is run later: others never get to write it, whatever this process was started with.
+    os.umask(os.umask(0o022) | 0o022)
     parser = _parser()
     # These two may stand before or behind any subcommand; a default of its own would undo what stands before.
     options, rest = parser.parse_known_args(arguments, argparse.Namespace(quiet=False, json=False))
@@ -172,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", _doctor, "say what is missing or broken, and how to mend it", sources)
     command = add("lock", _lock, "show the pins, or pin anew", sources)
     command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
+    command.add_argument(
+        "--unsigned", action="store_true", help="with --update: also where nothing can vouch for the archive's indexes"
+    )
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
     command.add_argument("--keep", type=mib, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
@@ -324,6 +329,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.lock import Lock
     from framework.common.paths import IMAGES
 
+    if options.unsigned and not options.update:
+        raise UsageError("--unsigned goes with --update", hint="without it nothing is asked of an archive")
     if not options.update:
         pins = Lock.load().pins.values()
         text = "\n".join(f"{pin.name:<44} {pin.version:<34} {pin.size:>9}" for pin in pins)
@@ -335,7 +342,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     if options.offline:
         raise UsageError("--update asks an archive, which --offline forbids", hint="leave one of the two out")
     mirrors = Mirrors.discover(option=options.mirror)
-    difference = update(IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml", mirrors, output.progress)
+    packages, lock = IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml"
+    difference = update(packages, lock, mirrors, output.progress, unsigned=options.unsigned)
     output.finish(difference.lines(), "\n".join(difference.lines()) or "nothing has changed")
     return ExitCode.GOOD
 

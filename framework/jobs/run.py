@@ -87,7 +87,8 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     if options.report is not None:
         _make_folder(options.report)
-    stack = prepare_stack(options.overrides, open_store(options.offline, options.mirrors, progress), progress)
+    store = open_store(options.offline, options.mirrors, progress)
+    stack = prepare_stack(options.overrides, store, progress, cpu=spec.cpu)
     started = datetime.now(UTC)
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     _make_folder(folder)

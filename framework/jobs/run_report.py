@@ -14,7 +14,7 @@ from typing import Any, cast
 import psutil
 
 from framework.artifacts.stack import Stack
-from framework.common.errors import ExitCode, GuestCrash
+from framework.common.errors import ExitCode, GuestCrash, redacted
 from framework.conformance.baseline import Baseline
 from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
 from framework.conformance.merge import merge
@@ -68,7 +68,7 @@ def report_of(
         conformance=conformance,
         conclusion=conclusion,
         tests=found.tests,
-        reproduce=shlex.join(["./medcheck", *command]),
+        reproduce=redacted(shlex.join(["./medcheck", *command])),
     )
     code = {"pass": ExitCode.GOOD, "fail": ExitCode.FAILED, "infrastructure": ExitCode.INFRASTRUCTURE}[verdict]
     return report, code

@@ -134,14 +134,14 @@ def _wrong_use(config: pytest.Config) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Stack:
+def stack(request: pytest.FixtureRequest, spec: BoardSpec) -> Stack:
     """The files of the stack under test; fetched and built first if that is allowed."""
     from framework.common.progress import Silent
     from framework.target.stack import open_store, prepare_stack
 
     offline = os.environ.get("MEDCHECK_OFFLINE") == "1"
     with _wrong_use(request.config):
-        return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
+        return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent(), cpu=spec.cpu)
 
 
 @pytest.hookimpl(optionalhook=True)
