@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mediator_ref import DEVIATIONS, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import DomainDestroyed, PageKind
-from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
 
 LIMITS = Limits(buffers=3, buffer_pages=6, total_pages=12)
 """Small, so that guests reach them."""

@@ -12,8 +12,8 @@ import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import El3Call, PageKind
-from mediator_ref.model.board import ARG, DATA, RPC, Board
-from mediator_ref.model.optee import INTR, UNKNOWN_COOKIE, alloc, ask
+from mediator_ref.simulator.board import ARG, DATA, RPC, Board
+from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 NONCONTIG = abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mediator_ref import DEVIATIONS, RULES, abi
 from mediator_ref.events import PageKind
-from mediator_ref.model.board import ARG, DATA, LIST, RPC
-from mediator_ref.model.optee import FREE_ARG, INTR, SHM_FREE, UNKNOWN_COOKIE, alloc, ask
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC
+from mediator_ref.simulator.optee import FREE_ARG, INTR, SHM_FREE, UNKNOWN_COOKIE, alloc, ask
 from testcases.unit.ref_driver import Driver
 
 DEFECTS = frozenset(DEVIATIONS) - {"D10"}

@@ -12,8 +12,8 @@ import pytest
 
 from mediator_ref import State, abi, step
 from mediator_ref.events import El3Call, El3Return, Event, Gap, GuestCall, GuestReturn
-from mediator_ref.model.board import ARG, Board
-from mediator_ref.model.optee import INTR, alloc, ask
+from mediator_ref.simulator.board import ARG, Board
+from mediator_ref.simulator.optee import INTR, alloc, ask
 
 NUMBER = re.compile(r"0x|#|\d\d|\b\d\b")
 

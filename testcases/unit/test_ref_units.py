@@ -27,8 +27,8 @@ from mediator_ref.events import (
     Start,
 )
 from mediator_ref.memory import page_count, walk_list, wrapped_page_count
-from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
-from mediator_ref.model.optee import INTR, alloc, ask
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.simulator.optee import INTR, alloc, ask
 
 ROOT = Path(__file__).parents[2]
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mediator_ref import abi
 from mediator_ref.events import PAGE_SIZE
-from mediator_ref.model.world import World
+from mediator_ref.simulator.world import World
 
 Resume = tuple[int, int, int, int]
 """x1, x2, x4, x5 a call is resumed with."""

@@ -12,7 +12,7 @@ from mediator_ref import abi
 from mediator_ref.events import PageKind
 from mediator_ref.limits import Limits
 from mediator_ref.memory import page_count, wrapped_page_count
-from mediator_ref.model.world import World
+from mediator_ref.simulator.world import World
 
 Regs = list[int]
 Handler = Generator[tuple[int, ...], tuple[int, ...], None]
