@@ -5,5 +5,5 @@ the ABI of the mediator this reference describes. Another ABI is another module 
 under its own name.
 """
 
-from mediator_ref.abi.optee import *
-from mediator_ref.abi.smccc import *
+from mediator_ref.abi.optee import *  # noqa: F403 - all words of the module
+from mediator_ref.abi.smccc import *  # noqa: F403 - all words of the module

@@ -41,9 +41,7 @@ def do_call_with_arg_returned(state: State, pending: Pending, event: El3Return) 
         call.lost, call.thread = True, event.regs[3] & abi.U32
         pending.answer = Unknown(call.tainted)
         return
-    answer = do_call_with_arg(
-        pending.domain, call, event.regs, event.shadow, event.mem, pending.event.mem
-    )
+    answer = do_call_with_arg(pending.domain, call, event.regs, event.shadow, event.mem, pending.event.mem)
     pending.answer = answer
     if isinstance(answer, Complete):
         _completed(state, pending, event, call, answer)
@@ -93,9 +91,7 @@ def _completed(state: State, pending: Pending, event: El3Return, call: StdCall, 
 # RPC
 
 
-def _suspended(
-    state: State, pending: Pending, event: El3Return, call: StdCall, answer: Deliver | Restart
-) -> None:
+def _suspended(state: State, pending: Pending, event: El3Return, call: StdCall, answer: Deliver | Restart) -> None:
     """The call is suspended for an RPC."""
     x0, x1, x2, x3 = event.regs[:4]
     call.thread = x3 & abi.U32
@@ -124,9 +120,7 @@ def _page_freed(state: State, pending: Pending, call: StdCall, cookie: int) -> N
         state.drop_shadow(rpc.ma)
 
 
-def _requested(
-    state: State, pending: Pending, event: El3Return, call: StdCall, answer: Deliver | Restart
-) -> None:
+def _requested(state: State, pending: Pending, event: El3Return, call: StdCall, answer: Deliver | Restart) -> None:
     """OP-TEE asks the guest for something: the request stands in the shadow of the RPC page."""
     domain = pending.domain
     rpc = domain.rpcs.get(abi.pair(event.regs[1], event.regs[2]))
@@ -150,9 +144,7 @@ def _requested(
     _no_host_address(state, pending, event, rpc, params)
 
 
-def _no_host_address(
-    state: State, pending: Pending, event: El3Return, rpc: ShmRpc, params: list[abi.Param]
-) -> None:
+def _no_host_address(state: State, pending: Pending, event: El3Return, rpc: ShmRpc, params: list[abi.Param]) -> None:
     """ISO-1 on a request: it is passed on as it is, so it must not name a page of the hypervisor."""
     for index, q in enumerate(params):
         if q.attr & abi.ATTR_TYPE_MASK in abi.TMEM_TYPES and q.a & ~abi.OFFSET_MASK in state.shadow_pages:

@@ -16,7 +16,8 @@ from mediator_ref.spec.outcome import Answer, Expected, NotObserved, PageWrite, 
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def expect(spec: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Unknown:

@@ -50,7 +50,9 @@ def hypervisor_call(state: State, event: El3Call) -> None:
 def _check_arguments(state: State, event: El3Call, rule: RuleId, expected: Registers) -> bool:
     """Compare x1..x7 of a call of the hypervisor's own."""
     wrong = [
-        Difference(f"x{i}", f"{expected[i]}", f"{event.regs[i]:#x}") for i in range(1, 8) if event.regs[i] != expected[i]
+        Difference(f"x{i}", f"{expected[i]}", f"{event.regs[i]:#x}")
+        for i in range(1, 8)
+        if event.regs[i] != expected[i]
     ]
     if wrong:
         state.fail(rule, event, describe_call(event.regs), *wrong)

@@ -119,9 +119,7 @@ def _should_have_asked(state: State, pending: Pending, event: El3Call, reply: Re
     accept(pending, translation, with_defects, temporary=False)
 
 
-def _copied(
-    state: State, pending: Pending, event: El3Call, call: StdCall, reply: Reply, shadow: bytes
-) -> None:
+def _copied(state: State, pending: Pending, event: El3Call, call: StdCall, reply: Reply, shadow: bytes) -> None:
     """RPC-4: the reply as the guest gave it, with only a buffer's address replaced (RPC-8)."""
     before = reply.rpc.shadow if reply.rpc.shadow is not None else shadow
     due = reply.page[: reply.size] + before[reply.size :]

@@ -19,12 +19,12 @@ from mediator_ref.compare.translation import (
     translation_with_defects,
 )
 from mediator_ref.defect_model import DefectTranslation, no_thread_left
+from mediator_ref.domain import StdCall
 from mediator_ref.events import El3Call, GuestReturn, PageKind
 from mediator_ref.knowledge import Pending, accept, lose_history, refuse, uncertain
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.outcome import Expected, Forward, PageWrite, Refuse, Request, Translation, Unknown
 from mediator_ref.spec.std_call import CALL_WITH_ARG_REGS, params_of
-from mediator_ref.domain import StdCall
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
@@ -238,11 +238,11 @@ def _refused_but_should_have_been_forwarded(
         rule = RuleId.MEM_1 if expected.translation is not None else RuleId.STD_5
         result = _result(event, pending.arg_ipa)
         reason = "refused without a reason" if result is None else f"refused with ret = {result:#x}"
-        if with_defects is not None and with_defects.refusal is not None:
-            if result in (None, with_defects.refusal.ret):
-                rule, refusal = disputed(pending, expected.translation, with_defects)
-                reason = f"refused: {with_defects.refusal.reason}, for a mediator with known defects"
-                kept = with_defects
+        by_defects = with_defects.refusal if with_defects is not None else None
+        if with_defects is not None and by_defects is not None and result in (None, by_defects.ret):
+            rule, refusal = disputed(pending, expected.translation, with_defects)
+            reason = f"refused: {by_defects.reason}, for a mediator with known defects"
+            kept = with_defects
     else:
         rule = {1: RuleId.STD_1, 4: RuleId.STD_2, 5: RuleId.STD_4}.get(x0, RuleId.STD_5)
         reason = f"refused with x0 = {x0:#x}"

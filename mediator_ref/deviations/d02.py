@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mediator_ref.deviations.deviation import Deviation, breaks_accounting
 from mediator_ref.rules import DeviationId, RuleId, Severity
 
@@ -17,6 +19,6 @@ D2 = Deviation(
     severity=Severity.ISOLATION,
     status="seen",
     stimulus="register C; invoke with a NULL TMEM and shm_ref = C; register C again",
-    explains=breaks_accounting(DeviationId.D2),
+    explains=partial(breaks_accounting, DeviationId.D2),
     disclosure=True,
 )

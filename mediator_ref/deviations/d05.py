@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mediator_ref.deviations.deviation import Deviation, breaks_accounting
 from mediator_ref.rules import DeviationId, RuleId, Severity
 
@@ -14,5 +16,5 @@ D5 = Deviation(
     severity=Severity.AVAILABILITY,
     status="seen",
     stimulus="invoke with a good and then a contiguous buffer, 16 times",
-    explains=breaks_accounting(DeviationId.D5),
+    explains=partial(breaks_accounting, DeviationId.D5),
 )

@@ -16,12 +16,9 @@ def misleads(m: Reply, requested: int | None) -> bool:
     return offers_buffer and abi.RpcCmd.SHM_ALLOC in (abi.U32_AT.unpack_from(m.page)[0], requested)
 
 
-_disputed = breaks_accounting(DeviationId.D11)
-
-
 def _explains(m: Mismatch) -> bool:
     if m.rule not in (RuleId.RPC_4, RuleId.RPC_8):
-        return _disputed(m)
+        return breaks_accounting(DeviationId.D11, m)
     if m.reply is None or not m.reply.renamed:
         return False
     # The reply was taken for one to SHM_ALLOC, or was not: nothing but its address differs, or the guest was asked to

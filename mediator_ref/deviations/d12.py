@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mediator_ref.deviations.deviation import Deviation, breaks_accounting
 from mediator_ref.rules import DeviationId, RuleId, Severity
 
@@ -14,6 +16,6 @@ D12 = Deviation(
     severity=Severity.ISOLATION,
     status="seen",
     stimulus="exhaust OP-TEE's memory for the guest, then unregister with ret = 0, and register the same cookie",
-    explains=breaks_accounting(DeviationId.D12),
+    explains=partial(breaks_accounting, DeviationId.D12),
     disclosure=True,
 )

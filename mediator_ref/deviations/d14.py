@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mediator_ref.deviations.deviation import Deviation, breaks_accounting
 from mediator_ref.rules import DeviationId, RuleId, Severity
 
@@ -14,6 +16,6 @@ D14 = Deviation(
     severity=Severity.ISOLATION,
     status="seen",
     stimulus="register C; answer SHM_ALLOC with a NULL buffer and shm_ref = C; register C again",
-    explains=breaks_accounting(DeviationId.D14),
+    explains=partial(breaks_accounting, DeviationId.D14),
     disclosure=True,
 )

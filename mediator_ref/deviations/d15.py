@@ -19,8 +19,7 @@ D15 = Deviation(
     severity=Severity.CORRECTNESS,
     status="seen",
     stimulus=(
-        "answer SHM_ALLOC with a bad page, then the request to free it with num_params = 200, then the next "
-        "request"
+        "answer SHM_ALLOC with a bad page, then the request to free it with num_params = 200, then the next request"
     ),
     explains=_explains,
 )

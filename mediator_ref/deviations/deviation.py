@@ -97,13 +97,9 @@ def released_by(deviation: DeviationId, m: Mismatch) -> bool:
     return any(mfn in b.mfns and by_cookie.get(cookie) == deviation for cookie, b in m.domain.buffers.items())
 
 
-def breaks_accounting(deviation: DeviationId) -> Callable[[Mismatch], bool]:
-    """Make the condition of a deviation that releases buffers too early or keeps them too long."""
-
-    def explains(m: Mismatch) -> bool:
-        return released_by(deviation, m) if m.rule is RuleId.MEM_10 else disputed_by(deviation, m)
-
-    return explains
+def breaks_accounting(deviation: DeviationId, m: Mismatch) -> bool:
+    """Decide on a deviation that releases buffers too early or keeps them too long."""
+    return released_by(deviation, m) if m.rule is RuleId.MEM_10 else disputed_by(deviation, m)
 
 
 def replies_from_another_page(pending: Pending) -> bool:

@@ -1,4 +1,4 @@
-"""The model's OP-TEE: clients, threads, and a plan of RPCs each standard call goes through before it ends."""
+"""A simulated OP-TEE: clients, threads, and a plan of RPCs each standard call goes through before it ends."""
 
 from __future__ import annotations
 

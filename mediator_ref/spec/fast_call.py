@@ -37,7 +37,7 @@ def handle_disable_shm_cache_return(res: Registers) -> int | None:
 
 
 def handle_exchange_capabilities(regs: Registers) -> Forward:
-    """optee.c: handle_exchange_capabilities(), up to the SMC: capabilities of the guest that are not known are cleared."""
+    """optee.c: handle_exchange_capabilities(), up to the SMC: unknown capabilities of the guest are cleared."""
     return Forward((abi.EXCHANGE_CAPABILITIES, regs[1] & abi.NSEC_CAPS_FORWARDED, 0, 0, 0, 0, 0))
 
 

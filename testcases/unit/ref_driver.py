@@ -35,7 +35,7 @@ class Driver:
         for event in self.board.events[self.seen :]:
             touched = getattr(event, "domid", None)
             before = {d: s for d, s in self.state.snapshot().items() if d != touched}
-            self.state, found = step(self.state, event)
+            found = step(self.state, event)
             self.verdicts += found
             after = self.state.snapshot()
             if touched is not None and getattr(event, "regs", (0,))[0] not in (

@@ -170,7 +170,7 @@ def judge(board: Board) -> tuple[State, list[Verdict]]:
     state = State(limits=board.limits)
     found: list[Verdict] = []
     for event in board.events:
-        state, verdicts = step(state, event)
+        verdicts = step(state, event)
         found += [v for v in verdicts if v.outcome is not Outcome.NOT_CHECKED]
     return state, found
 
@@ -241,7 +241,7 @@ def test_a_defect_outside_the_list_is_a_failure() -> None:
     d8(board)
     state = State(deviations={name: d for name, d in DEVIATIONS.items() if name != "D8"})
     for event in board.events:
-        state, _ = step(state, event)
+        step(state, event)
     assert state.tally.outcome("STD-3") is Outcome.FAIL
 
 
