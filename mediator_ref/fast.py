@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mediator_ref.events import Registers
 from mediator_ref.rules import RuleId
 from mediator_ref.verdict import Tally
@@ -13,14 +10,10 @@ _REGS_1, _ISO_1 = RuleId.REGS_1, RuleId.ISO_1
 
 
 def guest_registers_as_expected(
-    tally: Tally, rule: RuleId, before: Registers, written: Mapping[int, int], observed: Registers
+    tally: Tally, rule: RuleId, before: Registers, written: Registers, observed: Registers
 ) -> bool:
     """Count the three passes of a guest's registers that are all as expected; false when they have to be compared."""
-    expected: Any = list(before)
-    for register, value in written.items():
-        expected[register] = value
-    count = min(len(expected), len(observed))
-    if observed[:count] != tuple(expected[:count]):
+    if observed != written + before[len(written) :]:
         return False
     passes = tally.passes
     passes[rule] += 1

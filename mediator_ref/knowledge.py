@@ -89,6 +89,8 @@ class Pending:
     answer: Answer | None = None
     returned: tuple[int, ...] = ()
     """Registers OP-TEE returned last."""
+    suspended: bool = False
+    """The call can be resumed: OP-TEE asked for an RPC, or lost the call."""
     undelivered: tuple[int, ...] = ()
     """Registers OP-TEE returned with a request that could not be handed to the guest."""
     activity: int = 0

@@ -3,6 +3,8 @@ do_call_with_arg)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mediator_ref import abi
 from mediator_ref.compare.checks import check_guest_page, check_guest_regs
 from mediator_ref.defect_model import release_in_defect_model, too_early_release
@@ -38,10 +40,11 @@ def do_call_with_arg_returned(state: State, pending: Pending, event: El3Return) 
         _free_shadow(state, pending, *call.rpc_list_pages)  # OP-TEE has read them by now
         call.rpc_list_pages.clear()
     if call.tainted and event.regs[0] & abi.U32 == abi.U32:
-        call.lost, call.thread = True, event.regs[3] & abi.U32
+        call.lost = pending.suspended = True
+        call.thread = event.regs[3] & abi.U32
         pending.answer = Unknown(call.tainted)
         return
-    answer = do_call_with_arg(pending.domain, call, event.regs, event.shadow, event.mem, pending.event.mem)
+    answer = do_call_with_arg(pending.domain, call, event.regs, event.shadow, (event.mem, pending.event.mem))
     pending.answer = answer
     if isinstance(answer, Complete):
         _completed(state, pending, event, call, answer)
@@ -93,6 +96,7 @@ def _completed(state: State, pending: Pending, event: El3Return, call: StdCall, 
 
 def _suspended(state: State, pending: Pending, event: El3Return, call: StdCall, answer: Deliver | Restart) -> None:
     """The call is suspended for an RPC."""
+    pending.suspended = True
     x0, x1, x2, x3 = event.regs[:4]
     call.thread = x3 & abi.U32
     call.rpc_op = x0 & 0xFFFF
@@ -133,7 +137,7 @@ def _requested(state: State, pending: Pending, event: El3Return, call: StdCall, 
         elif isinstance(answer, Deliver):
             answer.page = Unknown("the RPC page was turned down for another call")
         return
-    params = params_of(rpc.shadow)
+    params = answer.params if isinstance(answer, Deliver) else params_of(rpc.shadow)
     call.rpc_cmd = abi.U32_AT.unpack_from(rpc.shadow)[0]
     if call.rpc_cmd == abi.RpcCmd.SHM_ALLOC and params:
         call.rpc_buffer_type = params[0].a & abi.U32
@@ -144,7 +148,9 @@ def _requested(state: State, pending: Pending, event: El3Return, call: StdCall, 
     _no_host_address(state, pending, event, rpc, params)
 
 
-def _no_host_address(state: State, pending: Pending, event: El3Return, rpc: ShmRpc, params: list[abi.Param]) -> None:
+def _no_host_address(
+    state: State, pending: Pending, event: El3Return, rpc: ShmRpc, params: Sequence[abi.Param]
+) -> None:
     """ISO-1 on a request: it is passed on as it is, so it must not name a page of the hypervisor."""
     for index, q in enumerate(params):
         if q.attr & abi.ATTR_TYPE_MASK in abi.TMEM_TYPES and q.a & ~abi.OFFSET_MASK in state.shadow_pages:
@@ -163,7 +169,7 @@ def _no_host_address(state: State, pending: Pending, event: El3Return, rpc: ShmR
 def guest_answered(state: State, pending: Pending, event: GuestReturn) -> None:
     """The guest got its answer to a call that was in OP-TEE."""
     answer, call = pending.answer, pending.call
-    if call is not None and pending.returned and (abi.is_rpc(pending.returned[0]) or call.lost):
+    if call is not None and pending.suspended:
         pending.domain.running.pop(pending.event.vcpu, None)
         if call.thread is not None:
             pending.domain.calls[call.thread] = call
@@ -200,14 +206,11 @@ def _check_results(state: State, pending: Pending, event: GuestReturn, answer: C
     """STD-8 to STD-10: the guest's registers and message after the end of a call."""
     writable = answer.writable
     if writable is None and pending.call is not None:
-        writable = is_writable(pending.call.arg_ipa, event.mem)
+        writable = is_writable(pending.call.arg_ipa, (event.mem,))
     x0 = copy_std_request_back_x0(answer.x0, writable=writable is not False)
-    written = {0: x0}
-    if pending.undelivered:  # x1..x3 are not used when a call ends; they may be left from the undelivered request
-        written |= {i: event.regs[i] for i in (1, 2, 3) if event.regs[i] == pending.undelivered[i]}
+    rule = RuleId.STD_8 if writable is not False else RuleId.STD_10
+    if check_guest_regs(state, pending, event, rule, (x0,), answer) and answer.x0 != x0:
+        state.deviation_not_seen(DeviationId.D7)
     if writable is False:
-        if check_guest_regs(state, pending, event, RuleId.STD_10, written, answer) and answer.x0 != x0:
-            state.deviation_not_seen(DeviationId.D7)
         return
-    check_guest_regs(state, pending, event, RuleId.STD_8, written)
     check_guest_page(state, pending, event, RuleId.STD_9, answer.page)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mediator_ref import abi
 from mediator_ref.compare import call_return, fast_call, lifecycle, rpc, std_call
-from mediator_ref.compare.checks import check_client_id, check_guest_regs, expect
+from mediator_ref.compare.checks import check_client_id, check_guest_regs
 from mediator_ref.events import El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.dispatch import vsmccc_handle_call
-from mediator_ref.spec.outcome import Deliver, Expected, Refuse, Restart, Unknown
+from mediator_ref.spec.outcome import Deliver, Expected, NotObserved, Refuse, Restart, Unknown
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
@@ -67,8 +67,11 @@ def _leave(pending: Pending) -> None:
 
 
 def _expected(state: State, pending: Pending) -> Expected:
-    """What has to follow the guest's call."""
-    return expect(vsmccc_handle_call, pending.domain, pending.event, state.limits, state.threads)
+    """Ask the specification what has to follow the guest's call."""
+    try:
+        return vsmccc_handle_call(pending.domain, pending.event, state.limits, state.threads)
+    except NotObserved as missing:
+        return Unknown(missing.reason)
 
 
 # The mediator enters EL3
@@ -92,14 +95,10 @@ def el3_call(state: State, event: El3Call) -> None:
     pending.phase = _OPTEE
     if pending.ignored:
         state.fail(_DISP_5, event, "a call of another owner reached the trusted OS", pending=pending)
-    elif phase is _ANSWER:
+        return
+    if phase is _ANSWER:
         _restarted(state, pending, event)
-    else:
-        _forwarded(state, pending, event)
-
-
-def _forwarded(state: State, pending: Pending, event: El3Call) -> None:
-    """A guest's call reached EL3."""
+        return
     expected = _expected(state, pending)
     if isinstance(expected, Refuse) and expected.rule in _NOT_OFFERED:
         at_el3 = Difference("EL3", "no call", f"{event.regs[0]:#x}")
@@ -178,6 +177,7 @@ def el3_return(state: State, event: El3Return) -> None:
     pending.base = event.mem
     pending.returned = event.regs
     pending.answer = None
+    pending.suspended = False
     if pending.ignored or (pending.tainted and pending.call is None):
         return
     assert pending.function is not None
@@ -223,7 +223,7 @@ def _not_forwarded(state: State, pending: Pending, event: GuestReturn) -> None:
             exception = Difference("exception", "undefined", "none")
             state.fail(RuleId.DISP_1, event, expected.reason, exception, pending=pending)
     elif isinstance(expected, Refuse) and expected.rule in _NOT_OFFERED:
-        check_guest_regs(state, pending, event, expected.rule, {0: expected.x0})
+        check_guest_regs(state, pending, event, expected.rule, (expected.x0,))
     elif pending.domain.tee is None and event.regs[0] == abi.SMCCC_UNKNOWN_FUNCTION:
         state.unchecked(RuleId.DISP_4, "whether the domain has a mediator is not known", event)
     else:
@@ -234,6 +234,6 @@ def _not_forwarded(state: State, pending: Pending, event: GuestReturn) -> None:
         elif handling is _RESUME:
             rpc.handle_rpc_refused(state, pending, event, expected)
         elif isinstance(expected, Refuse):
-            check_guest_regs(state, pending, event, expected.rule, {0: expected.x0})
+            check_guest_regs(state, pending, event, expected.rule, (expected.x0,))
         else:
             state.fail(RuleId.FAST_2, event, "answered without asking OP-TEE", pending=pending)

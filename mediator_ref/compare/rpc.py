@@ -146,7 +146,7 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
         if event.regs[0] != abi.SmcReturn.ERESUME and uncertain(pending):
             state.unchecked(RuleId.RPC_5, uncertain(pending), event)
         else:
-            check_guest_regs(state, pending, event, RuleId.RPC_5, {0: abi.SmcReturn.ERESUME})
+            check_guest_regs(state, pending, event, RuleId.RPC_5, (abi.SmcReturn.ERESUME,))
     elif call.tainted:
         state.unchecked(RuleId.RPC_6, call.tainted, event)
     elif event.regs[0] & abi.U32 == abi.RPC_CMD_RETURN and call.rpc_op == _CMD:

@@ -163,7 +163,7 @@ def handle_std_call_refused(state: State, pending: Pending, event: GuestReturn, 
     elif expected.ret is not None:
         _refused_in_message(state, pending, event, expected, with_defects, why)
     else:
-        check_guest_regs(state, pending, event, expected.rule, {0: expected.x0}, expected)
+        check_guest_regs(state, pending, event, expected.rule, (expected.x0,), expected)
         if expected.rule is RuleId.STD_4 and expected.request is not None:
             size = abi.arg_size(len(params_of(expected.request.page)))
             check_guest_page(state, pending, event, RuleId.STD_4, PageWrite(pending.arg_ipa, [], size))
@@ -184,9 +184,9 @@ def _refused_in_message(
     if expected.request.kind is PageKind.RAM_RO:
         if with_defects is not None and _refused(with_defects):
             refuse(pending.domain, with_defects)
-        check_guest_regs(state, pending, event, RuleId.STD_10, {0: abi.SmcReturn.EBADADDR}, expected)
+        check_guest_regs(state, pending, event, RuleId.STD_10, (abi.SmcReturn.EBADADDR,), expected)
         return
-    check_guest_regs(state, pending, event, rule, {0: expected.x0}, expected)
+    check_guest_regs(state, pending, event, rule, (expected.x0,), expected)
     if rule is RuleId.STD_3 and event.regs[0] != pending.event.regs[0]:
         state.deviation_not_seen(DeviationId.D8)
     result = _result(event, pending.arg_ipa)

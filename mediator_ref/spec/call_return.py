@@ -3,7 +3,7 @@ do_call_with_arg())."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mediator_ref import abi
 from mediator_ref.domain import Domain, ShmRpc, StdCall
@@ -60,9 +60,11 @@ def free_shm_buffers(call: StdCall, x0: int, ret: int, params: list[abi.Param]) 
     return cookies
 
 
-def handle_rpc_return(domain: Domain, res: Registers, shadow: Shadow, *guest: GuestMemory) -> Deliver | Restart:
-    """optee.c: handle_rpc_return(). ``guest``: guest memory, the latest view first."""
-    deliver = Deliver({0: res[0], 1: res[1], 2: res[2], 3: res[3]})
+def handle_rpc_return(
+    domain: Domain, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory]
+) -> Deliver | Restart:
+    """optee.c: handle_rpc_return(). ``guest``: views of guest memory, the latest first."""
+    deliver = Deliver(res[:4])
     if res[0] & 0xFFFF != _CMD:
         return deliver
     rpc = find_shm_rpc(domain, abi.pair(res[1], res[2]))
@@ -71,14 +73,15 @@ def handle_rpc_return(domain: Domain, res: Registers, shadow: Shadow, *guest: Gu
             return Restart(abi.RETURN_FROM_RPC, res[3])
         deliver.page = Unknown(domain.history_unknown)
         return deliver
-    deliver.writable = is_accessible(rpc.ipa, *guest)
+    deliver.writable = is_accessible(rpc.ipa, guest)
     if deliver.writable is False:
         return Restart(abi.RETURN_FROM_RPC, res[3])
     request = shadow.get(rpc.ma) if rpc.ma is not None else None
     if request is None:
         deliver.page = Unknown(RPC_SHADOW_NOT_OBSERVED)
         return deliver
-    size = abi.arg_size(min(abi.U32_AT.unpack_from(request, abi.ARG_FIELDS["num_params"])[0], abi.MAX_NUM_PARAMS))
+    deliver.params = params_of(request)
+    size = abi.arg_size(len(deliver.params))
     deliver.page = PageWrite(rpc.ipa, [(0, request[:size])], size)
     return deliver
 
@@ -98,15 +101,15 @@ def free_optee_shm_buf(domain: Domain, cookie: int) -> set[int]:
 
 
 def do_call_with_arg(
-    domain: Domain, call: StdCall, res: Registers, shadow: Shadow, *guest: GuestMemory
+    domain: Domain, call: StdCall, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory]
 ) -> Complete | Deliver | Restart:
     """optee.c: do_call_with_arg(), after the SMC: an RPC for the guest, or results for the guest's message."""
     if abi.is_rpc(res[0]):
-        return handle_rpc_return(domain, res, shadow, *guest)
+        return handle_rpc_return(domain, res, shadow, guest)
     after = shadow.get(call.ma) if call.ma is not None else None
     page: PageWrite | Unknown = Unknown("the shadow argument was not observed when OP-TEE returned")
     params: list[abi.Param] = []
     if after is not None and call.arg_ipa is not None:
         params = params_of(after)
         page = copy_std_request_back(call.arg_ipa, after, params)
-    return Complete(res[0], is_writable(call.arg_ipa, *guest), page, params)
+    return Complete(res[0], is_writable(call.arg_ipa, guest), page, params)

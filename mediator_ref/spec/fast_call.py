@@ -28,7 +28,7 @@ def forward_fast_call(fid: int) -> Forward:
 def forward_fast_call_return(function: abi.SmcFunction, res: Registers) -> FastReturn:
     """optee.c: optee_handle_call(), after the SMC of a function passed on. The guest gets the documented registers."""
     written = function.writes if res[0] == _OK else function.always
-    return FastReturn(RuleId.FAST_2, {i: res[i] for i in written})
+    return FastReturn(RuleId.FAST_2, res[: len(written)])
 
 
 def handle_disable_shm_cache_return(res: Registers) -> int | None:
@@ -44,8 +44,8 @@ def handle_exchange_capabilities(regs: Registers) -> Forward:
 def handle_exchange_capabilities_return(res: Registers) -> FastReturn:
     """optee.c: handle_exchange_capabilities(), after the SMC."""
     if res[0] != _OK:
-        return FastReturn(RuleId.CAPS_2, {0: res[0]})
+        return FastReturn(RuleId.CAPS_2, res[:1])
     caps = res[1] & abi.SEC_CAPS_OFFERED
     if not caps & abi.SEC_CAP_DYNAMIC_SHM:
-        return FastReturn(RuleId.CAPS_2, {0: abi.SmcReturn.ENOTAVAIL})
-    return FastReturn(RuleId.CAPS_2, {0: _OK, 1: caps})
+        return FastReturn(RuleId.CAPS_2, (abi.SmcReturn.ENOTAVAIL,))
+    return FastReturn(RuleId.CAPS_2, (_OK, caps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mediator_ref.events import PAGE_SIZE, PageKind, PageView
 from mediator_ref.spec.outcome import NotObserved
@@ -40,7 +40,7 @@ def get_domain_ram_page(guest: GuestMemory, ipa: int, missing: str) -> PageView 
     return view if view.kind is PageKind.RAM_RW else None
 
 
-def page_kind(ipa: int | None, *views: GuestMemory) -> PageKind | None:
+def page_kind(ipa: int | None, views: Sequence[GuestMemory]) -> PageKind | None:
     """Type of a page, from the first view that shows it."""
     if ipa is not None:
         for guest in views:
@@ -50,13 +50,13 @@ def page_kind(ipa: int | None, *views: GuestMemory) -> PageKind | None:
     return None
 
 
-def is_writable(ipa: int | None, *views: GuestMemory) -> bool | None:
+def is_writable(ipa: int | None, views: Sequence[GuestMemory]) -> bool | None:
     """Tell whether get_domain_ram_page() succeeds; ``None`` when not observed."""
-    kind = page_kind(ipa, *views)
+    kind = page_kind(ipa, views)
     return None if kind is None else kind is PageKind.RAM_RW
 
 
-def is_accessible(ipa: int | None, *views: GuestMemory) -> bool | None:
+def is_accessible(ipa: int | None, views: Sequence[GuestMemory]) -> bool | None:
     """Tell whether access_guest_memory_by_ipa() succeeds; ``None`` when not observed."""
-    kind = page_kind(ipa, *views)
+    kind = page_kind(ipa, views)
     return None if kind is None else kind in _READABLE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from mediator_ref import abi
 from mediator_ref.domain import Buffer, ShmRpc
-from mediator_ref.events import PageKind
+from mediator_ref.events import PageKind, Registers
 from mediator_ref.rules import RuleId
 
 Patch = tuple[int, bytes]
@@ -151,10 +152,10 @@ class PageWrite:
 
 @dataclass(slots=True)
 class FastReturn:
-    """The guest finds these registers after a fast call."""
+    """The guest finds these registers, from x0 on, after a fast call."""
 
     rule: RuleId
-    regs: dict[int, int]
+    regs: Registers
 
 
 @dataclass(slots=True)
@@ -172,14 +173,15 @@ class Complete:
 
 @dataclass(slots=True)
 class Deliver:
-    """The guest is handed a request: registers, and for an RPC command a message in its RPC page.
+    """The guest is handed a request: registers from x0 on, and for an RPC command a message in its RPC page.
 
-    ``writable``: whether that page can be written, ``None`` when not observed.
+    ``writable``: whether that page can be written, ``None`` when not observed. ``params`` are those of the message.
     """
 
-    regs: dict[int, int]
+    regs: Registers
     page: PageWrite | Unknown | None = None
     writable: bool | None = None
+    params: Sequence[abi.Param] = ()
 
 
 @dataclass(slots=True)

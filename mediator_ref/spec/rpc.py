@@ -31,7 +31,7 @@ _RET, _NUM_PARAMS = abi.ARG_FIELDS["ret"], abi.ARG_FIELDS["num_params"]
 def issue_rpc_cmd_free(call: StdCall, rpc: ShmRpc, cookie: int) -> Deliver:
     """optee.c: issue_rpc_cmd_free(): the mediator's own request to free the buffer of a cookie."""
     high, low = abi.split(rpc.cookie)
-    regs = {0: abi.RPC_CMD_RETURN, 1: high, 2: low}
+    regs = (abi.RPC_CMD_RETURN, high, low)
     if call.rpc_buffer_type is None:
         return Deliver(regs, Unknown("the request to allocate was not observed"))
     fields = [("cmd", abi.RpcCmd.SHM_FREE), ("ret", abi.Tee.GENERIC), ("num_params", 1)]
