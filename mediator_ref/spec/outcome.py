@@ -42,7 +42,7 @@ class Request:
     kind: PageKind | None
     cmd: int
     num_params: int
-    params: list[abi.Param] = field(default_factory=list)
+    params: Sequence[abi.Param] = ()
 
 
 @dataclass(slots=True)
@@ -120,8 +120,9 @@ class ReplyKind(Enum):
 class Reply:
     """A guest's reply to an RPC command, read from the page of the request.
 
-    ``regs`` resume OP-TEE, unless the guest is asked to free a buffer first. ``page``, ``size`` and ``params`` are the
-    message, where it can be read. ``renamed``: its cmd is not that of the request.
+    ``regs`` resume OP-TEE, unless the guest is asked to free a buffer first. ``page`` and ``size`` are the message,
+    where it can be read, ``params`` its parameters, where one may be a buffer. ``renamed``: its cmd is not that of the
+    request.
     """
 
     kind: ReplyKind
@@ -130,7 +131,7 @@ class Reply:
     reason: str = ""
     page: bytes = b""
     size: int = 0
-    params: list[abi.Param] = field(default_factory=list)
+    params: Sequence[abi.Param] = ()
     translation: Translation | None = None
     renamed: bool = False
 

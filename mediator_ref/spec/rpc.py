@@ -24,7 +24,7 @@ from mediator_ref.spec.outcome import (
 from mediator_ref.spec.std_call import get_std_call, params_of
 from mediator_ref.spec.translate import translate_params
 
-_CMD, _ALLOC = int(abi.RpcFunc.CMD), int(abi.RpcFunc.ALLOC)
+_CMD, _ALLOC, _SHM_ALLOC = int(abi.RpcFunc.CMD), int(abi.RpcFunc.ALLOC), int(abi.RpcCmd.SHM_ALLOC)
 _RET, _NUM_PARAMS = abi.ARG_FIELDS["ret"], abi.ARG_FIELDS["num_params"]
 
 
@@ -79,14 +79,16 @@ def handle_rpc_cmd(domain: Domain, event: GuestCall, call: StdCall, limits: Limi
     if num_params > abi.MAX_NUM_PARAMS:
         reply.reason = f"{num_params} parameters"
         return reply
-    reply.page, reply.size, reply.params = page, abi.arg_size(num_params), params_of(page)
+    reply.page, reply.size = page, abi.arg_size(num_params)
     if call.xen_rpc:
         reply.kind = ReplyKind.XEN_RPC_DONE
         return reply
     reply.kind = ReplyKind.COPY
     reply.renamed = call.rpc_cmd is not None and cmd != call.rpc_cmd
     requested = call.rpc_cmd if call.rpc_cmd is not None else cmd
-    if requested == abi.RpcCmd.SHM_ALLOC and ret == 0 and num_params == 1:
+    if requested == _SHM_ALLOC or reply.renamed:
+        reply.params = params_of(page)
+    if requested == _SHM_ALLOC and ret == 0 and num_params == 1:
         return handle_rpc_cmd_alloc(domain, reply, event.mem, limits)
     return reply
 
