@@ -18,9 +18,9 @@ def _explains(m: Mismatch) -> bool:
 
 D4 = Deviation(
     id=DeviationId.D4,
-    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.STD_1, RuleId.RPC_10, RuleId.RPC_12),
+    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.RPC_10, RuleId.RPC_12, RuleId.STD_1),
     title="the reply's page is looked up by the guest's x1:x2; an unknown cookie loses the call",
-    condition="x1:x2 differ from those of the request (RPC-7, RPC-4), or lost calls reach the thread limit (STD-1)",
+    condition="x1:x2 differ from those of the request (all RPC rules), or lost calls reach the thread limit (STD-1)",
     where="handle_rpc_cmd",
     severity=Severity.AVAILABILITY,
     status="seen",

@@ -46,7 +46,7 @@ def copy_std_request_back_x0(x0: int, *, writable: bool) -> int:
 
 
 def free_shm_buffers(call: StdCall, x0: int, ret: int, params: list[abi.Param]) -> set[int]:
-    """optee.c: do_call_with_arg(), free_shm_buffers(): cookies of the buffers that end with a call.
+    """optee.c: free_shm_buffers(), called by do_call_with_arg(): cookies of the buffers that end with a call.
 
     Those translated for the call, unless OP-TEE registered them; and the one it unregistered. ``ret`` and ``params``
     are those of the shadow argument.
@@ -87,7 +87,7 @@ def handle_rpc_return(
 
 
 def free_shm_rpc(domain: Domain, call: StdCall, cookie: int) -> ShmRpc | None:
-    """optee.c: handle_rpc_return(), free_shm_rpc(): the RPC page that ends with OP-TEE's FREE.
+    """optee.c: free_shm_rpc(), called by handle_rpc_return(): the RPC page that ends with OP-TEE's FREE.
 
     OP-TEE frees a page it was never given when the mediator rejected it; another call may use one of the same cookie.
     """
@@ -95,7 +95,7 @@ def free_shm_rpc(domain: Domain, call: StdCall, cookie: int) -> ShmRpc | None:
 
 
 def free_optee_shm_buf(domain: Domain, cookie: int) -> set[int]:
-    """optee.c: handle_rpc_return(), OPTEE_RPC_CMD_SHM_FREE: only a buffer given in answer to SHM_ALLOC ends."""
+    """optee.c: free_optee_shm_buf(), called by handle_rpc_return(): only a buffer given in answer to SHM_ALLOC ends."""
     buffer = domain.buffers.get(cookie)
     return {cookie} if buffer is not None and buffer.rpc else set()
 

@@ -93,22 +93,31 @@ def handle_rpc_cmd(domain: Domain, event: GuestCall, call: StdCall, limits: Limi
     return reply
 
 
+def allocate_and_pin_shm_rpc(domain: Domain, offer: Offer, guest: GuestMemory) -> Offer:
+    """optee.c: allocate_and_pin_shm_rpc(): a cookie that is not in use, and a page that can be pinned.
+
+    A page at address 0 that was not observed is taken for no page: that is how a guest answers that it has none.
+    """
+    if offer.cookie in domain.rpcs:
+        offer.reason, offer.cookie_in_use = f"cookie {offer.cookie:#x} is in use", True
+    elif (offer.ipa == 0 and guest.get(0) is None) or not get_domain_ram_page(
+        guest, offer.ipa, "the offered page was not observed"
+    ):
+        offer.reason = "the page is not the domain's writable RAM"
+    elif offer.cookie in domain.returned_cookies:
+        offer.rule = RuleId.CACHE_1
+    return offer
+
+
 def handle_rpc_func_alloc(domain: Domain, event: GuestCall) -> Offer:
-    """optee.c: handle_rpc_func_alloc(), allocate_and_pin_shm_rpc(): the guest offers a page for requests."""
+    """optee.c: handle_rpc_func_alloc(): the guest offers a page for requests."""
     x = event.regs
     ipa, cookie = abi.pair(x[1], x[2]), abi.pair(x[4], x[5])
     offer = Offer(RuleId.RPC_2, resume_regs(x, None, None, x[4], x[5]), ipa, cookie)
     if ipa & abi.OFFSET_MASK:
         offer.reason = f"{ipa:#x} is not the start of a page"
-    elif cookie in domain.rpcs:
-        offer.reason, offer.cookie_in_use = f"cookie {cookie:#x} is in use", True
-    elif (ipa == 0 and event.mem.get(0) is None) or not get_domain_ram_page(
-        event.mem, ipa, "the offered page was not observed"
-    ):
-        offer.reason = "the page is not the domain's writable RAM"
-    elif cookie in domain.returned_cookies:
-        offer.rule = RuleId.CACHE_1
-    return offer
+        return offer
+    return allocate_and_pin_shm_rpc(domain, offer, event.mem)
 
 
 def resume_regs(
