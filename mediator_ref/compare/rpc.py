@@ -45,7 +45,8 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
     if call.tainted:
         state.unchecked(RuleId.RPC_6, call.tainted, event)
     elif call.rpc_op == _CMD:
-        _check_resume_regs(state, pending, event, resume_regs(pending.event.regs))
+        regs = expected.regs if isinstance(expected, Reply) else resume_regs(pending.event.regs)
+        _check_resume_regs(state, pending, event, regs)
         _replied(state, pending, event, call, expected)
     elif call.rpc_op == _ALLOC:
         _offered(state, pending, event, call, expected)
