@@ -98,7 +98,7 @@ def rules_table(tests: Mapping[str, Sequence[str]]) -> str:
         "## Known deviations",
         "",
         "A deviation that is seen is reported as such with its evidence, never as a pass; one whose stimulus was",
-        "there and whose defect was not is reported as stale. Each is provoked and recognised on the model board by",
+        "there and whose defect was not is reported as stale. Each is provoked and recognised on a simulated board by",
         f"`{DEVIATION_TESTS}`. An isolation finding carries the label *{PRIVATE}*.",
         "",
         "| id | rules | class | what | condition | where | status | its tests on a board |",

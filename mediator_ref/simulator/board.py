@@ -1,4 +1,4 @@
-"""The model put together: guests call, the mediator and OP-TEE answer, and everything is observed."""
+"""The simulator put together: guests call, the mediator and OP-TEE answer, and everything is observed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mediator_ref.events import (
     Start,
 )
 from mediator_ref.limits import Limits
-from mediator_ref.model.mediator import DomainContext, Handler, Mediator
-from mediator_ref.model.optee import Optee
-from mediator_ref.model.world import World
+from mediator_ref.simulator.mediator import DomainContext, Handler, Mediator
+from mediator_ref.simulator.optee import Optee
+from mediator_ref.simulator.world import World
 
 ARG, RPC, LIST, DATA = 0x4000_0000, 0x4001_0000, 0x4002_0000, 0x4003_0000
-"""Where the model's guests keep argument pages, RPC pages, page lists and data."""
+"""Where simulated guests keep argument pages, RPC pages, page lists and data."""
 
 
 @dataclass

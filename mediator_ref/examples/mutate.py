@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn, PageView
 from mediator_ref.limits import Limits
-from mediator_ref.model.board import Board
+from mediator_ref.simulator.board import Board
 
 Carrier = GuestCall | El3Call | El3Return | GuestReturn
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from mediator_ref import abi
 from mediator_ref.events import DomainCreated, DomainDestroyed, El3Call, El3Return, End, Event, GuestCall
 from mediator_ref.examples.calls import INVOKE
-from mediator_ref.examples.edit import Example, board, example, index_of, with_register
-from mediator_ref.model.board import Board
+from mediator_ref.examples.mutate import Example, board, example, index_of, with_register
+from mediator_ref.simulator.board import Board
 
 
 def lived() -> Board:

@@ -1,4 +1,4 @@
-"""The model's OP-TEE: clients, threads, and a plan of RPCs each standard call goes through before it ends."""
+"""A simulated OP-TEE: clients, threads, and a plan of RPCs each standard call goes through before it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mediator_ref import abi
 from mediator_ref.events import PAGE_SIZE
-from mediator_ref.model.world import World
+from mediator_ref.simulator.world import World
 
 Resume = tuple[int, int, int, int]
 """x1, x2, x4, x5 a call is resumed with."""

@@ -1,22 +1,36 @@
-"""The model's mediator: what the implementation does, call by call, with the listed defects on request.
+"""A mediator written after the implementation, call by call, with the listed defects on request.
 
-Handlers are generators: they yield registers for EL3, are sent what EL3 answers, and return the guest's registers.
+It shares the numbers of the ABI with the reference, and none of its decisions: those are what it has to contradict.
+
+Handlers are generators: they yield registers for EL3, are sent what EL3 answers, and change the guest's registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 from mediator_ref import abi
-from mediator_ref.events import PageKind
+from mediator_ref.events import PAGE_SIZE, PageKind
 from mediator_ref.limits import Limits
-from mediator_ref.memory import page_count, wrapped_page_count
-from mediator_ref.model.world import World
+from mediator_ref.simulator.world import World
 
 Regs = list[int]
 Handler = Generator[tuple[int, ...], tuple[int, ...], None]
 _READABLE = (PageKind.RAM_RW, PageKind.RAM_RO)
+_TMEM = range(0x9, 0xC)
+_MEMREF_OUTPUT, _VALUE_OUTPUT = (0x6, 0x7, 0xA, 0xB), (0x2, 0x3)
+_KNOWN_COMMANDS = range(6)
+_UNKNOWN_FUNCTION = (1 << 64) - 1
+
+_PASSED_ON: Mapping[int, int] = {
+    0xBF00FF01: 4,  # CALLS_UID
+    0xBF00FF03: 2,  # CALLS_REVISION
+    0xB2000000: 4,  # CALL_GET_OS_UUID
+    0xB2000001: 2,  # CALL_GET_OS_REVISION
+    0xB200000B: 1,  # ENABLE_SHM_CACHE
+}
+"""Fast calls passed to OP-TEE, with the number of registers the guest gets back."""
 
 
 @dataclass
@@ -81,34 +95,42 @@ class Mediator:
     def handle(self, domid: int, regs: Regs) -> Handler:
         """One guest call; ``regs`` is changed to what the guest finds."""
         ctx = self.domains.get(domid)
-        row = abi.FUNCTIONS.get(abi.fid_of(regs[0]))
-        handling = row.handling if row is not None and ctx is not None else abi.Handling.UNKNOWN
-        if ctx is None or row is None or handling in (abi.Handling.UNKNOWN, abi.Handling.HYPERVISOR):
-            regs[0] = abi.SMCCC_UNKNOWN_FUNCTION
-        elif handling is abi.Handling.LOCAL:
-            regs[0] = row.local_x0 or 0
-        elif handling is abi.Handling.STANDARD:
+        fid = regs[0] & 0xFFFFFFFF
+        if ctx is None:
+            regs[0] = _UNKNOWN_FUNCTION
+        elif fid == 0xBF00FF00:  # CALLS_COUNT
+            regs[0] = 11
+        elif fid == 0xB2000007:  # GET_SHM_CONFIG
+            regs[0] = abi.SmcReturn.ENOTAVAIL
+        elif fid == abi.CALL_WITH_ARG:
             yield from self._std_call(ctx, regs)
-        elif handling is abi.Handling.RESUME:
+        elif fid == abi.RETURN_FROM_RPC:
             yield from self._rpc(ctx, regs)
+        elif fid == abi.EXCHANGE_CAPABILITIES:
+            yield from self._exchange_capabilities(ctx, regs)
+        elif fid == abi.DISABLE_SHM_CACHE:
+            yield from self._disable_shm_cache(ctx, regs)
+        elif fid in _PASSED_ON:
+            res = yield (fid, 0, 0, 0, 0, 0, 0, ctx.domid + 1)
+            regs[: _PASSED_ON[fid]] = res[: _PASSED_ON[fid]]
         else:
-            yield from self._fast(ctx, regs, row)
+            regs[0] = _UNKNOWN_FUNCTION
 
-    def _fast(self, ctx: DomainContext, regs: Regs, row: abi.SmcFunction) -> Handler:
-        filtered = row.handling is abi.Handling.FILTER
-        res = yield (row.fid, regs[1] & 1 if filtered else 0, 0, 0, 0, 0, 0, ctx.domid + 1)
+    def _exchange_capabilities(self, ctx: DomainContext, regs: Regs) -> Handler:
+        res = yield (abi.EXCHANGE_CAPABILITIES, regs[1] & 1, 0, 0, 0, 0, 0, ctx.domid + 1)
         regs[0] = res[0]
-        if filtered:
-            if res[0] == 0:
-                caps = res[1] & 0b10110
-                if caps & 4:
-                    regs[1] = caps
-                else:
-                    regs[0] = abi.SmcReturn.ENOTAVAIL
-            return
-        for register in row.writes if res[0] == 0 else row.always:
-            regs[register] = res[register]
-        if row.fid == abi.DISABLE_SHM_CACHE and res[0] == 0:
+        if res[0] == 0:
+            caps = res[1] & 0b10110
+            if caps & 4:
+                regs[1] = caps
+            else:
+                regs[0] = abi.SmcReturn.ENOTAVAIL
+
+    def _disable_shm_cache(self, ctx: DomainContext, regs: Regs) -> Handler:
+        res = yield (abi.DISABLE_SHM_CACHE, 0, 0, 0, 0, 0, 0, ctx.domid + 1)
+        regs[0] = res[0]
+        if res[0] == 0:
+            regs[1:3] = res[1:3]
             self._free_rpc(ctx, abi.pair(res[1], res[2]))
 
     # Standard calls
@@ -129,13 +151,13 @@ class Mediator:
             if "D8" not in self.defects:
                 regs[0] = 0 if written else abi.SmcReturn.EBADADDR
             return
-        if arg.cmd not in abi.MEDIATED_CMDS:
+        if arg.cmd not in _KNOWN_COMMANDS:
             regs[0] = abi.SmcReturn.EBADCMD
             return
         call = StdCall(self.world.heap_page(), ipa, cmd=arg.cmd)
         ctx.calls.append(call)
         for index, param in enumerate(arg.params):
-            if param.type not in abi.TMEM_TYPES or not param.a:
+            if param.type not in _TMEM or not param.a:
                 continue
             error, pointer = self._translate(ctx, param)
             if error:
@@ -156,8 +178,7 @@ class Mediator:
         """Error (or 0) and shadow pointer of one buffer."""
         if not param.attr & abi.ATTR_NONCONTIG:
             return abi.Tee.BAD_PARAMETERS, 0
-        count = wrapped_page_count if "D9" in self.defects else page_count
-        pages = count(param.b, param.a)
+        pages = self._pages(param.b, param.a % PAGE_SIZE)
         if not 0 < pages <= self.limits.buffer_pages or len(ctx.bufs) >= self.limits.buffers:
             return abi.Tee.OUT_OF_MEMORY, 0
         if ctx.pages + pages >= self.limits.total_pages:
@@ -195,6 +216,12 @@ class Mediator:
             self.world.data[ma >> 12] = abi.encode_list_page(chunk, following)
         return 0, buf.lists[0] | param.a & abi.OFFSET_MASK
 
+    def _pages(self, size: int, offset: int) -> int:
+        if "D9" not in self.defects:
+            return (size + offset + PAGE_SIZE - 1) // PAGE_SIZE
+        rounded = ((size + offset) % (1 << 64) + PAGE_SIZE - 1) % (1 << 64) & -PAGE_SIZE
+        return rounded // PAGE_SIZE % (1 << 32)
+
     def _free_lists(self, buf: ShmBuf) -> None:
         for ma in buf.lists:
             self.world.heap_free(ma)
@@ -229,9 +256,9 @@ class Mediator:
         for i in range(count):
             attr, _, _, _ = abi.PARAM.unpack_from(shadow, abi.arg_size(i))
             at = abi.arg_size(i)
-            if attr & 0xFF in abi.MEMREF_OUT_TYPES:
+            if attr & 0xFF in _MEMREF_OUTPUT:
                 page[at + 16 : at + 24] = shadow[at + 16 : at + 24]
-            elif attr & 0xFF in abi.VALUE_OUT_TYPES:
+            elif attr & 0xFF in _VALUE_OUTPUT:
                 page[at + 8 : at + 32] = shadow[at + 8 : at + 32]
         self.world.data[frame] = bytes(page)
         return True
@@ -267,7 +294,7 @@ class Mediator:
                     self._free_buf(ctx, first)
             else:
                 for q in arg.params:
-                    if q.type in abi.TMEM_TYPES:
+                    if q.type in _TMEM:
                         self._free_buf(ctx, q.c)
             return
         mine = call.own

@@ -1,8 +1,8 @@
 """The OP-TEE ABI as tables: SMC functions, message layout, commands, attributes, return codes.
 
-Everything else that needs a number takes it from here: the reference, the decoder, generated documentation, coverage,
-the fuzzer. Sources: ``optee_smc.h``, ``optee_msg.h``, ``optee_rpc_cmd.h`` of OP-TEE OS (the ABI), Xen's
-``arch/arm/tee/optee.c`` for how the mediator handles each function, Arm DEN 0028 (SMCCC) for the function id encoding.
+The only source of these numbers for the reference, the decoder, generated documents and the tests. Sources:
+``optee_smc.h``, ``optee_msg.h``, ``optee_rpc_cmd.h`` of OP-TEE OS (the ABI), Xen's ``arch/arm/tee/optee.c`` for how
+the mediator handles each function.
 """
 
 from __future__ import annotations
@@ -12,34 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from mediator_ref.abi.smccc import U32
 from mediator_ref.events import PAGE_SIZE
-
-U64 = (1 << 64) - 1
-U32 = (1 << 32) - 1
-
-# SMCCC (Arm DEN 0028)
-
-SMCCC_UNKNOWN_FUNCTION = U64
-"""x0 for a function nobody implements: -1, sign-extended to 64 bits."""
-
-TRUSTED_OWNERS = range(48, 64)
-"""SMCCC owners Xen hands to the mediator: 48..49 trusted applications, 50..63 trusted OS."""
-
-
-def fid_of(x0: int) -> int:
-    """Function id in ``x0``: the low 32 bits, whatever stands above them (SMCCC 2.4)."""
-    return x0 & U32
-
-
-def owner_of(fid: int) -> int:
-    """SMCCC owning entity of a function id (bits 29:24)."""
-    return (fid >> 24) & 0x3F
-
-
-def is_smc64(fid: int) -> bool:
-    """True for a function of the SMC64 convention (bit 30)."""
-    return bool(fid & (1 << 30))
-
 
 # SMC functions
 
@@ -73,10 +47,20 @@ class SmcFunction:
     note: str = ""
 
 
+OPTEE_MEDIATOR_SMC_COUNT = 11
+"""Functions a mediator offers to guests."""
+
+
 def _rows() -> Iterable[SmcFunction]:
     unknown = Handling.UNKNOWN
     row = SmcFunction
-    yield row(0xBF00FF00, "CALLS_COUNT", Handling.LOCAL, local_x0=11, note="number of functions offered to guests")
+    yield row(
+        0xBF00FF00,
+        "CALLS_COUNT",
+        Handling.LOCAL,
+        local_x0=OPTEE_MEDIATOR_SMC_COUNT,
+        note="number of functions offered to guests",
+    )
     yield row(0xBF00FF01, "CALLS_UID", Handling.FORWARD, (0, 1, 2, 3), (0, 1, 2, 3))
     yield row(0xBF00FF03, "CALLS_REVISION", Handling.FORWARD, (0, 1), (0, 1))
     yield row(0xB2000000, "GET_OS_UUID", Handling.FORWARD, (0, 1, 2, 3), (0, 1, 2, 3))
@@ -116,6 +100,8 @@ VM_CREATED = FID["VM_CREATED"]
 VM_DESTROYED = FID["VM_DESTROYED"]
 GET_THREAD_COUNT = FID["GET_THREAD_COUNT"]
 CALLS_UID = FID["CALLS_UID"]
+CALLS_COUNT = FID["CALLS_COUNT"]
+GET_SHM_CONFIG = FID["GET_SHM_CONFIG"]
 EXCHANGE_CAPABILITIES = FID["EXCHANGE_CAPABILITIES"]
 DISABLE_SHM_CACHE = FID["DISABLE_SHM_CACHE"]
 
@@ -290,16 +276,6 @@ LIST_ENTRIES = PAGE_SIZE // 8 - 1
 
 LIST_PAGE = struct.Struct(f"<{LIST_ENTRIES + 1}Q")
 OFFSET_MASK = PAGE_SIZE - 1
-
-
-def pair(high: int, low: int) -> int:
-    """64-bit value of a register pair: the upper half comes first, of the lower only 32 bits count."""
-    return (high << 32 | low & U32) & U64
-
-
-def split(value: int) -> tuple[int, int]:
-    """Register pair of a 64-bit value."""
-    return value >> 32, value & U32
 
 
 def arg_size(num_params: int) -> int:

@@ -1,4 +1,4 @@
-"""Machine memory of the model: frames, who owns them, who holds references, and the guests' view of them."""
+"""Machine memory of the simulator: frames, who owns them, who holds references, and the guests' view of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class World:
     next_frame: int = 0x80000
 
     def frame(self) -> int:
-        """A frame nobody has."""
+        """A new frame without owner."""
         self.next_frame += 1
         self.data[self.next_frame] = ZERO
         return self.next_frame
