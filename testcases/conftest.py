@@ -68,6 +68,7 @@ def verdict_of_the_checker(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def _judge(node: pytest.Item, trace: Path) -> None:
     """Hold a trace against the reference; a nonconformance fails the test."""
+    from framework.common.disclosure import TELL_FIRST
     from framework.conformance.checker import check_file
     from mediator_ref import Limits
 
@@ -80,7 +81,7 @@ def _judge(node: pytest.Item, trace: Path) -> None:
             node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
     for deviation in result.deviations:
         if deviation.status == "seen":
-            private = " (report to the Xen security team before publishing)" if deviation.report_privately else ""
+            private = f" ({TELL_FIRST})" if deviation.report_privately else ""
             _note(node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
     if result.failed:
         pytest.fail(_story(result), pytrace=False)

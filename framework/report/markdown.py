@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural
 from framework.report.model import Outcome, outcome
 
@@ -143,7 +144,7 @@ def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"- broken: {', '.join(broken)}"
     for deviation in conformance["deviations"]:
         if deviation["status"] == "seen":
-            private = ": report to the Xen security team before publishing" if deviation["report_privately"] else ""
+            private = f" ({TELL_FIRST})" if deviation["report_privately"] else ""
             yield f"- known deviation {deviation['id']} ({deviation['rule']}){private}"
 
 

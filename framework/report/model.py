@@ -169,7 +169,7 @@ class NonconformanceReport:
 
 @dataclass(frozen=True)
 class DeviationReport:
-    """A known difference. ``report_privately``: to the vendor's security team before anybody publishes it."""
+    """A known difference. ``report_privately``: an isolation finding, for the mediator's maintainers first."""
 
     id: str
     rule: str

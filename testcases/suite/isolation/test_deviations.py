@@ -1,6 +1,6 @@
 """The isolation findings of the list of deviations, as far as the guest's own view shows them.
 
-D1, D2, D11, D13, D14: the Xen security team is told before details are published.
+The mediator's maintainers are told of each before details are published: see SECURITY.md.
 """
 
 from __future__ import annotations
