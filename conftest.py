@@ -1,1 +1,1 @@
-"""Nothing project-wide: fixtures come from the plugin (framework/pytest_plugin.py), as they do for users."""
+"""Nothing project-wide: fixtures come from the plugin (framework/pytest_plugin), as they do for users."""
