@@ -215,5 +215,5 @@ def test_what_the_system_refuses_is_infrastructure(
         cli.main(["boards"])
     assert ended.value.code == 3
     told = capfd.readouterr().err
-    assert error.strerror in told
+    assert str(error.strerror) in told
     assert "Traceback" not in told

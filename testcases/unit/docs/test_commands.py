@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_the_command_line_takes_it(command: Command) -> None:
 
 def test_each_subcommand_is_documented() -> None:
     parser = cli._parser()
-    commands = next(action for action in parser._actions if action.dest == "command")
+    commands: Any = next(action for action in parser._actions if action.dest == "command")
     # Former names have no help and are not listed.
     known = {choice.dest for choice in commands._get_subactions()}
     assert known == {_form(_arguments(command)).split()[0] for command in OURS} - {"--help", "--version"}
