@@ -53,6 +53,7 @@ _PLACEHOLDERS = {"N": "2", "S": "2", "MIB": "2", "A": "reports/a", "B": "reports
 _NEED_MORE = frozenset({"check", "replay", "trace diff", "trace export", "trace show", "trace stats"})
 """Forms whose bare name is a mention, not a command line."""
 _FLAGS = frozenset({"-q", "-x"})
+_WITH_BOARDS = ("testcases/suite", "testcases/integration")
 _FOLDERS = ("testcases/", "images/", "docs/", "framework/", "mediator_ref/")
 
 
@@ -68,6 +69,8 @@ OURS = [command for command in COMMANDS if command.words[0] in ("./medcheck", "m
 def _arguments(command: Command) -> list[str]:
     """The words behind the program; in prose, optional ones have brackets, and numbers have letters."""
     words = list(command.words[1:])
+    if ">" in words:
+        words = words[: words.index(">")]
     if command.fenced:
         return words
     if " ".join(words) in _NEED_MORE:
@@ -144,7 +147,8 @@ def test_what_needs_a_board_is_tried_where_the_table_says(form: str, file: str) 
 @cache
 def _collected() -> tuple[str, ...]:
     """The ids of all tests that need a board."""
-    folders = ("testcases/suite", "testcases/integration")
+    named = {word for command in COMMANDS for word in command.words if word.startswith(_WITH_BOARDS)}
+    folders = sorted({"/".join(word.split("/")[:2]) for word in named})
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", *folders],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -173,7 +177,7 @@ def test_pytest_takes_it_and_it_selects_something(
             paths.append(word)
     known = {re.split(r"\W", line)[0] for line in pytestconfig.getini("markers")}
     assert set(re.findall(r"\w+", marks)) - {"and", "or", "not"} <= known
-    ours = tuple(path for path in paths if path.startswith(("testcases/suite", "testcases/integration")))
+    ours = tuple(path for path in paths if path.startswith(_WITH_BOARDS))
     if ours and "<" not in "".join(ours):
         found = [test for test in _collected() if test.startswith(ours) and _selects(names, test)]
         assert found, f"{command} selects no test"
