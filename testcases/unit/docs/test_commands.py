@@ -5,6 +5,7 @@ A command of a form that stands in none of the tables below fails: whoever docum
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -66,6 +67,11 @@ COMMANDS = [command for page in pages.PAGES for command in pages.commands(page)]
 OURS = [command for command in COMMANDS if command.words[0] in ("./medcheck", "medcheck")]
 
 
+@cache
+def _parser() -> argparse.ArgumentParser:
+    return cli._parser()
+
+
 def _arguments(command: Command) -> list[str]:
     """The words behind the program; in prose, optional ones have brackets, and numbers have letters."""
     words = list(command.words[1:])
@@ -124,15 +130,14 @@ def test_the_command_line_takes_it(command: Command) -> None:
     words = _arguments(command)
     form = _form(words)
     if "--help" not in words:
-        options, rest = cli._parser().parse_known_args(words)
+        options, rest = _parser().parse_known_args(words)
         assert options.command or options.version
         assert options.command == "test" or not rest
     assert form in RUN_HERE or form in ELSEWHERE, f"say where `{form}` is tried"
 
 
 def test_each_subcommand_is_documented() -> None:
-    parser = cli._parser()
-    commands: Any = next(action for action in parser._actions if action.dest == "command")
+    commands: Any = next(action for action in _parser()._actions if action.dest == "command")
     # Former names have no help and are not listed.
     known = {choice.dest for choice in commands._get_subactions()}
     assert known == {_form(_arguments(command)).split()[0] for command in OURS} - {"--help", "--version"}
