@@ -36,7 +36,7 @@ def first_run(context: Context) -> list[float]:
         os.environ["MEDCHECK_CACHE"] = f"{folder}/cache"
         try:
             begin = time.monotonic()
-            run(
+            result = run(
                 RunOptions(
                     profile="smoke",
                     report=Path(folder) / "report",
@@ -45,6 +45,8 @@ def first_run(context: Context) -> list[float]:
                 ),
                 context.progress,
             )
+            if result.failure is not None:
+                raise result.failure
             return [time.monotonic() - begin]
         finally:
             if before is None:

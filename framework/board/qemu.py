@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from framework.artifacts.keys import QEMU_ID
 from framework.board.spec import BoardSpec
 from framework.common.errors import UsageError
 
@@ -16,7 +17,7 @@ NAME_PREFIX = "medcheck-"
 """Every QEMU of ours carries ``-name medcheck-<board id>``: the janitor finds it by that, with or without
 an entry file."""
 
-_NOBODY = 65534
+_NOBODY = QEMU_ID
 
 _INSTRUCTION_CLOCK = [
     # One thread executes all CPUs in turns, each instruction takes 4 ns, and time in which all CPUs wait is
@@ -163,8 +164,8 @@ def plugin_argv(plugin: Path | None, arguments: Sequence[str]) -> list[str]:
 def choose_uid(run_as: str | int, read: Iterable[Path], write: Iterable[Path]) -> int | None:
     """Decide as which uid QEMU runs when medcheck runs as root; None: stay, but without any capability.
 
-    ``run_as`` is a uid, ``keep``, or ``auto``: nobody if nobody can reach all the files (a cache below
-    /root cannot be reached), else stay. An unprivileged user's QEMU always runs as that user. Raises
+    ``run_as`` is a uid, ``keep``, or ``auto``: nobody if nobody (with its group) can reach all the files (a cache
+    below /root cannot be reached), else stay. An unprivileged user's QEMU always runs as that user. Raises
     UsageError for other words.
     """
     if os.geteuid() != 0:
@@ -182,7 +183,10 @@ def choose_uid(run_as: str | int, read: Iterable[Path], write: Iterable[Path]) -
 
 def _open_to_all(path: Path) -> bool:
     path = path.resolve()
+    found = path.stat()
     need = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
-    if path.stat().st_mode & need != need:
+    # Files with keys in them are readable for QEMU's group only.
+    granted = found.st_mode | (found.st_mode >> 3 if found.st_gid == _NOBODY else 0)
+    if granted & need != need:
         return False
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)

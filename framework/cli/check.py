@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import ExitCode, UsageError
 from framework.common.progress import Answer
+from framework.conformance.baseline import load_baseline
 from framework.conformance.checker import check_file, replay
+from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
 from framework.conformance.explain import explain_rule, list_rules
-from framework.conformance.result import FAIL, NOT_CHECKED, NOT_EXERCISED, PASS, ConformanceResult
+from framework.conformance.result import NOT_CHECKED, NOT_EXERCISED, ConformanceResult
 from framework.conformance.rules_doc import board_tests, rules_table
 from framework.trace.reader import named_trace
 from mediator_ref import Deviation, Outcome
@@ -32,6 +35,7 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     check.add_argument("--strict", action="store_true", help="count known deviations as nonconformances")
     check.add_argument("--record", type=int, metavar="N", help="stop at record N and say what is decided there")
     check.add_argument("--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record")
+    add_policy(check)
     check.set_defaults(handler=_check)
 
     text = "explain a rule or a known deviation, with a good and a bad example"
@@ -43,6 +47,22 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
         "--table", action="store_true", help="all rules with sources and tests in Markdown, as in docs/rules.md"
     )
     explain.set_defaults(handler=_explain)
+
+
+def add_policy(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what of a result makes a command fail."""
+    command.add_argument(
+        "--fail-on",
+        choices=[str(policy) for policy in FailOn],
+        default=str(FailOn.NONCONFORMANCE),
+        help="what makes it fail: a nonconformance (default), also a known deviation that breaks isolation, or any",
+    )
+    command.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="the known deviations that are accepted, each with a reason and an end; others fail (docs/conformance.md)",
+    )
 
 
 def _explain(options: argparse.Namespace, output: Answer) -> int:
@@ -62,9 +82,12 @@ def _check(options: argparse.Namespace, output: Answer) -> int:
     named_trace(options.file)
     if options.record is not None:
         return _replay(options, output, deviations)
+    baseline = None if options.baseline is None else load_baseline(options.baseline)
     result = check_file(options.file, output.progress, deviations=deviations)
-    output.finish(result.to_json(), "\n".join(lines(result)))
-    return exit_code(result)
+    conclusion = conclude(result, FailOn(options.fail_on), baseline)
+    document = {**result.to_json(), "conclusion": asdict(conclusion)}
+    output.finish(document, "\n".join([conclusion.sentence, "", *lines(result)]))
+    return exit_code(conclusion)
 
 
 def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, Deviation] | None) -> int:
@@ -75,9 +98,11 @@ def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, D
     return ExitCode.FAILED if failed else ExitCode.GOOD
 
 
-def exit_code(result: ConformanceResult) -> ExitCode:
-    """The process's exit code for a result."""
-    return {PASS: ExitCode.GOOD, FAIL: ExitCode.FAILED}.get(result.verdict, ExitCode.INFRASTRUCTURE)
+def exit_code(conclusion: Conclusion) -> ExitCode:
+    """The process's exit code: what fails outweighs what is missing."""
+    if conclusion.failed:
+        return ExitCode.FAILED
+    return ExitCode.INFRASTRUCTURE if conclusion.kind is Kind.INCOMPLETE else ExitCode.GOOD
 
 
 def lines(result: ConformanceResult) -> Iterable[str]:

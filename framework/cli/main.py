@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from framework.cli import former
+from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 good, 1 nonconformance or failed test, 2 usage, 3 infrastructure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    # What is written here is run later: others never get to write it, whatever this process was started with.
+    os.umask(os.umask(0o022) | 0o022)
     parser = _parser()
     # These two may stand before or behind any subcommand; a default of its own would undo what stands before.
     options, rest = parser.parse_known_args(arguments, argparse.Namespace(quiet=False, json=False))
@@ -159,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
+    command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
+    add_policy(command)
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
@@ -172,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", _doctor, "say what is missing or broken, and how to mend it", sources)
     command = add("lock", _lock, "show the pins, or pin anew", sources)
     command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
+    command.add_argument(
+        "--unsigned", action="store_true", help="with --update: also where nothing can vouch for the archive's indexes"
+    )
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
     command.add_argument("--keep", type=mib, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
@@ -222,10 +229,11 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
+    from framework.conformance.conclusion import FailOn
     from framework.jobs.run import RunOptions, run
     from framework.report.markdown import summary
 
-    code, folder = run(
+    result = run(
         RunOptions(
             profile=options.profile,
             board=options.board,
@@ -237,17 +245,23 @@ def _run(options: argparse.Namespace, output: Output) -> int:
             mirrors=options.mirror,
             trace=not options.no_trace,
             tests=not options.no_tests,
+            fail_on=FailOn(options.fail_on),
+            baseline=options.baseline,
+            fail_fast=options.fail_fast,
             command=options.arguments,
         ),
         output.progress,
     )
-    report = json.loads((folder / "report.json").read_text())
     if options.json:
-        output.document(report)
+        output.document(result.document)
     else:
-        output.result(summary(report))
-        output.result(f"report: {folder / 'index.html'}")
-    return code
+        output.result(summary(result.document))
+        output.result(f"report: {result.folder / 'index.html'}")
+    if isinstance(result.failure, KeyboardInterrupt | OSError):
+        raise result.failure
+    if isinstance(result.failure, MedcheckError):
+        output.error(result.failure)
+    return result.code
 
 
 def _version(_options: argparse.Namespace, output: Output) -> int:
@@ -317,6 +331,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.lock import Lock
     from framework.common.paths import IMAGES
 
+    if options.unsigned and not options.update:
+        raise UsageError("--unsigned goes with --update", hint="without it nothing is asked of an archive")
     if not options.update:
         pins = Lock.load().pins.values()
         text = "\n".join(f"{pin.name:<44} {pin.version:<34} {pin.size:>9}" for pin in pins)
@@ -328,7 +344,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     if options.offline:
         raise UsageError("--update asks an archive, which --offline forbids", hint="leave one of the two out")
     mirrors = Mirrors.discover(option=options.mirror)
-    difference = update(IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml", mirrors, output.progress)
+    packages, lock = IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml"
+    difference = update(packages, lock, mirrors, output.progress, unsigned=options.unsigned)
     output.finish(difference.lines(), "\n".join(difference.lines()) or "nothing has changed")
     return ExitCode.GOOD
 

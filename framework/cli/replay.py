@@ -60,7 +60,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
         require_realtime()
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
-    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress, cpu=spec.cpu)
     store = SnapshotStore(progress=output.progress)
     logs, runs = _new_folder(options.logs), []
     with (

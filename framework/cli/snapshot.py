@@ -79,7 +79,7 @@ def _build(options: argparse.Namespace, output: Output) -> int:
     checkpoint = get_checkpoint(options.checkpoint)
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
-    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress, cpu=spec.cpu)
     store = SnapshotStore(progress=output.progress)
     begin = time.monotonic()
     with snapshot(store, spec, stack, checkpoint, output.progress) as found:

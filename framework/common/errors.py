@@ -6,7 +6,15 @@ reader can do about it. The command line prints exactly these three and never a 
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+def redacted(text: str) -> str:
+    """``text`` without the user names and passwords of the URLs in it: for logs, reports and errors."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 class ExitCode(IntEnum):
@@ -21,16 +29,17 @@ class ExitCode(IntEnum):
 class MedcheckError(Exception):
     """Base of everything medcheck raises on purpose.
 
-    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do.
+    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. No password
+    that an address carries gets into any of them.
     """
 
     exit_code: ExitCode = ExitCode.INFRASTRUCTURE
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
+        super().__init__(redacted(what))
+        self.what = redacted(what)
+        self.where = None if where is None else redacted(where)
+        self.hint = None if hint is None else redacted(hint)
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
@@ -69,6 +78,12 @@ class GuestError(InfrastructureError):
 
 class GuestCrash(MedcheckError):  # noqa: N818 - the crash is the event, "Error" would say less
     """A panic, assertion, stall or vanished domain was seen on a console while a test ran."""
+
+    exit_code = ExitCode.FAILED
+
+
+class NonconformanceError(MedcheckError):
+    """The mediator under test broke a rule while a job ran, which was asked to end then or cannot go on."""
 
     exit_code = ExitCode.FAILED
 

@@ -193,9 +193,8 @@ class Checker:
             verdict = PASS
         elif unchecked or rule.unobservable:
             verdict = NOT_CHECKED
-        return RuleResult(
-            id_, rule.title, rule.severity.value, verdict, passed, failed, deviations, unchecked, tuple(words)
-        )
+        counts = passed, failed, deviations, unchecked
+        return RuleResult(id_, rule.title, rule.severity.value, verdict, *counts, tuple(words), dict(reasons))
 
     def _deviations(self) -> Iterable[DeviationSeen]:
         tally = self._state.tally

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ NOT_EXERCISED = "not exercised"
 SEEN = "seen"
 NOT_SEEN = "not seen"
 
+RESULT_FILE = "conformance.json"
+"""What a test's board leaves beside its trace: the test's id as ``test``, and its result."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
@@ -22,7 +26,8 @@ class RuleResult:
     ``verdict`` is the worst that happened: ``fail``, ``deviation``, ``pass``, ``not checked`` (there was
     something to check and it never could be), ``not exercised`` (nothing the rule is about happened).
     ``passed`` and ``failed`` count checks, ``deviations`` those explained by a listed deviation,
-    ``not_checked`` those that could not be made, for the ``not_checked_reasons`` given.
+    ``not_checked`` those that could not be made, for the ``not_checked_reasons`` given; ``reasons`` counts them.
+    ``carried_by``: in a result over several traces, those that the verdict rests on.
     """
 
     id: str
@@ -34,6 +39,8 @@ class RuleResult:
     deviations: int = 0
     not_checked: int = 0
     not_checked_reasons: tuple[str, ...] = ()
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    carried_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Nonconformance:
     """Something the mediator did that it should not have done, and no listed deviation explains it.
 
     ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, from 1),
-    ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines.
+    ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines. ``where``: in a
+    result over several traces, the one that shows it.
     """
 
     rule: str
@@ -52,6 +60,7 @@ class Nonconformance:
     observed: str
     explanation: str
     segment: int = 1
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class DeviationSeen:
     evidence: str
     count: int
     report_privately: bool
+    carried_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +123,21 @@ class ConformanceResult:
     def to_json(self) -> dict[str, Any]:
         """For ``--json`` and ``report.json``: the fields, and ``verdict``."""
         return {"verdict": self.verdict, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ConformanceResult:
+        """The result that :meth:`to_json` was made of. Raises KeyError or TypeError for anything else."""
+        return cls(
+            data["events_checked"],
+            tuple(RuleResult(**_tuples(rule)) for rule in data["rules"]),
+            tuple(Nonconformance(**_tuples(found)) for found in data["nonconformances"]),
+            tuple(DeviationSeen(**_tuples(deviation)) for deviation in data["deviations"]),
+            tuple(data["gaps"]),
+            tuple(data["notes"]),
+            data["incomplete"],
+        )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

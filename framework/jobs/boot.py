@@ -26,7 +26,7 @@ def boot(
     if not sys.stdin.isatty():
         raise UsageError("`medcheck boot` needs a terminal", hint="scripts use pytest's fixtures or `medcheck run`")
     spec = with_guests(BoardSpec.load(board), domus)
-    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress)
+    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress, cpu=spec.cpu)
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Target(spec, stack, Path(folder)) as target:
         target.boot(output.progress)
         visit(target, output)

@@ -18,7 +18,7 @@ from framework.artifacts.qemu_bundle import GROUP, qemu_bundle
 from framework.artifacts.stack import all_pins
 from framework.artifacts.store import Store
 from framework.board.janitor import Janitor
-from framework.common.errors import ArtifactError, ExitCode, MedcheckError
+from framework.common.errors import ArtifactError, ExitCode, MedcheckError, redacted
 from framework.common.paths import IMAGES, cache_root
 from framework.common.terminal import Output
 
@@ -45,6 +45,8 @@ def examine(offline: bool, mirrors: str | None, output: Output) -> int:
     checks = (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans)
     for check in checks:
         findings += list(_guarded(check))
+    # What keeps the whole cache from being used is found by each that looks into it.
+    findings = list(dict.fromkeys(findings))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
     lines = [f"{signs[f.state]} {f.subject}: {f.text}" + (f"\n     -> {f.cure}" if f.cure else "") for f in findings]
     output.finish([finding.__dict__ for finding in findings], "\n".join(lines))
@@ -122,10 +124,10 @@ def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
         silent = "note"
     for base, reason in answers.items():
         if reason is None:
-            yield Finding(f"mirror {base}", "good", f"answers (named by {mirrors.origin})")
+            yield Finding(redacted(f"mirror {base}"), "good", f"answers (named by {mirrors.origin})")
         else:
             cure = f"check network and proxy, or name others in {MIRROR_VARIABLE}"
-            yield Finding(f"mirror {base}", silent, reason, cure)
+            yield Finding(redacted(f"mirror {base}"), silent, redacted(reason), cure)
 
 
 def _downloads() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from framework.artifacts.stack import Overrides
 from framework.common.errors import InfrastructureError
 from framework.common.paths import ROOT, SUITE
 from framework.common.progress import Progress
+from framework.conformance.result import RESULT_FILE, ConformanceResult
 from framework.report.model import BoardTestReport
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
@@ -73,7 +75,7 @@ def read_results(path: Path) -> Iterator[BoardTestReport]:
     """The tests in pytest's JUnit file, with what they noted (``user_properties``)."""
     seen: dict[str, BoardTestReport] = {}
     for case in ET.parse(path).getroot().iter("testcase"):
-        name = f"{case.get('classname', '').replace('.', '/')}::{case.get('name')}"
+        name = identifier(f"{case.get('classname', '')}::{case.get('name')}")
         bad = next((child for child in case if child.tag in _STATUS), None)
         properties = [(p.get("name"), p.get("value", "")) for p in case.iter("property")]
         report = BoardTestReport(
@@ -89,6 +91,30 @@ def read_results(path: Path) -> Iterator[BoardTestReport]:
         if name not in seen or seen[name].status == "passed":
             seen[name] = report
     yield from seen.values()
+
+
+def identifier(nodeid: str) -> str:
+    """A stimulus's id in reports, ``abi/test_rpc::test_x``: pytest's own id, or JUnit's class and name, without what
+    stands before the suite's folder."""
+    module, _, name = nodeid.partition("::")
+    parts = module.removesuffix(".py").replace(".", "/").split("/")
+    if "suite" in parts:
+        parts = parts[parts.index("suite") + 1 :]
+    return f"{'/'.join(parts)}::{name}"
+
+
+def results_of_stimuli(folder: Path) -> dict[str, ConformanceResult]:
+    """What the trace of each stimulus says, by the stimulus's id; the plugin left it beside the trace.
+
+    A stimulus with several boards has a number behind the id from its second on.
+    """
+    found: dict[str, ConformanceResult] = {}
+    for path in sorted((folder / "testcases").rglob(RESULT_FILE)):
+        data = json.loads(path.read_text())
+        name = identifier(data["test"])
+        same = sum(known.split("#")[0] == name for known in found)
+        found[f"{name}#{same + 1}" if same else name] = ConformanceResult.from_json(data)
+    return found
 
 
 def _slowdown(text: str) -> tuple[str, float]:

@@ -159,7 +159,10 @@ class DoorbellTransport:
         _, sequence, words, version = held.event.regs[:4]
         finished = self._sent != 0 and sequence == self._sent
         if finished:
-            self._answers.put((sequence, held.read_ipa(RESULTS, 8 * words) if words else b""))
+            try:
+                self._answers.put((sequence, held.read_ipa(RESULTS, 8 * words) if words else b""))
+            except TraceError as error:  # the words are the guest's
+                self._answers.put((sequence, GuestError(f"the probe's results cannot be read: {error.what}")))
             self._sent = 0
         waiting = self._next(self.linger_s if finished else 0.0)
         state, program = self._NONE, b""
@@ -191,6 +194,12 @@ class DoorbellTransport:
             if number == self._given:  # and not of an earlier program, which was given up
                 return answer
 
+    def fail(self, reason: GuestError) -> None:
+        """The program that was handed over last did not arrive."""
+        if self._sent:
+            self._answers.put((self._sent, reason))
+            self._sent = 0
+
     def hang_up(self, reason: GuestError) -> None:
         """Nobody will serve any more: whoever waits, or comes later, is told."""
         self._gone = reason
@@ -220,7 +229,11 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         self.socket = socket
         self._transports: dict[int | None, DoorbellTransport] = {}
         self._gone: GuestError | None = None
-        self._consumer = LiveConsumer(socket, hold={Kind.DOORBELL})
+        self._consumer = LiveConsumer(
+            socket,
+            hold={Kind.DOORBELL},
+            on_failed_write=lambda event, text: self.fail(event.domain, text),
+        )
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
 
     def __enter__(self) -> DoorbellServer:
@@ -244,6 +257,12 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.serve(held)
+
+    def fail(self, domid: int | None, text: str) -> None:
+        """A program could not be handed over: the mailbox is the guest's, which may take it away."""
+        transport = self._transports.get(domid) or self._transports.get(None)
+        if transport is not None:
+            transport.fail(GuestError(f"the probe's mailbox cannot be written: {text}"))
 
     def close(self) -> None:
         """Hang up. Whoever waits for a probe is told."""

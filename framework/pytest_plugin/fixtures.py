@@ -41,14 +41,14 @@ failed_key = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Stack:
+def stack(request: pytest.FixtureRequest, spec: BoardSpec) -> Stack:
     """The files of the stack under test; fetched and built first if that is allowed."""
     from framework.common.progress import Silent
     from framework.target.stack import open_store, prepare_stack
 
     offline = os.environ.get("MEDCHECK_OFFLINE") == "1"
     with wrong_use(request.config):
-        return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent())
+        return prepare_stack(overrides_of(request.config), open_store(offline=offline), Silent(), cpu=spec.cpu)
 
 
 @pytest.fixture(scope="session")

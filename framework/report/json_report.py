@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.conformance.result import ConformanceResult
 from framework.report.model import RunReport
 
 SCHEMA_VERSION = 1
@@ -34,9 +35,61 @@ def document(report: RunReport, folder: Path) -> dict[str, Any]:
         result[item.name] = _value(getattr(report, item.name), folder)
     for console in result["consoles"]:
         console["file"] = console.pop("path")
-    if result["conformance"] is None:
+    if report.conformance is None:
         del result["conformance"]
+    else:
+        result["conformance"] = _value(_conformance(report.conformance), folder)
+    if report.conclusion is None:
+        del result["conclusion"]
     return result
+
+
+def _conformance(result: ConformanceResult) -> dict[str, Any]:
+    """A result in the words of the contract; keys beyond those of the first version stand last."""
+    return {
+        "events_checked": result.events_checked,
+        "rules": [
+            {
+                "id": rule.id,
+                "title": rule.title,
+                "severity": rule.severity,
+                "verdict": rule.verdict,
+                "checked": rule.passed + rule.failed + rule.deviations,
+                "failed": rule.failed,
+                "not_checked": rule.not_checked,
+                "reasons": rule.not_checked_reasons,
+                "reason_counts": rule.reasons,
+                "deviations": rule.deviations,
+                "carried_by": rule.carried_by,
+            }
+            for rule in result.rules
+        ],
+        "nonconformances": [
+            {
+                "rule": found.rule,
+                "event": found.event,
+                "expected": found.expected,
+                "observed": found.observed,
+                "explanation": found.explanation,
+                "where": found.where,
+            }
+            for found in result.nonconformances
+        ],
+        "deviations": [
+            {
+                "id": deviation.id,
+                "rule": deviation.rule,
+                "status": deviation.status,
+                "evidence": deviation.evidence,
+                "report_privately": deviation.report_privately,
+                "count": deviation.count,
+                "carried_by": deviation.carried_by,
+            }
+            for deviation in result.deviations
+        ],
+        "gaps": result.gaps,
+        "incomplete": result.incomplete,
+    }
 
 
 def dump(content: Mapping[str, Any]) -> bytes:

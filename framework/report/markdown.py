@@ -42,9 +42,10 @@ def headline(content: Mapping[str, Any]) -> str:
         )
         if skipped:
             text += f"; {skipped:,} skipped"
-        if "conformance" in content:
-            text += f"; {plural(content['conformance']['events_checked'], 'event')} conform"
-        return text + "."
+        if "conclusion" not in content:
+            return f"{text}."
+        events = plural(content["conformance"]["events_checked"], "event")
+        return f"The mediator {content['conclusion']['sentence']}: {events} checked; {text}."
     # Further lines of a reason are the error's hint; the page shows them below, the terminal has already.
     lines = (content["reason"] or "").strip().splitlines() or ["No reason was recorded"]
     reason = one_line(lines[0])
@@ -85,7 +86,7 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
             f"{duration(seconds):>8} |"
         )
     yield from _failure_lines(content, text)
-    yield from _conformance_lines(content)
+    yield from _conformance_lines(content, text)
     yield from _test_lines(content, text)
     yield ""
     again = _code(content["reproduce"])
@@ -116,9 +117,8 @@ def _test_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Itera
     kinds = Counter(outcome(test["status"]) for test in tests)
     words: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "lost": "broken off", "skip": "skipped"}
     sums = ", ".join(f"{kinds[kind]:,} {word}" for kind, word in words.items() if kinds[kind])
-    known = sorted({line.split()[0] for test in tests for line in test["deviations"]})
     yield ""
-    yield f"Exact and hostile stimuli: {sums}." + (f" Known deviations seen: {', '.join(known)}." if known else "")
+    yield f"Exact and hostile stimuli: {sums}."
     bad = [test for test in tests if outcome(test["status"]) in ("fail", "lost")]
     for test in bad[:_LISTED]:
         yield f"- {text(test['id'])}: {text(test['error'] or test['status'])}"
@@ -126,7 +126,7 @@ def _test_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Itera
         yield f"- {plural(len(bad) - _LISTED, 'more failed test')} in the report"
 
 
-def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
+def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
     if "conformance" not in content:
         return
     conformance = content["conformance"]
@@ -139,11 +139,16 @@ def _conformance_lines(content: Mapping[str, Any]) -> Iterator[str]:
         f"{plural(len(conformance['nonconformances']), 'nonconformance')}, "
         f"{plural(seen, 'known deviation')} seen. Of {plural(len(conformance['rules']), 'rule')}: {counted or '–'}."
     )
+    for word in ("unexpected", "vanished"):
+        if names := content.get("conclusion", {}).get(word):
+            yield f"- against the baseline, {word}: {text(', '.join(names))}"
     broken = [rule["id"] for rule in conformance["rules"] if rule["verdict"] == "fail"]
     if broken:
         yield f"- broken: {', '.join(broken)}"
     for deviation in conformance["deviations"]:
-        if deviation["status"] == "seen":
+        if deviation["status"] == "not seen":
+            yield f"- {deviation['id']} had its occasion {deviation['count']} times and did not show"
+        else:
             private = f" ({TELL_FIRST})" if deviation["report_privately"] else ""
             yield f"- known deviation {deviation['id']} ({deviation['rule']}){private}"
 

@@ -1,4 +1,4 @@
-"""The content of a report. Plain frozen dataclasses: whoever runs something converts its results into these.
+"""The content of a report: plain frozen dataclasses that a job fills with its results.
 
 Times are in seconds; times "since power-on" share the clock of the console logs. Status words are kept as the
 source printed them; :func:`outcome` sorts them into the four kinds that a report tells apart.
@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from framework.conformance.conclusion import Conclusion
+from framework.conformance.result import ConformanceResult
+
 Verdict = Literal["pass", "fail", "infrastructure"]
 Outcome = Literal["pass", "fail", "skip", "lost"]
-RuleVerdict = Literal["pass", "fail", "deviation", "not checked", "not exercised"]
 
 _OUTCOMES: Mapping[str, Outcome] = {
     "ok": "pass", "pass": "pass", "passed": "pass",
@@ -140,55 +142,6 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class RuleReport:
-    """One rule of the reference: how often it was checked and how often it did not hold.
-
-    ``not_checked`` counts the occasions at which it could not be checked; ``reasons`` are sentences that say why.
-    """
-
-    id: str
-    title: str
-    severity: str
-    verdict: RuleVerdict
-    checked: int = 0
-    failed: int = 0
-    not_checked: int = 0
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class NonconformanceReport:
-    """One event that broke a rule; ``explanation`` is the whole story as preformatted text."""
-
-    rule: str
-    event: str
-    expected: str
-    observed: str
-    explanation: str = ""
-
-
-@dataclass(frozen=True)
-class DeviationReport:
-    """A known difference. ``report_privately``: an isolation finding, for the mediator's maintainers first."""
-
-    id: str
-    rule: str
-    status: Literal["seen", "not seen"]
-    evidence: str = ""
-    report_privately: bool = False
-
-
-@dataclass(frozen=True)
-class ConformanceReport:
-    """What the reference mediator had to say about the trace."""
-
-    events_checked: int
-    rules: tuple[RuleReport, ...] = ()
-    nonconformances: tuple[NonconformanceReport, ...] = ()
-    deviations: tuple[DeviationReport, ...] = ()
-
-
-@dataclass(frozen=True)
 class BoardTestReport:
     """One test of ``testcases/`` on a board of its own. ``status`` is passed, failed, error or skipped; ``error`` its
     first line; ``rules`` the rules that its trace exercised, with their verdicts (``STD-3=pass``); ``deviations``
@@ -205,7 +158,8 @@ class BoardTestReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``.
+    """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``; ``conformance`` adds up
+    all traces of the run, and ``conclusion`` is drawn from it.
 
     ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files
     of the report's folder worth naming; ``reproduce`` is the command line.
@@ -224,5 +178,6 @@ class RunReport:
     problems: tuple[Problem, ...] = ()
     consoles: tuple[ConsoleReport, ...] = ()
     artifacts: tuple[Path, ...] = ()
-    conformance: ConformanceReport | None = None
+    conformance: ConformanceResult | None = None
+    conclusion: Conclusion | None = None
     tests: tuple[BoardTestReport, ...] = ()

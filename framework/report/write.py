@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from framework.common.paths import atomic_write
 from framework.report import html, json_report, junit, markdown
 from framework.report.model import RunReport
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Write ``report.json``, ``junit.xml``, ``index.html`` and ``summary.md`` into ``folder``.
+def write_report(report: RunReport, folder: Path) -> dict[str, Any]:
+    """Write ``report.json``, ``junit.xml``, ``index.html`` and ``summary.md`` into ``folder``; returns the first.
 
     Console logs are read from where the report says they are. Everything is rendered and on disk before the
     first file gets its name: a failure half way (a full disk, say) leaves an older report as it was.
@@ -31,6 +32,7 @@ def write_report(report: RunReport, folder: Path) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+    return content
 
 
 def point_latest(reports_root: Path, folder: Path) -> Path:

@@ -27,9 +27,10 @@ def open_store(offline: bool = False, mirrors: str | None = None, progress: Prog
     return Store(cache_root(), mirrors=found, offline=offline, progress=progress or Silent())
 
 
-def prepare_stack(overrides: Overrides, store: Store, progress: Progress) -> Stack:
-    """The stack in the user's cache; refuses a Xen without mediator before anything boots."""
-    stack = prepare(cache_root(), store, Lock.load(), overrides, progress)
+def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu: str | None = None) -> Stack:
+    """The stack in the user's cache, for a board with this ``cpu`` if that is known; refuses a Xen without mediator
+    before anything boots."""
+    stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
     if MEDIATOR_TRACE not in stack.xen.read_bytes():
         raise InfrastructureError(
             "this Xen was built without a TEE mediator",

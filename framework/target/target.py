@@ -41,13 +41,21 @@ class Target(AbstractContextManager["Target"]):
     """A board that is brought up step by step and always taken down."""
 
     def __init__(
-        self, spec: BoardSpec, stack: Stack, run_dir: Path, *, trace: bool = False, board: Board | None = None
+        self,
+        spec: BoardSpec,
+        stack: Stack,
+        run_dir: Path,
+        *,
+        trace: bool = False,
+        board: Board | None = None,
+        lockstep: Path | None = None,
     ) -> None:
-        """``trace``: record every SMC into ``run_dir/trace/board.trace``."""
+        """``trace``: record every SMC into ``run_dir/trace/board.trace``; ``lockstep``: the socket of a consumer that
+        gets them as well (:class:`framework.trace.live.LiveConsumer`)."""
         self.spec = spec
         self.stack = stack
         self.trace = run_dir / "trace" / "board.trace" if trace else None
-        self.board = board or watch(Board(spec, stack, run_dir, **trace_options(spec, stack, self.trace)))
+        self.board = board or watch(Board(spec, stack, run_dir, **trace_options(spec, stack, self.trace, lockstep)))
         self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
@@ -56,6 +64,7 @@ class Target(AbstractContextManager["Target"]):
         self.idle_timeout = 30.0
         """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
         self._begin = time.monotonic()
+        self._abort: MedcheckError | None = None
 
     def __enter__(self) -> Target:
         return self
@@ -153,8 +162,15 @@ class Target(AbstractContextManager["Target"]):
                 self._phase(f"{guest.name} ready", self.guests[guest.name].wait_ready)
                 task.advance()
 
+    def abort(self, error: MedcheckError) -> None:
+        """Have whatever waits for this board end with ``error``; from any thread."""
+        self._abort = error
+        self.board.alarm(error)
+
     def check_alive(self) -> None:
         """Raise what went wrong on this board, if anything that ends the work did."""
+        if self._abort is not None:
+            raise self._abort
         if not self.board.alive:
             raise self.board.death()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.jobs.run import slowdown_of
+from framework.jobs.run_report import slowdown_of
 from framework.jobs.testsuite import read_results
 from framework.report.model import BoardTestReport, GuestReport
 from framework.report.write import write_report

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from framework.conformance.conclusion import Conclusion, FailOn, Kind
+from framework.conformance.result import ConformanceResult, DeviationSeen, Nonconformance, RuleResult
 from framework.report import model
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[31mred\x1b[0m\x00\u202egnp.exe\ud800]]>"
@@ -74,30 +76,27 @@ def guest(name: str, domid: int, *, failing: bool, scale: float = 1, factor: flo
     return model.GuestReport(name, domid, model.XtestReport(tuple(cases), totals, int(failing)), slowdown=factor)
 
 
-def conformance() -> model.ConformanceReport:
+def conformance() -> ConformanceResult:
     """Rules of every verdict, a nonconformance and deviations, one of them private."""
-    verdicts: tuple[model.RuleVerdict, ...] = ("pass", "pass", "pass", "not exercised", "not checked")
+    verdicts = ("pass", "pass", "pass", "not exercised", "not checked")
     groups = (("DISP", "abi"), ("MEM", "isolation"), ("RPC", "correctness"), ("LIM", "availability"))
     rules = [
-        model.RuleReport(
+        RuleResult(
             f"{group}-{i}", f"What {group} rule number {i} demands of every call", severity,
-            verdicts[i % 5], 0 if i % 5 > 2 else 40123 // (i + 1),
+            verdicts[i % 5], 0 if i % 5 > 2 else 40123 // (i + 1), 0, carried_by=("run", HOSTILE),
         )
         for group, severity in groups
         for i in range(1, 9)
     ]  # fmt: skip
+    freed = "Shared memory is freed when a domain dies in an RPC"
+    rules.append(RuleResult("RPC-12", freed, "availability", "fail", 310, 2))
+    released = "A buffer is released by what registered it"
+    rules.append(RuleResult("MEM-11", released, "isolation", "deviation", 85, 0, 3))
     rules.append(
-        model.RuleReport(
-            "RPC-12", "Shared memory is freed when a domain dies in an RPC", "availability", "fail", 312, 2
-        )
-    )
-    rules.append(
-        model.RuleReport("MEM-11", "A buffer is released by what registered it", "isolation", "deviation", 88, 3)
-    )
-    rules.append(
-        model.RuleReport(
-            "STD-9", "A completed call writes back the outputs", "isolation", "not checked",
-            not_checked=7, reasons=("the page was not observed (6x)", HOSTILE),
+        RuleResult(
+            "STD-9", "A completed call writes back the outputs", "isolation", "not checked", 0, 0,
+            not_checked=7, not_checked_reasons=("the page was not observed (6x)", HOSTILE),
+            reasons={"the page was not observed": 6, HOSTILE: 1},
         )
     )  # fmt: skip
     explanation = (
@@ -108,26 +107,26 @@ def conformance() -> model.ConformanceReport:
         "state before: domain 2: 3 calls in flight, 12 shared buffers, 44 pages pinned\n"
         "replay: medcheck trace replay trace/run.mct --until 18734"
     )
-    return model.ConformanceReport(
+    call, unpinned = "#18734 CALL_RETURN_FROM_RPC of domain 2", ("44 pages unpinned", "41 pages unpinned")
+    return ConformanceResult(
         events_checked=48211,
         rules=tuple(rules),
         nonconformances=(
-            model.NonconformanceReport(
-                "RPC-12",
-                "#18734 CALL_RETURN_FROM_RPC of domain 2",
-                "44 pages unpinned",
-                "41 pages unpinned",
-                explanation,
-            ),
-            model.NonconformanceReport("RPC-12", f"#19001 {HOSTILE}", HOSTILE, HOSTILE, HOSTILE),
+            Nonconformance("RPC-12", 18734, 2, call, *unpinned, explanation, where="run"),
+            Nonconformance("RPC-12", 19001, 2, f"#19001 {HOSTILE}", HOSTILE, HOSTILE, HOSTILE, where=HOSTILE),
         ),
         deviations=(
-            model.DeviationReport(
-                "D3", "MEM-11", "seen", "3 of 88 buffers, first at event 7101", report_privately=True
-            ),
-            model.DeviationReport("D7", "LIM-2", "not seen", "stimulus present 14 times"),
+            DeviationSeen("D3", "MEM-11, MEM-7", "seen", "3 of 88 buffers, first at event 7101", 3, True, (HOSTILE,)),
+            DeviationSeen("D7", "LIM-2, MEM-11", "not seen", "stimulus present 14 times", 14, False),
         ),
+        gaps=(f"run: {HOSTILE}",),
     )
+
+
+def conclusion() -> Conclusion:
+    """What is drawn of :func:`conformance`, with names out of a hostile baseline."""
+    names = ("D3",), ("D3",), (HOSTILE,), (HOSTILE,), ("RPC-12",)
+    return Conclusion(Kind.NONCONFORMING, f"does not conform: {HOSTILE}", True, FailOn.ISOLATION, *names)
 
 
 def consoles(folder: Path, lines: int = 40) -> tuple[model.ConsoleReport, ...]:
@@ -179,5 +178,6 @@ def sample(folder: Path, *, scale: float = 1, failing: bool = True, lines: int =
         consoles=consoles(folder, lines),
         artifacts=(folder / "trace" / "run.mct",),
         conformance=conformance() if failing else None,
+        conclusion=conclusion() if failing else None,
         reproduce="./medcheck run --profile standard --xen ~/xen/xen/xen --xen-syms ~/xen/xen/xen-syms",
     )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from framework.common.disclosure import TELL_FIRST
+from framework.conformance.result import DeviationSeen
 from framework.report import html, json_report, model, timeline
 from testcases.unit.report.sample import HOSTILE, sample
 
@@ -72,7 +73,7 @@ def poisoned(value: Any) -> Any:
         return {poisoned(key): poisoned(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # Words that the model fixes cannot come from a guest; console names come from the board.
-        fixed = {"verdict"} | ({"status"} if isinstance(value, model.DeviationReport) else set())
+        fixed = {"verdict", "kind"} | ({"status"} if isinstance(value, DeviationSeen) else set())
         changes = {f.name: poisoned(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in fixed}
         return dataclasses.replace(value, **changes)
     return value

@@ -1,0 +1,78 @@
+"""Judging a board while it runs: the first nonconformance is said at once, and may end the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+
+from framework.common.errors import NonconformanceError
+from framework.common.progress import Progress
+from framework.conformance.live import LiveCheck
+from framework.target.target import Target
+from framework.trace.live import Held
+from mediator_ref import RULES, Verdict
+
+HOPELESS = 10_000
+"""Nonconformances of one rule after which a run ends by itself: a guest that repeats a call which the mediator answers
+wrongly (a driver that tries again and again, say) makes no progress, however long one waits."""
+
+_REST_SECONDS = 60.0
+"""How long the check may take to catch up with a board that has ended."""
+
+
+class LiveWatch(AbstractContextManager["LiveWatch"]):
+    """A check beside a running board, to which the board's plugin connects at :attr:`socket`.
+
+    It only speaks up early; the verdict of the run is that of its trace file. ``fail_fast``: the first nonconformance
+    ends every wait for the board.
+    """
+
+    def __init__(self, progress: Progress, *, fail_fast: bool = False) -> None:
+        # Not in the report's folder: a socket's path is at most 107 characters.
+        self._folder = tempfile.TemporaryDirectory(prefix="medcheck-")
+        # QEMU may run as another user.
+        Path(self._folder.name).chmod(0o711)
+        self.socket = Path(self._folder.name) / "live"
+        self._progress = progress
+        self._fail_fast = fail_fast
+        self._target: Target | None = None
+        self._seen: Counter[str] = Counter()
+        self._check = LiveCheck(self.socket, on_verdict=self._on_verdict, connect_s=_REST_SECONDS)
+
+    def __enter__(self) -> LiveWatch:
+        self._check.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._check.join(_REST_SECONDS)
+        self._check.close()
+        self._folder.cleanup()
+
+    def watch(self, target: Target) -> None:
+        """Name the board whose waits are to end when it is hopeless."""
+        self._target = target
+        # This consumer never makes a vCPU wait: a CPU that seems to sleep is not held by it.
+        target.board.in_lockstep = False
+
+    def _on_verdict(self, held: Held, verdict: Verdict) -> None:
+        """In the check's thread."""
+        self._seen[verdict.rule] += 1
+        count = self._seen[verdict.rule]
+        if count == 1:
+            where = f"record {held.event.seq}" + ("" if verdict.domid is None else f", domain {verdict.domid}")
+            self._progress.say(f"nonconformance: {verdict.rule} ({RULES[verdict.rule].title}) at {where}")
+        if self._target is not None and (self._fail_fast or count == HOPELESS):
+            how = "at the first" if self._fail_fast else f"after {count} of its kind"
+            self._target.abort(
+                NonconformanceError(
+                    f"{verdict.rule} broken: {verdict.reason}; the run ends {how}",
+                    where=f"record {held.event.seq}",
+                    hint=f"`medcheck explain {verdict.rule}` says what the rule demands",
+                )
+            )

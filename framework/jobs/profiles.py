@@ -1,0 +1,38 @@
+"""What one run exercises: ``images/profiles.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from framework.common.paths import IMAGES
+from framework.common.yaml_source import Source
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One choice of xtest cases and stimuli. ``cases`` None means the whole suite; ``tests`` are pytest's arguments
+    that choose from the suite, none for no tests."""
+
+    name: str
+    cases: tuple[str, ...] | None
+    tests: tuple[str, ...] = ()
+
+
+def profiles(path: Path | None = None) -> dict[str, Profile]:
+    """All profiles of ``images/profiles.yaml``, or of ``path``. Raises ConfigError, whatever is wrong with it."""
+    source = Source(path or IMAGES / "profiles.yaml")
+    result = {}
+    for name, node in source.mapping(source.root(), "the profiles").items():
+        entry = source.record(node, f"profile {name}", ("cases",), ("tests",))
+        everything = isinstance(entry["cases"], yaml.ScalarNode) and entry["cases"].value == "all"
+        cases = None if everything else _words(source, entry["cases"], f"profile {name}: cases")
+        tests = _words(source, entry["tests"], f"profile {name}: tests") if "tests" in entry else ()
+        result[name] = Profile(name, cases, tests)
+    return result
+
+
+def _words(source: Source, node: yaml.Node, what: str) -> tuple[str, ...]:
+    return tuple(source.text(item, what) for item in source.items(node, what))

@@ -1,0 +1,142 @@
+"""The report of a run: what was found, put into one verdict and the report's own words."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import psutil
+
+from framework.artifacts.stack import Stack
+from framework.common.errors import ExitCode, GuestCrash, redacted
+from framework.conformance.baseline import Baseline
+from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
+from framework.conformance.merge import merge
+from framework.conformance.result import ConformanceResult
+from framework.guests.xtest import XtestResult
+from framework.report import model
+from framework.target.target import Target
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found: xtest's results by guest, what each trace says (``run``, and the stimuli by id), the stimuli,
+    and what ended the run early."""
+
+    xtest: Mapping[str, XtestResult]
+    traces: Mapping[str, ConformanceResult]
+    tests: tuple[model.BoardTestReport, ...]
+    failure: BaseException | None
+
+
+def report_of(
+    found: Found,
+    target: Target,
+    fail_on: FailOn,
+    baseline: Baseline | None,
+    profile: str,
+    command: Sequence[str],
+    started: datetime,
+    seconds: float,
+) -> tuple[model.RunReport, ExitCode]:
+    """The report, and the exit code that its verdict means."""
+    conformance = merge(found.traces) if found.traces else None
+    conclusion = None
+    if conformance is not None:
+        conclusion = conclude(conformance, fail_on, baseline, version_of(target.stack))
+    verdict, reason = verdict_of(found, conclusion)
+    problems = (model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problems)
+    report = model.RunReport(
+        verdict=verdict,
+        reason=reason,
+        profile=profile,
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+        host=_host(),
+        stack=tuple(model.ComponentReport(c.name, c.version, c.sha256, c.origin) for c in target.stack.components),
+        guests=tuple(_guest(guest.name, target, found) for guest in target.spec.guests),
+        timings=tuple(model.Timing(phase.name, phase.end) for phase in target.phases),
+        problems=tuple(problems),
+        consoles=tuple(model.ConsoleReport(name, console.log) for name, console in target.board.consoles.items()),
+        artifacts=(target.trace,) if target.trace is not None and target.trace.exists() else (),
+        conformance=conformance,
+        conclusion=conclusion,
+        tests=found.tests,
+        reproduce=redacted(shlex.join(["./medcheck", *command])),
+    )
+    code = {"pass": ExitCode.GOOD, "fail": ExitCode.FAILED, "infrastructure": ExitCode.INFRASTRUCTURE}[verdict]
+    return report, code
+
+
+def version_of(stack: Stack) -> str | None:
+    """The version of the mediator under test, as far as the stack knows it: Xen's."""
+    return next((component.version for component in stack.components if component.name.startswith("Xen")), None)
+
+
+def verdict_of(found: Found, conclusion: Conclusion | None) -> tuple[model.Verdict, str | None]:
+    """The verdict of a run, and in a sentence why it is not ``pass``.
+
+    What the traces prove comes first, whatever ended the run; then what ended it, then what failed, then what is
+    missing.
+    """
+    failure = found.failure
+    reasons = []
+    if conclusion is not None and conclusion.failed:
+        policy = "" if conclusion.kind is Kind.NONCONFORMING else f" (--fail-on {conclusion.fail_on})"
+        reasons.append(f"the mediator {conclusion.sentence}{policy}")
+    if failure is not None:
+        said = "interrupted" if isinstance(failure, KeyboardInterrupt) else str(failure)
+        if not reasons and not isinstance(failure, GuestCrash):
+            return "infrastructure", said
+        reasons.append(said)
+    reasons += [f"xtest in {name}: {result.reason}" for name, result in found.xtest.items() if not result.good]
+    bad = [test.id for test in found.tests if test.status not in ("passed", "skipped")]
+    if bad:
+        reasons.append(f"{len(bad)} of {len(found.tests)} tests failed, first {bad[0]}")
+    if reasons:
+        return "fail", "; ".join(reasons)
+    if conclusion is not None and conclusion.kind is Kind.INCOMPLETE:
+        return "infrastructure", f"the evidence is {conclusion.sentence}"
+    return "pass", None
+
+
+def slowdown_of(guest: str, tests: Sequence[model.BoardTestReport]) -> float | None:
+    """The largest slowdown that a test measured of a guest of this name; None: it was not measured."""
+    return max((test.slowdowns[guest] for test in tests if guest in test.slowdowns), default=None)
+
+
+def _guest(name: str, target: Target, found: Found) -> model.GuestReport:
+    guest = target.guests.get(name)
+    domid = guest.domid if guest else None
+    return model.GuestReport(name, domid, _xtest(found.xtest.get(name)), slowdown_of(name, found.tests))
+
+
+def _xtest(result: XtestResult | None) -> model.XtestReport | None:
+    if result is None:
+        return None
+    cases = tuple(
+        model.CaseReport(
+            case.id, case.title, case.status, case.seconds,
+            tuple(model.SubtestReport(sub.id, sub.status, sub.error, sub.title) for sub in case.subtests),
+            case.error,
+        )
+        for case in result.cases
+    )  # fmt: skip
+    # The parser's counts are whole numbers or None, and `agree` is a truth value.
+    totals = model.TotalsReport(**cast(Any, result.totals))
+    return model.XtestReport(cases, totals, result.exit_code, problems=tuple(result.problems))
+
+
+def _host() -> dict[str, object]:
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": psutil.virtual_memory().total >> 20,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": sys.version.split()[0],
+    }

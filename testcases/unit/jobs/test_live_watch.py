@@ -1,0 +1,78 @@
+"""What a run says and does about a nonconformance while the board still runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+from framework.common.errors import MedcheckError, NonconformanceError
+from framework.common.progress import Silent
+from framework.jobs.live_watch import HOPELESS, LiveWatch
+from mediator_ref import Outcome, Verdict
+
+
+class Said(Silent):
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@contextmanager
+def watch(fail_fast: bool = False) -> Iterator[tuple[LiveWatch, Said, list[MedcheckError]]]:
+    """A watch of a board that never comes."""
+    said, ended = Said(), list[MedcheckError]()
+    live = LiveWatch(said, fail_fast=fail_fast)
+    target: Any = SimpleNamespace(abort=ended.append, board=SimpleNamespace(in_lockstep=True))
+    live.watch(target)
+    assert not target.board.in_lockstep, "its waits are judged as those of a board that is not held"
+    with suppress(ConnectionAbortedError), live:
+        yield live, said, ended
+        raise ConnectionAbortedError
+
+
+def decide(live: LiveWatch, rule: str, seq: int = 7) -> None:
+    held: Any = SimpleNamespace(event=SimpleNamespace(seq=seq))
+    live._on_verdict(held, Verdict(rule, Outcome.FAIL, seq, domid=1, reason="the call reached EL3"))
+
+
+def test_the_first_of_each_rule_is_said_at_once_and_the_run_goes_on() -> None:
+    with watch() as (live, said, ended):
+        for rule in ("DISP-2", "DISP-2", "STD-5"):
+            decide(live, rule)
+        assert [line.split(" (")[0] for line in said.lines] == ["nonconformance: DISP-2", "nonconformance: STD-5"]
+        assert said.lines[0].endswith("at record 7, domain 1")
+        assert ended == []
+
+
+def test_fail_fast_ends_the_run_at_the_first() -> None:
+    with watch(fail_fast=True) as (live, _, ended):
+        decide(live, "DISP-2")
+        (error,) = ended
+        assert isinstance(error, NonconformanceError)
+        assert error.exit_code == 1
+        assert "DISP-2 broken: the call reached EL3" in error.what
+
+
+def test_the_same_nonconformance_again_and_again_is_no_progress() -> None:
+    with watch() as (live, said, ended):
+        for _ in range(HOPELESS - 1):
+            decide(live, "FAST-1")
+        assert ended == []
+        decide(live, "FAST-1")
+        decide(live, "FAST-1")
+        assert len(ended) == 1
+        assert f"after {HOPELESS} of its kind" in ended[0].what
+        assert len(said.lines) == 1
+
+
+def test_nothing_is_left_behind_by_a_run_that_breaks_off() -> None:
+    with watch() as (live, _, _):
+        folder = live.socket.parent
+        assert live.socket.exists()
+    assert not folder.exists()
