@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from framework.common.paths import ROOT
+from framework.conformance.baseline import load_baseline
 from framework.console.crash_signatures import CRASH_SIGNATURES
 from mediator_ref import RULES
 from testcases.style.test_house import ROOMS
@@ -61,6 +63,13 @@ def test_crash_signatures_are_explained() -> None:
 def test_rooms_are_described() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `((?:framework|mediator_ref)[\w.]*)` \|", text, re.MULTILINE) == list(ROOMS)
+
+
+def test_the_baseline_of_the_papers_can_be_read(tmp_path: Path) -> None:
+    (text,) = [text for language, text in pages.fences(ROOT / "docs/conformance.md") if language == "yaml"]
+    path = tmp_path / "baseline.yaml"
+    path.write_text(textwrap.dedent(text))
+    assert set(load_baseline(path).waivers) == {"D8"}
 
 
 def _told() -> str:
