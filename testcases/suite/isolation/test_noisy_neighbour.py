@@ -20,7 +20,6 @@ from ..lib.random_calls import function_id, message, word
 
 if TYPE_CHECKING:
     from framework.pytest_plugin.probes import MakeProbe, Slowdown
-
     from framework.target.target import Target
 
 CASES = ("1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008")

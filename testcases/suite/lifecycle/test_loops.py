@@ -33,7 +33,6 @@ from ..lib.domains import REQUESTS, free_pages
 
 if TYPE_CHECKING:
     from framework.pytest_plugin.probes import Deviations, MakeProbe
-
     from framework.target.target import Target
 
 PARTITIONS = 4
