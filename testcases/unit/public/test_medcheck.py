@@ -19,7 +19,8 @@ def declared() -> set[str]:
     tree = ast.parse(Path(medcheck.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {alias.asname or alias.name for node in imports for alias in node.names} | {ast.unparse(node.target) for node in block.body if isinstance(node, ast.AnnAssign)}
+    annotated = {ast.unparse(node.target) for node in block.body if isinstance(node, ast.AnnAssign)}
+    return annotated | {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def test_type_checkers_and_the_interpreter_know_the_same_names() -> None:
