@@ -60,8 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{old}: the name of {new} until 0.2")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def translate_markers(items: list[pytest.Item]) -> None:
     """Give each item that carries an old marker the new one, with the same arguments."""
     for item in items:
         for old, new in MARKERS.items():

@@ -7,6 +7,7 @@ from collections.abc import Generator
 import pytest
 
 from framework.pytest_plugin.fixtures import failed_key, target_key
+from framework.pytest_plugin.former import translate_markers
 from framework.pytest_plugin.verdict import BOARD_FIXTURES
 
 _TAIL_LINES = 25
@@ -19,10 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A board's users carry ``mc_board``. A probe's board begins where dom0 is ready, unless another checkpoint was
     asked for, and is traced.
     """
+    translate_markers(items)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & BOARD_FIXTURES:
             item.add_marker(pytest.mark.mc_board)
+            # Its name of 0.1, for those who say -m "not board".
+            item.add_marker(pytest.mark.board)
         if "make_probe" in fixtures:
             item.add_marker(pytest.mark.mc_traced)
             if item.get_closest_marker("mc_checkpoint") is None:

@@ -41,7 +41,7 @@ def _imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return {name for name in names if name.split(".")[0] in ("framework", "mediator_ref", "testcases")}
+    return {name for name in names if name.split(".")[0] in ("framework", "mediator_ref", "medcheck", "testcases")}
 
 
 def _room(module: str) -> str:
