@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from framework.cli import former
 from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     try:
         with output:
+            former.tell(options, output)
             code = int(options.handler(options, output))
             sys.stdout.flush()
     except MedcheckError as error:

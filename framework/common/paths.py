@@ -21,8 +21,17 @@ PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
 """The checkout, or the folder that the wheel was installed into."""
 
-IMAGES = ROOT / "images"
+INSTALLED = (PACKAGE / "images").is_dir()
+"""Whether this is an installed wheel, which has images and suite inside its package, and no tests of the project's own.
+
+In a checkout (and an editable installation of it) they lie beside the package.
+"""
+
+IMAGES = (PACKAGE if INSTALLED else ROOT) / "images"
 """The project's own inputs: lock file, board descriptions, recipes, configuration, patches."""
+
+SUITE = PACKAGE / "suite" if INSTALLED else ROOT / "testcases" / "suite"
+"""The conformance suite: pytest files, run with the configuration ``suite.ini`` beside them."""
 
 
 CACHE_FOLDERS = (

@@ -1,4 +1,4 @@
-"""The project's board tests as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
+"""The conformance suite as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from framework.artifacts.stack import Overrides
 from framework.common.errors import InfrastructureError
-from framework.common.paths import ROOT
+from framework.common.paths import ROOT, SUITE
 from framework.common.progress import Progress
 from framework.conformance.result import RESULT_FILE, ConformanceResult
 from framework.report.model import BoardTestReport
@@ -24,18 +24,20 @@ _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 def run_stimuli(
     selection: Sequence[str], overrides: Overrides, board: str, domus: int | None, folder: Path, progress: Progress
 ) -> tuple[BoardTestReport, ...]:
-    """Run pytest on ``selection`` (its own arguments: paths, ``-k``, ``-m``) with the parts under test.
+    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``) chooses.
 
     Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks.
     """
     results = folder / "testcases.xml"
     log = folder / "testcases.log"
-    command = [sys.executable, "-m", "pytest", *selection, "-q", "-rN", "-p", "no:cacheprovider"]
-    command += [f"--junitxml={results.absolute()}", f"--board-logs={(folder / 'testcases').absolute()}"]
-    # pytest runs in the project's folder, wherever the user is.
+    # The suite's own configuration, and ids that begin in it: the same from a checkout and from a wheel.
+    suite = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}", str(SUITE)]
+    command = [sys.executable, "-m", "pytest", *suite, *selection, "-q", "-rN", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={results.absolute()}", f"--mc-board-logs={(folder / 'testcases').absolute()}"]
+    # pytest runs beside the packages, wherever the user is.
     if "/" in board or board.endswith(".yaml"):
         board = str(Path(board).absolute())
-    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"]), *_parts(overrides)]
+    command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"]), *_parts(overrides)]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
@@ -60,7 +62,7 @@ def run_stimuli(
 def _parts(overrides: Overrides) -> Iterator[str]:
     for name, value in overrides.__dict__.items():
         if value is not None:
-            yield f"--{name.replace('_', '-')}={value}"
+            yield f"--mc-{name.replace('_', '-')}={value}"
 
 
 def _dots(piece: bytes) -> int:

@@ -92,7 +92,7 @@ class SnapshotStore:
         self._progress = progress or Silent()
         self._tmpfs = tmpfs
         self._copies = TmpfsCache(self.root, tmpfs, self._alone, self._progress.say, most_memory)
-        self._most = mib_of("MEDCHECK_SNAPSHOTS_MIB", DEFAULT_BOUND)
+        self._most = mib_of("MEDCHECK_SNAPSHOTS_MIB", DEFAULT_BOUND, former="MEDCHECK_TEMPLATES_MIB")
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Snapshot]:

@@ -50,9 +50,12 @@ def default_bound() -> int:
     return mib_of("MEDCHECK_TMPFS_MIB", max(psutil.virtual_memory().total // 4, MOST_RAM))
 
 
-def mib_of(variable: str, default: int) -> int:
-    """Return the bytes that a variable of the environment gives in MiB. Raises UsageError when it is no number."""
-    given = os.environ.get(variable, "")
+def mib_of(variable: str, default: int, former: str = "") -> int:
+    """Return the bytes that a variable of the environment, or by its ``former`` name, gives in MiB.
+
+    Raises UsageError when it is no number.
+    """
+    given = os.environ.get(variable, "") or os.environ.get(former, "")
     if not given:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", given):

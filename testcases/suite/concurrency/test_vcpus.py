@@ -33,7 +33,7 @@ def meet(index: int, count: int) -> tuple[Op, ...]:
     return SetFlag(index, 1, add=True), WaitFlag(index, count)
 
 
-@pytest.mark.rule("R5", "R14", "STD-6")
+@pytest.mark.mc_rule("R5", "R14", "STD-6")
 def test_r14_two_calls_at_once(make_probe) -> None:  # type: ignore[no-untyped-def]
     """Two vCPUs invoke a TA at the same time, again and again: each gets its own result in its own page."""
     probe = make_probe("pair", vcpus=2)
@@ -57,7 +57,7 @@ def test_r14_two_calls_at_once(make_probe) -> None:  # type: ignore[no-untyped-d
     ]
 
 
-@pytest.mark.rule("R12", "R14", "RPC-1")
+@pytest.mark.mc_rule("R12", "R14", "RPC-1")
 def test_r12_a_call_moves_to_another_vcpu(make_probe) -> None:  # type: ignore[no-untyped-def]
     """A call that one vCPU began is resumed by another: the thread is the domain's, not the vCPU's."""
     probe = make_probe("pair", vcpus=2)
@@ -69,7 +69,7 @@ def test_r12_a_call_moves_to_another_vcpu(make_probe) -> None:  # type: ignore[n
     assert decode_arg(page.data).ret == TEE_ITEM_NOT_FOUND
 
 
-@pytest.mark.rule("R12", "R14", "RPC-1")
+@pytest.mark.mc_rule("R12", "R14", "RPC-1")
 def test_r12_only_one_of_two_resumes_a_call(make_probe) -> None:  # type: ignore[no-untyped-def]
     """Two vCPUs resume the same thread at the same time: one goes on with the call, the other gets ERESUME."""
     probe = make_probe("pair", vcpus=2)
@@ -103,7 +103,7 @@ def _known(page: tuple[int, int]) -> tuple[Op, ...]:
     return (RpcPage(ipa, ipa),)
 
 
-@pytest.mark.rule("R5", "R7", "R14")
+@pytest.mark.mc_rule("R5", "R7", "R14")
 def test_r5_fast_calls_while_a_call_waits(make_probe) -> None:  # type: ignore[no-untyped-def]
     """One vCPU's call is suspended in the guest; another's calls are answered meanwhile, each within a second."""
     probe = make_probe("pair", vcpus=2)

@@ -1,6 +1,6 @@
 """The isolation findings of the list of deviations, as far as the guest's own view shows them.
 
-D1, D2, D11, D13, D14: the Xen security team is told before details are published.
+The mediator's maintainers are told of each before details are published: see SECURITY.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ COMMS = 2
 LIES = 4
 
 
-@pytest.mark.rule("R8", "R22", "RPC-8", "D1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R22", "RPC-8", "D1")
 def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """A reply to SHM_ALLOC that names an address instead of a page list never reaches OP-TEE."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
@@ -48,7 +49,8 @@ def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # 
     assert (call.x0, call.arg.ret != 0) == (0, True)
 
 
-@pytest.mark.rule("R8", "MEM-4", "MEM-8", "MEM-10", "D2")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-4", "MEM-8", "MEM-10", "D2")
 def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """A NULL buffer with the cookie of registered memory does not unregister it."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
@@ -62,7 +64,8 @@ def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> No
         return
 
 
-@pytest.mark.rule("R8", "RPC-4", "RPC-8", "D11")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "RPC-4", "RPC-8", "D11")
 def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """OP-TEE asked for memory: a page list in the reply is translated or refused, whatever the reply's ``cmd`` says.
 
@@ -85,7 +88,8 @@ def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> No
     assert not asked or any(param.c == cookie for param in asked[0].params)
 
 
-@pytest.mark.rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
 def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """OP-TEE asked for a file: a reply that calls itself SHM_ALLOC's shares no memory, and costs no slot."""
     probe = make_probe("liar")
@@ -107,7 +111,8 @@ def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None
     assert not refused
 
 
-@pytest.mark.rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
 def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """An ALLOC answered with the cookie of another call's RPC page is refused, and that page lives on.
 
@@ -131,7 +136,8 @@ def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, d
     second.finish()
 
 
-@pytest.mark.rule("R8", "MEM-8", "MEM-10", "D14")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-8", "MEM-10", "D14")
 def test_d14_shm_free_releases_only_what_was_given(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """A NULL answer to SHM_ALLOC under the cookie of registered memory: OP-TEE's SHM_FREE does not unregister it."""
     assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0

@@ -16,7 +16,8 @@ from framework.probe.message import (
     tmem,
 )
 from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
-from testcases.suite.lifecycle.test_loops import REQUESTS, free_pages
+
+from ..lib.domains import REQUESTS, free_pages
 
 
 def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
@@ -24,7 +25,8 @@ def free_memory(dom0) -> int:  # type: ignore[no-untyped-def]
     return int(dom0.xl.info()["free_memory"])
 
 
-@pytest.mark.rule("R1", "R21", "LIFE-2", "LIFE-3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R1", "R21", "LIFE-2", "LIFE-3")
 @pytest.mark.parametrize("point", REQUESTS, ids=lambda point: point.name)
 def test_r1_destroyed_while_a_call_waits(make_probe, target, point: object) -> None:  # type: ignore[no-untyped-def]
     """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
@@ -40,7 +42,8 @@ def test_r1_destroyed_while_a_call_waits(make_probe, target, point: object) -> N
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
 
 
-@pytest.mark.rule("R1", "R8", "R18", "R21", "LIFE-3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R1", "R8", "R18", "R21", "LIFE-3")
 def test_r21_destroyed_with_everything_it_may_have(make_probe, target) -> None:  # type: ignore[no-untyped-def]
     """Sixteen registered buffers of 129 pages, all threads waiting: all of it comes back."""
     dom0 = target.dom0
@@ -56,7 +59,8 @@ def test_r21_destroyed_with_everything_it_may_have(make_probe, target) -> None: 
     assert free_memory(dom0) == before
 
 
-@pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R1", "R2", "R18", "LIFE-3", "D3")
 def test_d3_destroyed_after_a_failed_registration(expendable_probe, target, deviations) -> None:  # type: ignore[no-untyped-def]
     """One refused page list, then the domain's end: its bookkeeping is back at zero, and Xen lives."""
     probe, dom0 = expendable_probe, target.dom0
@@ -74,7 +78,8 @@ def test_d3_destroyed_after_a_failed_registration(expendable_probe, target, devi
     assert gone
 
 
-@pytest.mark.rule("R1", "R2", "R18", "LIFE-3", "D4")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R1", "R2", "R18", "LIFE-3", "D4")
 def test_d4_destroyed_with_a_lost_call(make_probe, target, deviations) -> None:  # type: ignore[no-untyped-def]
     """A call that cannot be resumed any more, then the domain's end: all of its memory comes back, and Xen lives.
 
@@ -103,7 +108,8 @@ def test_d4_destroyed_with_a_lost_call(make_probe, target, deviations) -> None: 
     assert free_pages(target) == before
 
 
-@pytest.mark.rule("R20", "R21", "LIFE-1", "LIFE-5")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R20", "R21", "LIFE-1", "LIFE-5")
 def test_r20_more_domains_than_optee_has_room_for(make_probe, target) -> None:  # type: ignore[no-untyped-def]
     """The domain OP-TEE has no partition for is not created; after another's end the next one is, and works."""
     dom0 = target.dom0

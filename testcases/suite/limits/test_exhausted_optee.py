@@ -80,7 +80,7 @@ def exhaust(probe: Probe) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R4", "R18", "MEM-6", "MEM-8", "MEM-10", "D12")
+@pytest.mark.mc_rule("R2", "R4", "R18", "MEM-6", "MEM-8", "MEM-10", "D12")
 def test_d12_what_optee_turned_away_is_not_done(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
     """EBADADDR from OP-TEE: a buffer is not registered then, and one that was to be unregistered still is."""
     probe = expendable_probe

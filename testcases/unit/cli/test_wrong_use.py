@@ -202,7 +202,8 @@ def test_sizes_are_counted_in_mebibytes(size: str) -> None:
 
 def test_a_wrong_option_of_pytest_is_said_once_and_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "test_two.py").write_text("def test_one(board): pass\ndef test_two(board): pass\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--xen={tmp_path / 'absent'}", str(tmp_path)]
+    given = f"--mc-xen={tmp_path / 'absent'}"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", given, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
     assert done.stdout.count("absent does not exist") == 1
@@ -223,5 +224,5 @@ def test_what_the_system_refuses_is_infrastructure(
         cli.main(["boards"])
     assert ended.value.code == 3
     told = capfd.readouterr().err
-    assert error.strerror in told
+    assert str(error.strerror) in told
     assert "Traceback" not in told

@@ -54,7 +54,12 @@ def test_a_cache_whose_boards_run_is_not_removed(cache: Path) -> None:
 
 def test_the_whole_cache_takes_its_snapshots_off_tmpfs_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
-    monkeypatch.setattr(SnapshotStore, "prune", lambda _self, bound: asked.append(bound) or [])
+
+    def prune(_self: SnapshotStore, bound: int | None) -> list[str]:
+        asked.append(bound)
+        return []
+
+    monkeypatch.setattr(SnapshotStore, "prune", prune)
     clean(True, 0, output())
     (cache / "builds").mkdir(parents=True)
     clean(False, 0, output())

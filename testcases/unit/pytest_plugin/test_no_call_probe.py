@@ -1,10 +1,10 @@
-"""Programs without their calls, for ``--no-stimulus``."""
+"""Programs without their calls, for ``--mc-no-stimulus``."""
 
 from __future__ import annotations
 
 from framework.probe.ops import Call, Code, Drive, Join, Loop, Op, Read, Run, Write
 from framework.probe.program import Program
-from testcases.suite.lib.no_call_probe import without_calls
+from framework.pytest_plugin.no_call_probe import without_calls
 
 
 def calls_in(ops: tuple[Op, ...]) -> int:

@@ -1,4 +1,4 @@
-"""A probe whose calls are left out: every test that gets one must fail (``--no-stimulus``).
+"""A probe whose calls are left out: every test that gets one must fail (``--mc-no-stimulus``).
 
 Everything else happens: the domain is created, memory written and read, hypercalls made. Where a program has a call,
 the guest executes a few instructions of its own instead, which leave the registers as they are or set them to zero. A
@@ -53,4 +53,5 @@ def _without(op: Op) -> Op:
     if not body:
         return op
     changed: Any = op
-    return replace(changed, body=tuple(_without(inner) for inner in body))
+    without: Op = replace(changed, body=tuple(_without(inner) for inner in body))
+    return without
