@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from framework.common.safe_text import visible
+
 
 class ExitCode(IntEnum):
     """What the process tells its caller."""
@@ -21,7 +23,8 @@ class ExitCode(IntEnum):
 class MedcheckError(Exception):
     """Base of everything medcheck raises on purpose.
 
-    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do.
+    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. They may quote a
+    guest: as text, control characters are shown.
     """
 
     exit_code: ExitCode = ExitCode.INFRASTRUCTURE
@@ -34,7 +37,7 @@ class MedcheckError(Exception):
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
-        return text if self.hint is None else f"{text}\n  -> {self.hint}"
+        return visible(text if self.hint is None else f"{text}\n  -> {self.hint}")
 
 
 class UsageError(MedcheckError):

@@ -152,7 +152,7 @@ def _report(
     guests = tuple(
         _guest(name, target, results.get(name), slowdown_of(name, tests)) for name in (g.name for g in spec.guests)
     )
-    problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problems]
+    problems = [model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problem_log.shown()]
     verdict, reason = _verdict(results, conformance, tests, failure)
     return model.RunReport(
         verdict=verdict,

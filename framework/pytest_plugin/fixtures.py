@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from framework.common.safe_text import visible
+
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides, Stack
     from framework.board.board import Board
@@ -106,8 +108,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     target = item.stash.get(_session_key, None)
     if target is None or not report.failed or item.get_closest_marker("board") is None:
         return
-    for problem in target.board.problems:
-        report.sections.append((f"console {problem.console}: {problem.kind}", problem.line))
+    for problem in target.board.problem_log.shown():
+        report.sections.append((f"console {problem.console}: {problem.kind}", visible(problem.line)))
     for name, console in target.board.consoles.items():
         report.sections.append((f"console {name} ({console.log})", "\n".join(console.tail(_TAIL_LINES))))
 

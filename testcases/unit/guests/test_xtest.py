@@ -341,6 +341,12 @@ def _board(tmp_path):
         ("xen-domain-crash", "xen", "(XEN) Domain 3 reported crashed by domain 0 on cpu#0:", True),
         ("optee-panic", "optee", "E/TC:1 0 Panic at core/x.c", True),
         ("linux-panic", "dom0", "Kernel panic - not syncing", True),
+        ("linux-panic", "xen", "[    2.6] Kernel panic - not syncing: x", True),
+        ("dom0-crash", "xen", "(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.", True),
+        ("xen-domain-crash", "xen", f"(XEN) Domain {'9' * 5000} (vcpu#0) crashed on cpu#1:", False),
+        ("linux-oom", "guest0", "Out of memory: Killed process 99 (tee-supplicant)", False),
+        ("linux-oom", "dom0", "Out of memory: Killed process 99 (xenconsoled)", False),
+        ("linux-oom", "guest1", "Out of memory: Killed process 99 (tee-supplicant)", False),
     ],
 )
 def test_only_what_concerns_a_guest_kills_it(tmp_path, kind, console, line, dies):
@@ -349,7 +355,7 @@ def test_only_what_concerns_a_guest_kills_it(tmp_path, kind, console, line, dies
     board.problems.append(_Problem(kind, console, line))
     if not dies:
         watch.check()
-        assert (watch.stall is not None) == (kind == "linux-stall")
+        assert (watch.stall is not None) == (kind in ("linux-stall", "linux-oom") and console != "guest1")
         return
     for _ in range(2):
         with pytest.raises(GuestCrash) as caught:
