@@ -24,7 +24,7 @@ from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 
-_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]*"
+_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
 _BOOT_LINES = 400
 """More lines than Xen prints before dom0."""
 
@@ -200,7 +200,9 @@ class Target(AbstractContextManager["Target"]):
     def _phase(self, name: str, step: Callable[[], object]) -> None:
         try:
             step()
-        except MedcheckError:
-            self.check_alive()
+        except MedcheckError as error:
+            # Dead is also the board whose end Xen or dom0 has just given the reason for.
+            if not isinstance(error, GuestCrash):
+                self.check_alive()
             raise
         self.phases.append(Phase(name, time.monotonic() - self._begin))
