@@ -85,8 +85,8 @@ def _signatures(role: str) -> tuple[CrashSignature, ...]:
     for speaker, kind, literal, message, fatal, follows in _TABLE:
         begins = _SPEAKERS.get((speaker, role))
         if begins is not None:
-            pattern = re.compile(f"{begins}{message or re.escape(literal)}".encode())
-            on = None if follows is None else re.compile(follows.encode())
+            pattern = re.compile(rf"\A{begins}{message or re.escape(literal)}".encode())
+            on = None if follows is None else re.compile(rf"\A{follows}".encode())
             found.append(CrashSignature(kind, literal.encode(), pattern, role in fatal, on))
     return tuple(found)
 

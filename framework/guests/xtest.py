@@ -40,7 +40,7 @@ _FIRST_LOOK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""
 
 _LOG_HEAD = 1 << 20
-_GOT = re.compile(r": (.{1,300}?) has an unexpected value: 0xffff000f\b", re.IGNORECASE)
+_GOT = re.compile(r"\A[^:\s]{1,80}:[0-9]{1,9}: (.{1,300}?) has an unexpected value: 0xffff000f\b", re.IGNORECASE)
 """What a check got, not what it expected: TEEC_ERROR_SECURITY."""
 _OPENS = re.compile(r"open_?session|\A(?:res|ret|rc|result)\Z", re.IGNORECASE)
 _LOADS_TA = re.compile(r"regression_(?:1004|1005|1006|1009|101[1356]|1021|4\d{3}|6\d{3})|(?:pkcs11|gp|benchmark)_")
@@ -372,5 +372,5 @@ def _other_release(guest: XtestGuest, parser: XtestParser) -> str | None:
 
 
 def _refused(error: str | None) -> bool:
-    match = _GOT.search(error or "")
+    match = _GOT.match(error or "")
     return match is not None and _OPENS.search(match[1]) is not None

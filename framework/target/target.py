@@ -25,6 +25,7 @@ from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 
 _CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
+_DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
 _BOOT_LINES = 400
 """More lines than Xen prints before dom0."""
 
@@ -162,7 +163,7 @@ class Target(AbstractContextManager["Target"]):
         console = self.board.consoles["xen"]
         try:
             match = console.expect(
-                [_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.idle_timeout
+                [_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout
             )
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:

@@ -237,7 +237,8 @@ def test_long_random_results(seed: int) -> None:
         for _ in range(random.randrange(1, 20)):
             data[random.randrange(len(data))] = random.randrange(256)
         lines = [b"@R 1 " + base64.b64encode(data[at : at + 576]) for at in range(0, len(data), 576)]
+        end = b"@E 1 %x %x" % (len(data), zlib.crc32(data))
         try:
-            decode(ConsoleTransport(Lines(*lines, b"@E 1 %x %x" % (len(data), zlib.crc32(data)))).execute(b"", 1), STEPS)
+            decode(ConsoleTransport(Lines(*lines, end)).execute(b"", 1), STEPS)
         except GuestError:
             pass
