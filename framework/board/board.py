@@ -22,10 +22,11 @@ from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.qmp import Qmp
 from framework.board.spec import BoardSpec, check_load_map
-from framework.common.errors import BoardError, GuestCrash, MedcheckError
+from framework.common.errors import BoardError, MedcheckError
 from framework.common.host_speed import host_factor
 from framework.console.console import Console
-from framework.console.crash_signatures import CrashSignature, Problem
+from framework.console.crash_signatures import CrashSignature
+from framework.console.problems import Problem, ProblemLog
 from framework.console.reader_thread import ConsoleReader
 from framework.console.wait_policy import OnSilence
 
@@ -91,7 +92,8 @@ class Board:
         self.run_dir = run_dir.absolute()
         self.id = janitor.new_board_id(next(_counter))
         self.consoles: dict[str, Console] = {}
-        self.problems: list[Problem] = []
+        self.problem_log = ProblemLog()
+        self.problems: list[Problem] = self.problem_log.kept
         self.ram = Ram(ram) if isinstance(ram, Path) else ram
         self._plugin = plugin
         self._plugin_args = tuple(plugin_args)
@@ -377,11 +379,10 @@ class Board:
         return False
 
     def _on_sign(self, console: Console, sign: CrashSignature, line: bytes) -> None:
-        problem = Problem(sign.kind, console.name, line.decode(errors="replace"), self.uptime, sign.fatal)
-        self.problems.append(problem)
-        if sign.fatal:
-            self.alarm(GuestCrash(f"{sign.kind}: {problem.line.strip()}", where=f"console {console.name}"))
-        for callback in tuple(self._problem_callbacks):
+        problem, kept = self.problem_log.add(console.name, sign, line, self.uptime)
+        if sign.fatal and kept:
+            self.alarm(problem.crash())
+        for callback in tuple(self._problem_callbacks) if kept else ():
             callback(problem)
 
 

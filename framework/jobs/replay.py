@@ -26,6 +26,7 @@ from framework.board.qemu import Ram
 from framework.board.spec import BoardSpec
 from framework.common.errors import BoardError, UsageError
 from framework.common.progress import Progress
+from framework.common.safe_text import number
 from framework.snapshot import sparse
 from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot, SnapshotStore
@@ -37,6 +38,7 @@ from framework.trace.reader import Reader
 _SCRIPT, _GIVEN = "/run/medcheck-armed", "/run/medcheck-stimulus"
 BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
 """What dom0's console says."""
+_CODE = rb" ([0-9]{1,18})\r?\n"
 _DELAY = 10
 """Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
 _PIECE = 200
@@ -156,7 +158,7 @@ def replay(
     with Target.from_snapshot(found, spec, stack, run_dir, trace=True, icount=not host_clock, wake=False) as target:
         board = target.board
         try:
-            match = board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], idle_timeout)
+            match = board.consoles["dom0"].expect([_ENDED + _CODE], idle_timeout)
         except BoardError as error:
             if not board.alive:
                 raise
@@ -166,7 +168,7 @@ def replay(
         seconds = time.monotonic() - begin
     assert target.trace is not None
     digest, events = digest_of(target.trace)
-    return Replay(target.trace, digest, events, seconds, int(match[1]))
+    return Replay(target.trace, digest, events, seconds, number(match[1]))
 
 
 def digest_of(trace: Path) -> tuple[str, int]:

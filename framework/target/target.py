@@ -24,7 +24,8 @@ from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 
-_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]*"
+_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
+_DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
 _BOOT_LINES = 400
 """More lines than Xen prints before dom0."""
 
@@ -178,7 +179,7 @@ class Target(AbstractContextManager["Target"]):
         console = self.board.consoles["xen"]
         try:
             match = console.expect(
-                [_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.idle_timeout
+                [_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout
             )
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:
@@ -216,7 +217,9 @@ class Target(AbstractContextManager["Target"]):
     def _phase(self, name: str, step: Callable[[], object]) -> None:
         try:
             step()
-        except MedcheckError:
-            self.check_alive()
+        except MedcheckError as error:
+            # Dead is also the board whose end Xen or dom0 has just given the reason for.
+            if not isinstance(error, GuestCrash):
+                self.check_alive()
             raise
         self.phases.append(Phase(name, time.monotonic() - self._begin))
