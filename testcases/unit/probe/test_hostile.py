@@ -9,8 +9,9 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -133,7 +134,8 @@ FIELDS = st.sampled_from([b"1", b"x", b"AAAA", b"=", b"0", b"-1", b"\xff", b"9" 
 @given(st.lists(st.lists(FIELDS, max_size=5).map(b" ".join), max_size=8))
 def test_any_lines_are_results_or_a_guest_error(lines: list[bytes]) -> None:
     lines = [b"@" + line for line in lines]
-    for work in (lambda t: t.execute(b"", 1), lambda t: t.hello()):
+    works: tuple[Callable[[ConsoleTransport], object], ...] = (lambda t: t.execute(b"", 1), lambda t: t.hello())
+    for work in works:
         try:
             work(ConsoleTransport(Lines(*lines)))
         except GuestError:
@@ -210,6 +212,8 @@ def test_a_mailbox_that_is_gone_does_not_end_the_other_probes_thread(tmp_path: P
 
 class Dom0:
     """A dom0 that keeps what arrived, or part of it."""
+
+    xl: Any = None
 
     def __init__(self, keeps: int | None = None, rc: int = 0) -> None:
         self.keeps, self.rc = keeps, rc
