@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +10,7 @@ import paramiko
 
 from framework.common.errors import GuestError
 from framework.common.host_speed import host_factor
+from framework.common.polling import readable
 from framework.console.wait_policy import OnSilence, next_sample, window
 
 Alive = Callable[[], None]
@@ -105,7 +105,7 @@ class Talk:
                     continue
                 return
             self._patience(now)
-            select.select([channel], [], [], TICK if self._wrote_all else 0.02)
+            readable(channel, TICK if self._wrote_all else 0.02)
 
     def exit_code(self) -> int:
         """Wait for the exit code, -1 for a signal; raises GuestError when the connection broke before."""
