@@ -42,7 +42,7 @@ def run_stimuli(
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with (
         progress.task("exact and hostile stimuli", unit="tests") as task,
-        os.fdopen(safe_files.create(log), "wb") as sink,
+        os.fdopen(safe_files.create(log), "wb", buffering=0) as sink,
         subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process,
