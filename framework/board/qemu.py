@@ -15,7 +15,6 @@ NAME_PREFIX = "medcheck-"
 an entry file."""
 
 _SYSTEM = [Path(name) for name in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")]
-_RANDOM = [Path("/dev/urandom")]
 
 _INSTRUCTION_CLOCK = [
     # One thread executes all CPUs in turns, each instruction takes 4 ns, and time in which all CPUs wait is
@@ -163,6 +162,6 @@ def plugin_argv(plugin: Path | None, arguments: Sequence[str]) -> list[str]:
 
 def program_files(argv: Sequence[str]) -> list[Path]:
     """Return what a program at the beginning of a command line reads: of a bundle, its loader, libraries and program,
-    and else, its own file and the system's folders of libraries; a generator of random numbers with both."""
+    and else, its own file and the system's folders of libraries."""
     named = [Path(word) for word in argv if word.startswith("/")]
-    return [*named, *_RANDOM, *([] if "--library-path" in argv else _SYSTEM)]
+    return [*named, *([] if "--library-path" in argv else _SYSTEM)]

@@ -32,6 +32,9 @@ _FILE_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
 _CONNECT_TCP, _NETWORK_SINCE = 1 << 1, 4
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS, _SCOPES_SINCE = 1, 2, 6
 
+_DEVICES = ["/dev/null", "/dev/urandom"]
+"""What every program may need."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -62,7 +65,7 @@ def enter_view(read: list[str], write: list[str], place: str, readers: int) -> N
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount(None, b"/", None, _MS_REC | _MS_PRIVATE)
     parts = []
-    for path in dict.fromkeys([*read, *write]):
+    for path in dict.fromkeys([*read, *write, *_DEVICES]):
         try:
             parts.append((path, _part(path, path in write, readers)))
         except FileNotFoundError:
@@ -144,6 +147,7 @@ def restrict(read: list[str], write: list[str]) -> int:
     wanted = struct.pack("=QQQ", rights, network, scopes)
     rules = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE_RULESET, wanted, len(wanted), 0)
     change = _WRITE_FILE | (_TRUNCATE if version >= _TRUNCATE_SINCE else 0)
+    write = [*write, *_DEVICES]
     for path in dict.fromkeys([*read, *write]):
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

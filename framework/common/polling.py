@@ -1,4 +1,4 @@
-"""Waiting for a file descriptor; unlike select(2), whatever its number: a process with many boards has more than 1024."""
+"""Waiting for a file descriptor of any number: a process with many boards has more than select(2) can look at."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _locate(state: State, devices: Sequence[dict[str, Any]], end: int) -> None:
 
 def _size(node: Mapping[str, Any]) -> int:
     """The bytes of a section's, or a subsection's, fields and subsections."""
-    fields = sum(field["size"] * field.get("array_len", 1) for field in node.get("fields", ()))
+    fields: int = sum(field["size"] * field.get("array_len", 1) for field in node.get("fields", ()))
     return fields + sum(2 + len(sub["vmsd_name"]) + 4 + _size(sub) for sub in node.get("subsections", ()))
 
 
