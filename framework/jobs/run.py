@@ -22,6 +22,7 @@ from framework.board.spec import BoardSpec
 from framework.common.errors import ExitCode, GuestCrash, MedcheckError, UsageError
 from framework.common.paths import IMAGES
 from framework.common.progress import Progress
+from framework.common.safe_files import make_own
 from framework.common.yaml_source import Source
 from framework.conformance.checker import check_file
 from framework.conformance.result import INCOMPLETE, ConformanceResult
@@ -126,7 +127,7 @@ def run(options: RunOptions, progress: Progress) -> tuple[ExitCode, Path]:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

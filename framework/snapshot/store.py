@@ -228,6 +228,7 @@ class SnapshotStore:
                 }  # fmt: skip
                 (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
                 sparse.seal(folder / "ram")
+                (folder / "state").chmod(0o600)
                 folder.rename(self.root / name)
                 mark_verified(self.root / name / "ram", ram)
                 if fast is not None:
