@@ -43,7 +43,8 @@ def examine(offline: bool, mirrors: str | None, output: Output) -> int:
         # An option that makes no sense is not this machine's fault.
         Mirrors.discover(option=mirrors, environ={})
     findings: list[Finding] = []
-    checks = (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _walls, _orphans)
+    archive = (lambda: _mirrors(mirrors, offline), _downloads)
+    checks = (_host_packages, _disk, _memory, _shm, *archive, _qemu, _walls, _orphans)
     for check in checks:
         findings += list(_guarded(check))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
