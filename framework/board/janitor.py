@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -22,9 +21,11 @@ from framework.board.qemu import NAME_PREFIX
 from framework.board.supervisor import start_time
 from framework.common.errors import BoardError
 from framework.common.paths import atomic_write_text, cache_root
+from framework.common.polling import readable
+from framework.common.qemu_ids import FIRST_UID, LAST_UID
 
-QEMU_UIDS = range(65534, 65535)
-"""Whom QEMU runs as when root starts it; see :func:`framework.board.qemu.choose_uid`."""
+QEMU_UIDS = range(FIRST_UID, LAST_UID)
+"""Users that QEMU runs as when root starts it."""
 
 _KILL_SECONDS = 30.0
 """How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
@@ -75,7 +76,7 @@ class ProcessId:
 
 
 def _ended(handle: int, seconds: float) -> bool:
-    return bool(select.select([handle], [], [], seconds)[0])
+    return readable(handle, seconds)
 
 
 def _kill(handle: int) -> bool:

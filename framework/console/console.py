@@ -69,7 +69,7 @@ class Console:
         self._log_room = LOG_BYTES
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
         self._log_fd = os.open(log_path, flags, 0o644)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +10,7 @@ import paramiko
 
 from framework.common.errors import GuestError
 from framework.common.host_speed import host_factor
+from framework.common.polling import readable
 from framework.console.wait_policy import OnSilence, next_sample, window
 from framework.console.wait_policy import deadline as longest
 
@@ -120,7 +120,7 @@ class Talk:
                     continue
                 return
             self._patience(now)
-            select.select([channel], [], [], TICK if self._wrote_all else 0.02)
+            readable(channel, TICK if self._wrote_all else 0.02)
 
     def _counted(self, data: bytes) -> bytes:
         self._room -= len(data)

@@ -24,6 +24,7 @@ from framework.artifacts.stack import Stack
 from framework.board.board import Board
 from framework.board.qemu import Ram
 from framework.board.spec import BoardSpec
+from framework.common import safe_files
 from framework.common.errors import BoardError, UsageError
 from framework.common.progress import Progress
 from framework.common.safe_text import number
@@ -44,6 +45,8 @@ _DELAY = 10
 _PIECE = 200
 """Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
 PATIENCE = 300.0
+_SAID_BYTES = 1 << 20
+"""More than dom0 says between arming and saving."""
 
 _PRELUDE = """in_guest() {
     medcheck_domain=$(xl domid "$1") || { echo "in_guest: there is no guest $1"; exit 1; }
@@ -110,12 +113,14 @@ def armed(
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
         with snapshot(store, spec, stack, checkpoint, progress) as parent:
             sparse.copy(parent.ram, ram.path)
-            board = clone(parent, spec, stack, run_dir, ram=ram)
-            with Target(spec, stack, run_dir, board=board) as target:
+            with (
+                clone(parent, spec, stack, run_dir, ram=ram) as board,
+                Target(spec, stack, run_dir, board=board) as target,
+            ):
                 target.adopt(parent.about)
                 _arm(target, script)
                 yield board, target.about()
-                if BEGINS in board.consoles["dom0"].log.read_bytes():
+                if BEGINS in safe_files.tail(board.consoles["dom0"].log, _SAID_BYTES):
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
 
     inputs = {

@@ -109,7 +109,27 @@ def test_a_board_without_gic_is_refused() -> None:
         wake_timers(other)
 
 
-def test_a_section_that_stands_there_twice_is_refused() -> None:
-    state = stream([{CNTHP_CTL: 1}], ram=section(9, "cpu", 0, 22, bytes(40)))
-    with pytest.raises(BoardError, match="twice"):
-        wake_timers(state)
+def test_what_a_guest_plants_right_before_the_devices_is_not_taken_for_one() -> None:
+    planted = b"".join(
+        section(number, name, 0, version, bytes(40))
+        for number, name, version in [(1, "arm_gicv3", 1), (2, "cpu", 22), (3, "timer", 2)]
+    )
+    state = stream([{CNTHP_CTL: 1}], ram=planted)
+    assert len(wake_timers(state)) == 1
+    assert pending(state, 0) == 1 << 26
+    assert planted in state, "the guest's own memory stays"
+
+
+def test_what_a_guest_plants_in_registers_is_not_taken_for_a_cpu() -> None:
+    head = section(3, "cpu", 0, 22, b"")[:-5]
+    words = struct.unpack(">3Q", head.rjust(24, b"\x7e"))
+    state = stream([{CNTHP_CTL: 1, **{OTHER + number: word for number, word in enumerate(words)}}])
+    assert head in state
+    assert [str(item) for item in wake_timers(state)] == ["CNTHP of CPU 0"]
+
+
+def test_a_section_that_is_not_where_its_size_says_is_refused() -> None:
+    state = stream([{CNTHP_CTL: 1}])
+    at = state.index(b"\x7e\0\0\0\1")
+    with pytest.raises(BoardError, match="arm_gicv3 is not where"):
+        wake_timers(state[:at] + b"\0" + state[at:])
