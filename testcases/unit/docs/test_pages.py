@@ -65,6 +65,15 @@ def test_rooms_are_described() -> None:
     assert re.findall(r"^\| `((?:framework|mediator_ref)[\w.]*)` \|", text, re.MULTILINE) == list(ROOMS)
 
 
+@pytest.mark.parametrize("name", ["howto-add-a-rule", "howto-add-a-deviation"])
+def test_snippets_of_the_how_tos_are_those_of_the_code(name: str) -> None:
+    files = [path for folder in ("mediator_ref", "testcases/suite") for path in (ROOT / folder).rglob("*.py")]
+    code = {line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()}
+    snippets = [text for language, text in pages.fences(ROOT / f"docs/{name}.md") if language == "python"]
+    assert snippets
+    assert [line for text in snippets for line in text.splitlines() if line.strip() not in code] == []
+
+
 def test_the_baseline_of_the_papers_can_be_read(tmp_path: Path) -> None:
     (text,) = [text for language, text in pages.fences(ROOT / "docs/conformance.md") if language == "yaml"]
     path = tmp_path / "baseline.yaml"
