@@ -173,20 +173,21 @@ _HOMES = {
 _NAMES_THERE = {"check_trace": "check_file", "hypercalls": "xen", "messages": "message"}
 """What a public name is called in its module, where that differs."""
 
+if not TYPE_CHECKING:  # or any name would be one
 
-def __getattr__(name: str) -> object:
-    """Import a public name at its first use (PEP 562)."""
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> object:
+        """Import a public name at its first use (PEP 562)."""
+        if name == "__version__":
+            from importlib.metadata import version
 
-        found: object = version("medcheck")
-    else:
-        home = next((home for home, names in _HOMES.items() if name in names), None)
-        if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = _import(home, _NAMES_THERE.get(name, name))
-    globals()[name] = found
-    return found
+            found: object = version("medcheck")
+        else:
+            home = next((home for home, names in _HOMES.items() if name in names), None)
+            if home is None:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            found = _import(home, _NAMES_THERE.get(name, name))
+        globals()[name] = found
+        return found
 
 
 def _import(home: str, name: str) -> object:

@@ -11,7 +11,7 @@ MOVED = {
     "testcases/suite": "framework/suite",
     # A single module cannot say that it is typed (PEP 561), a package can.
     "medcheck.py": "medcheck/__init__.py",
-    "framework/py.typed": "medcheck/py.typed",
+    ".ci/py.typed": "medcheck/py.typed",
 }
 
 

@@ -14,22 +14,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock
 
 from framework.common.paths import atomic_write
-
-QEMU_ID = 65534
-"""The uid and gid that QEMU takes when medcheck is root: nobody."""
+from framework.common.qemu_ids import READERS
 
 
 def guard(path: Path) -> None:
-    """Keep a file with a guest's private key from everybody but this user and its QEMU.
+    """Keep a file with a guest's private key from all but this user and its QEMUs.
 
-    QEMU reads it as :data:`QEMU_ID` when medcheck is root, and else as this user.
+    QEMU reads it as a member of the group :data:`READERS` when medcheck is root, and else as this user.
     """
     # A cache that cannot be written is good to read from; where nothing can be given away QEMU stays who we are.
     with contextlib.suppress(OSError):
         found = path.stat()
-        if os.geteuid() == 0 and (found.st_gid, found.st_mode & 0o777) != (QEMU_ID, 0o640):
+        if os.geteuid() == 0 and (found.st_gid, found.st_mode & 0o777) != (READERS, 0o640):
             path.chmod(0o600)
-            os.chown(path, 0, QEMU_ID)
+            os.chown(path, 0, READERS)
             path.chmod(0o640)
         elif os.geteuid() != 0 and found.st_mode & 0o077:
             path.chmod(0o600)

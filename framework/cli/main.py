@@ -7,6 +7,9 @@ import os
 import select
 import signal
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[[argparse.Namespace, Output], int]
 _WITHOUT_JSON = ("test", "boot")
+_LONGEST_WORDS = 2000
+"""Characters of an unexpected exception's own words that are shown; it may quote a guest."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             code = ExitCode.GOOD
         else:
             code = _refused(error, output)
+    except Exception as error:
+        code = _unexpected(error, output)
     _flush()
     sys.exit(code)
 
@@ -110,8 +117,37 @@ def _refused(error: OSError, output: Output) -> ExitCode:
     return ExitCode.INFRASTRUCTURE
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _unexpected(error: Exception, output: Output) -> ExitCode:
+    """A defect of medcheck, or a library's: it says nothing about the mediator under test, so it is not exit code 1."""
+    text = "".join(traceback.format_exception(error))
+    output.error(
+        InfrastructureError(
+            f"unexpected: {type(error).__name__}: {error}"[:_LONGEST_WORDS],
+            where=_keep_traceback(f"medcheck {' '.join(sys.argv[1:])}\n{text}"),
+            hint="a defect of medcheck itself; the file named above says where it is",
+        )
+    )
+    return ExitCode.INFRASTRUCTURE
+
+
+def _keep_traceback(text: str) -> str:
+    """Write it into the cache's folder of logs, or else among the temporary files; the file's name."""
+    from framework.common.paths import cache_root
+
+    name = f"unexpected-{time.strftime('%Y%m%d-%H%M%S')}-"
+    try:
+        folder = cache_root() / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        fd, path = tempfile.mkstemp(".txt", name, folder)
+    except (MedcheckError, OSError):
+        fd, path = tempfile.mkstemp(".txt", f"medcheck-{name}")
+    with os.fdopen(fd, "w", errors="backslashreplace") as stream:
+        stream.write(text)
+    return path
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
+from framework.common.safe_text import visible
+
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
 
@@ -30,7 +32,7 @@ class MedcheckError(Exception):
     """Base of everything medcheck raises on purpose.
 
     ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. No password
-    that an address carries gets into any of them.
+    that an address carries gets into any of them. They may quote a guest: as text, control characters are shown.
     """
 
     exit_code: ExitCode = ExitCode.INFRASTRUCTURE
@@ -43,7 +45,7 @@ class MedcheckError(Exception):
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
-        return text if self.hint is None else f"{text}\n  -> {self.hint}"
+        return visible(text if self.hint is None else f"{text}\n  -> {self.hint}")
 
 
 class UsageError(MedcheckError):

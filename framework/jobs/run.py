@@ -17,6 +17,7 @@ from framework.board.spec import BoardSpec
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.paths import atomic_write_text
 from framework.common.progress import Progress
+from framework.common.safe_files import make_own
 from framework.conformance.baseline import load_baseline
 from framework.conformance.checker import check_file
 from framework.conformance.conclusion import FailOn
@@ -143,7 +144,7 @@ def _expected(error: BaseException, folder: Path) -> BaseException:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -51,7 +51,7 @@ def report_of(
     if conformance is not None:
         conclusion = conclude(conformance, fail_on, baseline, version_of(target.stack))
     verdict, reason = verdict_of(found, conclusion)
-    problems = (model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problems)
+    problems = (model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problem_log.shown())
     report = model.RunReport(
         verdict=verdict,
         reason=reason,

@@ -12,6 +12,7 @@ from framework.artifacts.stack import Overrides
 from framework.common.errors import ExitCode, UsageError
 from framework.common.paths import INSTALLED, ROOT, SUITE
 from framework.common.terminal import Output
+from framework.jobs.pytest_process import follow
 from framework.target.stack import open_store, prepare_stack
 
 _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
@@ -42,17 +43,7 @@ def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: s
     chosen = [] if selected else ["-m", "not nightly"]
     command = [sys.executable, "-m", "pytest", *settings, *chosen, *arguments, *paths]
     with subprocess.Popen(command, cwd=base, env=environment) as process:
-        code = _wait(process)
-    if code == _INTERRUPTED:
+        interrupted = follow(process)
+    if interrupted or process.returncode == _INTERRUPTED:
         raise KeyboardInterrupt
-    return _EXIT.get(code, ExitCode.INFRASTRUCTURE)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for pytest to its end: after an interrupt it takes its boards down, which must not be cut short."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # Ctrl-C reached pytest by itself; a hang-up or a termination of this process did not.
-            process.terminate()
+    return _EXIT.get(process.returncode, ExitCode.INFRASTRUCTURE)

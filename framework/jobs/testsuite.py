@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from framework.artifacts.stack import Overrides
+from framework.common import safe_files
 from framework.common.errors import InfrastructureError
 from framework.common.paths import ROOT, SUITE
 from framework.common.progress import Progress
 from framework.conformance.result import RESULT_FILE, ConformanceResult
+from framework.jobs.pytest_process import follow
 from framework.report.model import BoardTestReport
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
+_TAIL_BYTES = 64 * 1024
 _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
@@ -26,7 +29,8 @@ def run_stimuli(
 ) -> tuple[BoardTestReport, ...]:
     """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``) chooses.
 
-    Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks.
+    Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks, KeyboardInterrupt
+    when it was interrupted and has ended.
     """
     results = folder / "testcases.xml"
     log = folder / "testcases.log"
@@ -40,21 +44,29 @@ def run_stimuli(
     command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"]), *_parts(overrides)]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
-    with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
-        with subprocess.Popen(
+    with (
+        progress.task("exact and hostile stimuli", unit="tests") as task,
+        os.fdopen(safe_files.create(log), "wb", buffering=0) as sink,
+        subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            assert process.stdout is not None
-            try:
-                while piece := os.read(process.stdout.fileno(), 4096):
-                    sink.write(piece)
-                    task.advance(_dots(piece))
-            except BaseException:
-                process.terminate()
-                raise
-        code = process.returncode
+        ) as process,
+    ):
+
+        def take(piece: bytes) -> None:
+            sink.write(piece)
+            task.advance(_dots(piece))
+
+        try:
+            interrupted = follow(process, take)
+        except BaseException:
+            # The log cannot be written, say.
+            process.terminate()
+            raise
+    if interrupted:
+        raise KeyboardInterrupt
+    code = process.returncode
     if code not in (0, 1) or not results.exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        tail = "\n".join(safe_files.tail(log, _TAIL_BYTES).decode(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
     return tuple(read_results(results))
 

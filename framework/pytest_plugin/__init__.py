@@ -1,8 +1,8 @@
 """The pytest plugin: boards, guests and probes as fixtures, and the checker's verdict over what the mediator did.
 
 Everything a test author gets comes with the installed package; no conftest.py is needed. ``-p no:medcheck`` leaves it
-out. Options and markers begin with ``mc`` so that they meet nobody else's. Heavy imports happen inside fixtures:
-collecting stays instant.
+out. Options and markers begin with ``mc``, for other plugins have boards and rules too. Heavy imports happen inside
+fixtures: collecting stays instant.
 """
 
 from __future__ import annotations

@@ -72,11 +72,11 @@ def doorbells() -> Iterator[DoorbellServer]:
     from framework.probe.link import DoorbellServer
 
     # Not in the test's own folder: a socket's path is at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder:
-        # QEMU runs as nobody only if nobody reaches its files.
-        Path(folder).chmod(0o755)
-        with DoorbellServer(Path(folder) / "lockstep") as bells:
-            yield bells
+    with (
+        tempfile.TemporaryDirectory(prefix="medcheck-") as folder,
+        DoorbellServer(Path(folder) / "lockstep") as bells,
+    ):
+        yield bells
 
 
 @pytest.fixture

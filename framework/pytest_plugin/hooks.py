@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
+from framework.common.safe_text import visible
 from framework.pytest_plugin.fixtures import failed_key, target_key
 from framework.pytest_plugin.former import translate_markers
 from framework.pytest_plugin.verdict import BOARD_FIXTURES
@@ -56,8 +57,8 @@ def _show_consoles(item: pytest.Item, report: pytest.TestReport) -> None:
     target = item.stash.get(target_key, None)
     if target is None or not report.failed or item.get_closest_marker("mc_board") is None:
         return
-    for problem in target.board.problems:
-        report.sections.append((f"console {problem.console}: {problem.kind}", problem.line))
+    for problem in target.board.problem_log.shown():
+        report.sections.append((f"console {problem.console}: {problem.kind}", visible(problem.line)))
     for name, console in target.board.consoles.items():
         report.sections.append((f"console {name} ({console.log})", "\n".join(console.tail(_TAIL_LINES))))
 

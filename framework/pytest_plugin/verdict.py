@@ -86,7 +86,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 
 def _objections(item: pytest.Item) -> Iterator[str]:
-    """Why the traces of a test do not let it pass."""
+    """Give the reasons why the traces of a test do not let it pass."""
     if not item.stash.get(_ran_key, False):
         return
     traces = item.stash.get(_traces_key, [])
@@ -119,7 +119,7 @@ def _judge(node: pytest.Item, trace: _Trace) -> str:
 
 
 def _objection(result: ConformanceResult, trace: _Trace) -> str:
-    """Why this result does not let a test pass; empty if it does."""
+    """Return why a result does not let a test pass; empty if it does."""
     if result.failed:
         stories = [item.explanation for item in result.nonconformances[:3]]
         return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(stories)

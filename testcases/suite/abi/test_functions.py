@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.ops import Call
-from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling
+from medcheck import MakeProbe, Probe
+from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling, SmcFunction
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))
 """Distinct values for x1..x17; x7 among them is a client id the guest has no right to."""
@@ -30,7 +30,7 @@ def test_r6_hidden_functions_are_unknown(probe: Probe, conduit: str) -> None:
 @pytest.mark.mc_rule("R10", "R11", "FAST-1", "FAST-2", "REGS-1", "CID-1")
 @pytest.mark.parametrize("conduit", CONDUITS)
 @pytest.mark.parametrize("row", FORWARDED, ids=lambda row: row.name)
-def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: object, conduit: str) -> None:
+def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: SmcFunction, conduit: str) -> None:
     """A forwarded call gives back its documented registers; the guest's x7 does not choose the client."""
     plain = probe.smc(row.fid, conduit=conduit)
     marked = probe.smc(row.fid, *PATTERN, conduit=conduit)
@@ -95,7 +95,7 @@ def test_shm_cache_can_be_switched(probe: Probe) -> None:
 
 
 @pytest.mark.mc_rule("DISP-4", "R6")
-def test_a_domain_without_tee_finds_nothing(make_probe) -> None:  # type: ignore[no-untyped-def]
+def test_a_domain_without_tee_finds_nothing(make_probe: MakeProbe) -> None:
     """A domain created without ``tee`` gets -1 for everything, and no call of it reaches OP-TEE."""
     probe = make_probe("bare", tee=False)
     for row in FUNCTIONS.values():

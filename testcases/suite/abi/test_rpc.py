@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from medcheck import Deviations, Probe
 from mediator_ref.abi import (
     RETURN_FROM_RPC,
     RPC_ALLOC_ATTR,
@@ -136,7 +136,9 @@ def test_r7_foreign_interrupts_are_the_guests_to_resume(probe: Probe) -> None:
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-4", "RPC-7", "D4", "R2", "R4")
-def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(
+    expendable_probe: Probe, deviations: Deviations
+) -> None:
     """The ABI says a1 and a2 are not used on return from RPC_CMD: with zeros there the call goes on all the same.
 
     On a board of its own: where the call is lost, a debug Xen asserts when the domain is destroyed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -21,6 +20,7 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Fill
+from medcheck import Deviations, Probe
 from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, U32, Param, RpcFunc, SmcReturn, Tee, split
 
 JUNK = bytes(range(1, 256)) + b"\xee"
@@ -62,7 +62,7 @@ def test_r6_commands_that_are_not_mediated(probe: Probe, cmd: int) -> None:
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("STD-3", "R3", "D8")
 @pytest.mark.parametrize("count", [MAX_NUM_PARAMS + 1, 0x1000, 0xFFFF_FFFF])
-def test_d8_too_many_parameters(probe: Probe, deviations, count: int) -> None:  # type: ignore[no-untyped-def]
+def test_d8_too_many_parameters(probe: Probe, deviations: Deviations, count: int) -> None:
     """More parameters than a page holds: BAD_PARAMETERS in the page, and a return code in x0."""
     call = probe.call_with_arg(Message(0, num_params=count))
     assert (call.arg.ret, call.arg.ret_origin) == (Tee.BAD_PARAMETERS, 2)

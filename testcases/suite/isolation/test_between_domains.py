@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -20,6 +19,7 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.xen import FREE_SPACE, balloon_out, grant, map_grant, unmap_grant
+from medcheck import Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RpcFunc, SmcReturn, Tee, split
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -19,6 +18,7 @@ from framework.probe.message import (
     null_tmem,
     tmem,
 )
+from medcheck import Deviations, MakeProbe, Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RPC_ALLOC_ATTR, Attr, Param, RpcCmd, RpcFunc, Tee
 from mediator_ref.events import PAGE_SIZE
 
@@ -31,7 +31,7 @@ LIES = 4
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "R22", "RPC-8", "D1")
-def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations: Deviations) -> None:
     """A reply to SHM_ALLOC that names an address instead of a page list never reaches OP-TEE."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
     cookie = probe.cookie()
@@ -51,7 +51,7 @@ def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "MEM-4", "MEM-8", "MEM-10", "D2")
-def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations: Deviations) -> None:
     """A NULL buffer with the cookie of registered memory does not unregister it."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
     assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0
@@ -66,7 +66,7 @@ def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> No
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "RPC-4", "RPC-8", "D11")
-def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d11_shm_alloc_answered_under_another_name(make_probe: MakeProbe, deviations: Deviations) -> None:
     """OP-TEE asked for memory: a page list in the reply is translated or refused, whatever the reply's ``cmd`` says.
 
     The list lies at the guest's address that is, as a machine address, OP-TEE's static shared memory: where the list
@@ -90,7 +90,7 @@ def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> No
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
-def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d11_another_answer_passed_off_as_memory(make_probe: MakeProbe, deviations: Deviations) -> None:
     """OP-TEE asked for a file: a reply that calls itself SHM_ALLOC's shares no memory, and costs no slot."""
     probe = make_probe("liar")
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.FS])
@@ -113,7 +113,7 @@ def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
-def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations: Deviations) -> None:
     """An ALLOC answered with the cookie of another call's RPC page is refused, and that page lives on.
 
     On a board of its own: where it does not, its call can never be answered, and OP-TEE keeps using a page of Xen's.
@@ -138,7 +138,7 @@ def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, d
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "MEM-8", "MEM-10", "D14")
-def test_d14_shm_free_releases_only_what_was_given(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d14_shm_free_releases_only_what_was_given(probe: Probe, deviations: Deviations) -> None:
     """A NULL answer to SHM_ALLOC under the cookie of registered memory: OP-TEE's SHM_FREE does not unregister it."""
     assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])

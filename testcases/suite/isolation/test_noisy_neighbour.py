@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.guests.xtest import run_xtest
-from framework.probe.call import StdCall
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession, RegisterShm, UnregisterShm, tmem
 from framework.probe.ops import Add, Drive, Loop, Op, Write
+from medcheck import MakeProbe, Probe, Slowdown, StdCall, Target
 from mediator_ref.abi import CALL_WITH_ARG, RpcFunc, SmcReturn, split
 
 from ..lib.domains import MOST_CALLS
 from ..lib.random_calls import function_id, message, word
-
-if TYPE_CHECKING:
-    from framework.pytest_plugin.probes import MakeProbe, Slowdown
-    from framework.target.target import Target
 
 CASES = ("1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008")
 CALLS = 2000

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING
 
 from framework.common.errors import GuestError
+from medcheck import Target
 from mediator_ref.abi import RpcCmd, RpcFunc
-
-if TYPE_CHECKING:
-    from framework.target.target import Target
 
 MOST_CALLS = 64
 """More threads than any OP-TEE configuration in use has."""

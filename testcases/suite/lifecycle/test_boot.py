@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.conformance.checker import check_file
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
+from medcheck import TargetProvider
 from mediator_ref.abi import CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED
-
-if TYPE_CHECKING:
-    from framework.target.provider import TargetProvider
 
 
 @pytest.mark.mc_board

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,13 +26,10 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Drive, Loop, Op
+from medcheck import Deviations, MakeProbe, Target
 from mediator_ref.abi import CALL_WITH_ARG, RpcCmd, RpcFunc, split
 
 from ..lib.domains import REQUESTS, free_pages
-
-if TYPE_CHECKING:
-    from framework.pytest_plugin.probes import Deviations, MakeProbe
-    from framework.target.target import Target
 
 PARTITIONS = 4
 """CFG_VIRT_GUEST_COUNT of images/firmware.yaml: dom0 and three domUs."""

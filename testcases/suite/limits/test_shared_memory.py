@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     PTA_CMD_PARAMS,
@@ -18,6 +17,7 @@ from framework.probe.message import (
     tmem,
 )
 from framework.probe.ops import Add, Break, Drive, If, Loop
+from medcheck import Deviations, Probe
 from mediator_ref.abi import CALL_WITH_ARG, Param, Tee, split
 
 BUFFERS = 16
@@ -76,7 +76,7 @@ def test_r17_too_large(probe: Probe, offset: int, size: int) -> None:
 @pytest.mark.parametrize(
     ("offset", "size"), [(0xFFF, (1 << 64) - 1), (0, (1 << 44) + 4096)], ids=["wraps", "cut to 32 bits"]
 )
-def test_d9_size_that_overflows(probe: Probe, deviations, offset: int, size: int) -> None:  # type: ignore[no-untyped-def]
+def test_d9_size_that_overflows(probe: Probe, deviations: Deviations, offset: int, size: int) -> None:
     """A size whose end is beyond 64 bits, or whose number of pages is beyond 32: the mediator refuses it itself."""
     call = probe.call_with_arg(RegisterShm(tmem(pages=1, offset=offset, size=size, ref=1)))
     assert call.x0 == 0
@@ -145,7 +145,7 @@ def test_r4_registered_memory_is_used_by_reference(probe: Probe) -> None:
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R4", "R18", "MEM-6", "MEM-7", "D5")
-def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations: Deviations) -> None:
     """A call whose second parameter is refused leaves nothing of its first behind."""
     page = probe.pages(1)
     for _ in range(BUFFERS):
@@ -160,7 +160,7 @@ def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations) -
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R4", "R18", "MEM-7", "D3")
-def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations: Deviations) -> None:
     """140 registrations of 129 pages whose first page is bad, then a good one of one page.
 
     On a board of its own: where the count is wrong, a debug Xen asserts when the domain is destroyed.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from medcheck import Probe
 from mediator_ref.abi import RpcFunc, SmcReturn
 
 from ..lib.domains import MOST_CALLS

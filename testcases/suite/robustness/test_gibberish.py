@@ -6,10 +6,9 @@ import random
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, OpenSession
 from framework.probe.ops import Drive, Write
-from framework.target.target import Target
+from medcheck import Probe, Target
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     CALLS_UID,

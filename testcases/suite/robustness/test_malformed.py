@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
 from framework.probe.ops import Drive, Op, Read, Write
+from medcheck import Probe
 from mediator_ref.abi import CALL_WITH_ARG, U32, Arg, Param, RpcFunc, decode_arg, encode_arg, split
 
 from ..lib.random_calls import DEFINED_X0, message, word

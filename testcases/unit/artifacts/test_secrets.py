@@ -11,11 +11,12 @@ from unittest.mock import Mock
 import pytest
 
 from framework.artifacts.download import Downloader
-from framework.artifacts.keys import QEMU_ID, guard, guest_keys
+from framework.artifacts.keys import guard, guest_keys
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.store import Store
-from framework.board import qemu
+from framework.board import walls
 from framework.common.errors import ArtifactError, InfrastructureError, MedcheckError, redacted
+from framework.common.qemu_ids import FIRST_UID, READERS
 from framework.common.terminal import Output
 from framework.conformance.conclusion import FailOn
 from framework.jobs.doctor import examine
@@ -91,25 +92,26 @@ def test_an_image_with_keys_is_for_this_user_and_its_qemu(tmp_path: Path) -> Non
         guard(path)
         found = path.stat()
         if os.geteuid() == 0:
-            assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, QEMU_ID, 0o640)
+            assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, READERS, 0o640)
         else:
             assert (found.st_uid, found.st_mode & 0o777) == (os.geteuid(), 0o600)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser's QEMU runs as somebody else")
-def test_qemu_still_runs_as_nobody_with_such_an_image(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser's QEMU runs as a user of its own")
+def test_qemu_reads_such_an_image_and_no_other_user_does(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
     path = tmp_path / "dom0.cpio"
     path.write_bytes(b"key")
     guard(path)
-    assert qemu.choose_uid("auto", [path], []) == QEMU_ID
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setresgid(QEMU_ID, QEMU_ID, QEMU_ID)
-        os.setresuid(QEMU_ID, QEMU_ID, QEMU_ID)
-        os._exit(0 if os.access(path, os.R_OK) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert walls.reachable([str(path)], [], READERS)
+    for groups, readable in (([READERS], True), ([], False)):
+        child = os.fork()
+        if child == 0:
+            os.setgroups(groups)
+            os.setresgid(FIRST_UID, FIRST_UID, FIRST_UID)
+            os.setresuid(FIRST_UID, FIRST_UID, FIRST_UID)
+            os._exit(0 if os.access(path, os.R_OK) else 1)
+        assert (os.waitpid(child, 0)[1] == 0) == readable
     os.chown(path, 0, 1234)
-    assert qemu.choose_uid("auto", [path], []) is None
+    assert not walls.reachable([str(path)], [], READERS)

@@ -75,9 +75,7 @@ def test_help_shows_the_new_names_only(capfd: pytest.CaptureFixture[str], argume
     assert not any(old in shown for old in ("template", "--moment", "--patience"))
 
 
-def test_the_old_variable_bounds_snapshots(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_old_variable_bounds_snapshots(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MEDCHECK_TEMPLATES_MIB", "many")
     with pytest.raises(UsageError):
         SnapshotStore()

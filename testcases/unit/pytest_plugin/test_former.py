@@ -55,7 +55,7 @@ def test_workers_know_old_options_too(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines([HEADING, "option --board: --mc-board"])
 
 
-def test_an_option_that_somebody_else_has_stays_theirs(pytester: pytest.Pytester) -> None:
+def test_an_option_of_another_plugin_stays_its_own(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("def pytest_addoption(parser): parser.addoption('--board', default='none')")
     pytester.makepyfile("""
         def test_it(request):

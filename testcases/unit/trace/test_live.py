@@ -18,7 +18,7 @@ import pytest
 
 from framework.common.errors import TraceError, UsageError
 from framework.trace.format import Kind
-from framework.trace.live import LiveConsumer, Message, Space
+from framework.trace.live import Held, LiveConsumer, Message, Space
 from framework.trace.peer import is_descendant
 from framework.trace.writer import pack_record
 
@@ -224,9 +224,12 @@ def test_a_failing_handler_hangs_up_so_that_the_plugin_learns_of_it(consumer: Li
             plugin.get()
         ended.set()
 
+    def divide(held: Held) -> None:
+        _ = held.event.seq // 0
+
     thread = play(consumer, script)
     with pytest.raises(ZeroDivisionError):
-        consumer.serve(lambda held: held.event.seq // 0)
+        consumer.serve(divide)
     thread.join(10)
     assert ended.is_set()
 
