@@ -16,8 +16,8 @@ Ground rules for an observer:
 - Addresses: IPA is what the guest calls physical, MA what the machine does, MFN is MA >> 12. Keys of page mappings are
   byte addresses of pages (multiples of 4096), keys of ``mem`` are IPAs, keys of ``shadow`` are MAs.
 - Registers are tuples starting at x0, at least x0..x7 at EL3 and on guest calls; x8..x17 may follow where observed.
-- Events and pages are never changed once they are made. Those that come with every record are not frozen dataclasses for
-  one reason: these take five times as long to make, and a check makes millions.
+- Events and pages are never changed once they are made. Those that come with every record are not frozen dataclasses
+  for one reason: these take five times as long to make, and a check makes millions.
 """
 
 from __future__ import annotations
