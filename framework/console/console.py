@@ -20,6 +20,7 @@ from typing import Any
 
 import pexpect
 
+from framework.common import safe_files
 from framework.common.errors import BoardError, MedcheckError
 from framework.common.host_speed import host_factor
 from framework.common.safe_text import decode
@@ -69,8 +70,7 @@ class Console:
         self._log_room = LOG_BYTES
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
-        self._log_fd = os.open(log_path, flags, 0o644)
+        self._log_fd = safe_files.create(log_path, append=append)
 
     @property
     def dropped(self) -> int:

@@ -19,6 +19,7 @@ from framework.common.errors import ArtifactError, InfrastructureError, Medcheck
 from framework.common.qemu_ids import FIRST_UID, READERS
 from framework.common.terminal import Output
 from framework.conformance.conclusion import FailOn
+from framework.console.problems import ProblemLog
 from framework.jobs.doctor import examine
 from framework.jobs.run_report import Found, report_of
 from testcases.unit.artifacts.archive import Archive, pin_of
@@ -61,7 +62,8 @@ def test_no_failed_download_shows_them(tmp_path: Path, answers: bool) -> None:
 
 
 def test_no_report_shows_them() -> None:
-    target = Mock(trace=None, guests={}, phases=[], board=Mock(problems=[], consoles={}), stack=Mock(components=()))
+    board = Mock(problem_log=ProblemLog(), consoles={})
+    target = Mock(trace=None, guests={}, phases=[], board=board, stack=Mock(components=()))
     target.spec.guests = ()
     found = Found({}, {}, (), InfrastructureError(f"no answer from {MIRROR}"))
     command = ["run", "--mirror", MIRROR]

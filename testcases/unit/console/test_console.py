@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.common import safe_files
 from framework.common.errors import BoardError, GuestCrash
 from framework.console.console import Console
 from framework.console.reader_thread import ConsoleReader
@@ -382,7 +384,7 @@ def test_what_nobody_expects_is_bounded_and_stays_in_the_log(wire: Wire, monkeyp
 
 def test_full_disk_is_told_and_the_console_still_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framework.console.console.host_factor", lambda: 1.0)
-    (tmp_path / "test.log").symlink_to("/dev/full")
+    monkeypatch.setattr(safe_files, "create", lambda _path, **_: os.open("/dev/full", os.O_WRONLY))
     wire = Wire(tmp_path)
     wire.far.sendall(b"one\ntwo\n")
     wire.console.expect(b"two", idle_timeout=2)

@@ -50,7 +50,7 @@ def test_a_state_without_clock_is_refused() -> None:
 
 def test_a_state_with_a_count_is_refused() -> None:
     with pytest.raises(BoardError, match="counts instructions already"):
-        converted(converted(board()))
+        converted(board(counted=True))
 
 
 @pytest.mark.parametrize("registers", [{PMCEID0: 0}, {PMCEID0_AARCH32: 0}])

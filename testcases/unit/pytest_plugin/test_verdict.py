@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mediator_ref.examples.mutate import with_register
-from mediator_ref.simulator.board import Board
 
 from framework.conformance.synthesize import write_trace
 from mediator_ref.events import El3Call
 from mediator_ref.examples.calls import INVOKE
+from mediator_ref.examples.mutate import with_register
+from mediator_ref.simulator.board import Board
 from testcases.unit.conformance.samples import as_traced, simple_trace
 
 pytest_plugins = "pytester"

@@ -20,9 +20,11 @@ def section(number: int, name: str, instance: int, version: int, data: bytes) ->
     return head + data + struct.pack(">BI", 0x7E, number)
 
 
-def stream(controls: list[dict[int, int]], ram: bytes = b"", clock: int | None = None) -> bytearray:
+def stream(
+    controls: list[dict[int, int]], ram: bytes = b"", clock: int | None = None, counted: bool = False
+) -> bytearray:
     """A board whose CPUs have these registers; the redistributors' pending bits are all clear. ``clock``: when it was
-    saved, in nanoseconds of its own time."""
+    saved, in nanoseconds of its own time; ``counted``: it counted instructions then."""
     gic = b"\x11\x22\x33\x44" + b"".join(struct.pack(">II", 0xAAAA, 0) for _ in controls)
     redistributor = {
         "fields": [
@@ -53,10 +55,15 @@ def stream(controls: list[dict[int, int]], ram: bytes = b"", clock: int | None =
             }
         )  # fmt: skip
     if clock is not None:
-        body = section(0, "timer", 0, 2, struct.pack(">qqq", -1, 0, clock)) + body
+        count = b"\x05\x0ctimer/icount" + struct.pack(">Iqq", 1, clock, 0) if counted else b""
+        body = section(0, "timer", 0, 2, struct.pack(">qqq", -1, 0, clock) + count) + body
         names = ("cpu_ticks_offset", "unused", "cpu_clock_offset")
         fields = [{"name": name, "type": "int64", "size": 8} for name in names]
-        devices.append({"name": "timer", "instance_id": 0, "version": 2, "fields": fields})
+        timer: dict[str, object] = {"name": "timer", "instance_id": 0, "version": 2, "fields": fields}
+        if counted:
+            more = [{"name": "bias", "size": 8}, {"name": "icount", "size": 8}]
+            timer["subsections"] = [{"vmsd_name": "timer/icount", "fields": more}]
+        devices.insert(0, timer)
     text = json.dumps({"page_size": 4096, "devices": devices}).encode()
     return bytearray(b"QEVM\0\0\0\x03" + ram + body + struct.pack(">BBI", 0, 6, len(text)) + text)
 
