@@ -13,6 +13,7 @@ from framework.board.board import Board
 from framework.board.spec import BoardSpec
 from framework.common.errors import BoardError, GuestCrash
 from framework.console.console import Console
+from framework.console.reader_thread import ConsoleReader
 
 
 @pytest.fixture
@@ -75,3 +76,21 @@ def test_a_board_keeps_few_of_many_problems_and_counts_them(board: Board) -> Non
     board.consoles["guest0"].feed(b"kernel BUG at x\n" * 3000)
     assert (len(board.problems), len(told)) == (20, 20)
     assert "2,980 linux-bug on guest0" in board.problem_log.shown()[-1].line
+
+
+def test_a_panic_after_which_nothing_comes_is_told_by_the_reader(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("framework.console.scanner._REASON_SECONDS", 0.05)
+    near, far = socket.socketpair()
+    console = Console("xen", near, tmp_path / "more.log", lambda: 1.0)
+    console.on_sign(board._on_sign)
+    reader = ConsoleReader("test")
+    reader.add(console)
+    reader.start()
+    far.sendall(b"(XEN) Panic on CPU 0:\r\n")
+    with pytest.raises(GuestCrash, match=r"xen-panic: \(XEN\) Panic on CPU 0:$"):
+        board.consoles["guest0"].expect(b"never", idle_timeout=30)
+    far.close()
+    reader.stop()
+    console.close(BoardError("the test is over"))
