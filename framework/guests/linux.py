@@ -48,9 +48,10 @@ class LinuxGuest:
         Raises GuestCrash when the guest panics or disappears, GuestError when it comes up without OP-TEE
         though it should have it, BoardError when its console stays silent.
         """
+        awaited = [READY, NO_TEE, NO_SUPPLICANT, PANIC]
         while True:
             try:
-                match = self.console.expect([READY, NO_TEE, NO_SUPPLICANT, PANIC], idle_timeout)
+                match = self.console.expect(awaited, idle_timeout)
             except BoardError as silence:
                 raise self.diagnose(silence.what) from silence
             if match[0] == READY:
@@ -61,6 +62,8 @@ class LinuxGuest:
                 raise self.watch.crash(match[0].decode(errors="replace"))
             if self.tee:
                 raise self._without_tee()
+            # Said again, it must not begin another wait.
+            awaited.remove(NO_TEE)
         self.ssh.connect()
 
     def check_alive(self) -> None:

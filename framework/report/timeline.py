@@ -87,6 +87,8 @@ def _lines(data: bytes, number: int, at: float) -> Iterator[Line]:
 
 def _mark(lines: Iterable[Line], text: str, number: int) -> None:
     for line in lines:
-        if line.problem is None and text and text in line.text:
+        # A panic's text begins with its line and goes on with the reason from the next ones.
+        begins = len(line.text) > 12 and text.startswith(line.text)
+        if line.problem is None and text and (begins or text in line.text):
             line.problem = number
             return

@@ -110,6 +110,17 @@ def test_the_first_complaint_of_the_driver_is_the_cause_of_the_others(parts, pro
         guest_that_prints(parts, "\r\n".join(lines).encode()).wait_ready()
 
 
+def test_a_guest_that_says_the_same_for_ever_does_not_keep_the_wait_open(parts):
+    guest = guest_that_prints(parts, b"medcheck: no OP-TEE in this guest\r\n" * 5, tee=False)
+    waits = []
+    expect = guest.console.expect
+    guest.console.expect = lambda patterns, idle: (waits.append(patterns), expect(patterns, idle))[1]
+    parts[1].xl.domain = DomainInfo(5, "vm1", 256, 1, "r-----", 1.0)
+    with pytest.raises(GuestCrash, match="hangs"):
+        guest.wait_ready()
+    assert len(waits) == 2
+
+
 def test_a_driver_that_only_probed_is_quoted_as_well(parts):
     text = b"[    1.0] optee: probing for conduit method.\r\nmedcheck: no OP-TEE in this guest\r\n"
     with pytest.raises(GuestError, match="its kernel said: optee: probing for conduit method"):
