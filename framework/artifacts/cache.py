@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from framework.artifacts.download import disk_error
 from framework.common.digest import (
     NO_ROOM,
@@ -31,6 +29,7 @@ from framework.common.digest import (
     sha256_file,
 )
 from framework.common.errors import BuildError, MedcheckError
+from framework.common.locks import announced, flock
 from framework.common.progress import Progress, Silent
 
 MANIFEST = "manifest.json"
@@ -113,9 +112,9 @@ class BuildCache:
             if total <= max_bytes or entry.last_use > time.time() - unused_for:
                 break
             try:
-                with FileLock(self.root / "locks" / f"{entry.path.name}.lock", timeout=0):
+                with flock(self.root / "locks" / f"{entry.path.name}.lock", wait=False):
                     shutil.rmtree(entry.path)
-            except Timeout:
+            except BlockingIOError:
                 continue
             total -= entry.size
             removed.append(entry)
@@ -123,16 +122,9 @@ class BuildCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        lock = FileLock(self.root / "locks" / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._progress.say(f"{name}: another run builds it; waiting for that")
-            lock.acquire()
-        try:
+        waiting = f"{name}: another run builds it; waiting for that"
+        with announced(self.root / "locks" / f"{name}.lock", lambda: self._progress.say(waiting)):
             yield
-        finally:
-            lock.release()
 
     def _build(self, folder: Path, inputs: Mapping[str, object], build: Callable[[Path], None]) -> None:
         aside = folder.with_name(f".{folder.name}.partial")

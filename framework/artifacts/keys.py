@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from filelock import FileLock
 
+from framework.common.locks import flock
 from framework.common.paths import atomic_write
 from framework.common.qemu_ids import READERS
 
@@ -55,7 +55,7 @@ def guest_keys(folder: Path) -> GuestKeys:
     if complete():
         return keys  # no lock needed: a cache that cannot be written is good to read from
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(folder / ".lock"):
+    with flock(folder / ".lock"):
         if not complete():
             _make_pair(keys.client, keys.client_public, _openssh)
             _make_pair(keys.host, keys.host_public, _dropbear)

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from framework.artifacts.download import Cancelled, Downloader, disk_error
 from framework.artifacts.lock import Pin
 from framework.artifacts.mirror import Mirrors
 from framework.common.digest import NO_ROOM, NO_ROOM_HINT, Checker, make_writable_parent
 from framework.common.errors import ArtifactError
+from framework.common.locks import announced
 from framework.common.progress import Progress, Silent
 
 _WORKERS = 6
@@ -139,17 +138,17 @@ class Store:
         try:
             for folder in (part.parent, blob.parent, self.root / "locks"):
                 make_writable_parent(folder)
-            lock = FileLock(self.root / "locks" / f"{pin.sha256}.lock")
-            self._acquire(lock, pin, cancel)
-            try:
+            waiting = f"{pin.name}: another run downloads it; waiting for that"
+            lock = self.root / "locks" / f"{pin.sha256}.lock"
+            with announced(lock, lambda: self._progress.say(waiting), cancel) as held:
+                if not held:
+                    raise Cancelled
                 if self._checker.matches(blob, pin.size, pin.sha256):
                     advance(pin.size)
                     return
                 downloader.fetch(pin, part, advance)
                 part.chmod(0o444)
                 part.replace(blob)
-            finally:
-                lock.release()
         except OSError as error:
             cancel.set()
             raise disk_error(error, part, pin.size) from error
@@ -160,19 +159,6 @@ class Store:
                     # The unfinished file is worth nothing on a disk that has no room for it.
                     part.unlink(missing_ok=True)
             raise
-
-    def _acquire(self, lock: FileLock, pin: Pin, cancel: threading.Event) -> None:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._progress.say(f"{pin.name}: another run downloads it; waiting for that")
-            while not cancel.is_set():
-                try:
-                    lock.acquire(timeout=1, poll_interval=0.1)
-                    return
-                except Timeout:
-                    continue
-            raise Cancelled from None
 
     def _known_mirrors(self, pins: list[Pin]) -> Mirrors:
         if self._mirrors is None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +79,3 @@ def is_verified(path: Path, digest: str) -> bool:
         return bool(note == {"boot": _boot_id(), "stamp": _stamp(path), "digest": digest})
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def flock(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
-    """Hold a lock that ends with the process, whatever way it ends. Raises BlockingIOError without ``wait``."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(fd)

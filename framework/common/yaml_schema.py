@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from framework.common.errors import ConfigError
+from framework.common.yaml_source import compose
 
-_MOST = 1 << 20
 _SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 
@@ -247,29 +247,8 @@ def load(path: Path, schema: Table) -> Document:
     Raises ConfigError (``where`` is ``file:line``) when the file is missing, is not YAML, or does not fit
     the schema.
     """
-    if path.exists() and not path.is_file():
-        # A pipe would be waited on for ever.
-        raise ConfigError("this is no file", where=str(path))
-    try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(_MOST + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
-    if len(text) > _MOST:
-        raise ConfigError(f"longer than {_MOST} characters, which no such file is", where=str(path))
     document = Document(path)
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = 1 if mark is None else mark.line + 1
-        raise ConfigError(f"not YAML: {error.problem or error.context}", where=f"{path}:{line}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {error}", where=f"{path}:1") from error
-    except RecursionError as error:
-        raise ConfigError("nested too deeply", where=f"{path}:1") from error
-    if node is None:
-        raise ConfigError("the file is empty, expected a mapping", where=f"{path}:1")
+    node = compose(path)
     document.lines[()] = node.start_mark.line + 1
     document.values = schema.read(node, (), document)
     return document

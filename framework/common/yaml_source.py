@@ -1,4 +1,4 @@
-"""YAML read node by node, so that every complaint about a file names its line."""
+"""The one way in which YAML files are read: bounded, and node by node, so that every complaint names its line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,46 @@ from framework.common.errors import ConfigError
 # The C parser, where PyYAML has it, reads the lock file ten times faster.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_MOST = 1 << 20
+"""Characters of a file; the longest of the project's own has a tenth of that."""
+
+
+def compose(path: Path, hint: str | None = None) -> yaml.Node:
+    """The root of a YAML document. ``hint`` is shown with every error.
+
+    :raises ConfigError: the file is none, cannot be read, is too long, is not YAML, or is empty.
+    """
+
+    def wrong(text: str, line: int | None = None) -> ConfigError:
+        return ConfigError(text, where=str(path) if line is None else f"{path}:{line}", hint=hint)
+
+    if path.exists() and not path.is_file():
+        raise wrong("this is no file")  # a pipe would be waited on for ever
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_MOST + 1)
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise wrong(f"not UTF-8: {error.reason}") from error
+    if len(text) > _MOST:
+        raise wrong(f"longer than {_MOST} characters, which no such file is")
+    try:
+        node = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context
+        # libyaml's own bound; the parser in Python has only the interpreter's.
+        words = "nested too deeply" if problem == "exceeded maximum nesting depth" else f"not valid YAML: {problem}"
+        raise wrong(words, mark.line + 1 if mark else 1) from error
+    except yaml.YAMLError as error:
+        raise wrong(f"not valid YAML: {error}", 1) from error
+    except RecursionError as error:
+        raise wrong("nested too deeply", 1) from error
+    if node is None:
+        raise wrong("the file is empty, expected a mapping", 1)
+    return node
+
 
 class Source:
     """One YAML file taken apart node by node; scalars stay text, so versions never become numbers."""
@@ -22,25 +62,8 @@ class Source:
         self.hint = hint
 
     def root(self) -> yaml.Node:
-        """The document's root.
-
-        :raises ConfigError: the file cannot be read, is not YAML, or is empty.
-        """
-        try:
-            node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=_LOADER)
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", where=str(self.path), hint=self.hint) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"not UTF-8: {error.reason}", where=str(self.path), hint=self.hint) from error
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            text = f"not valid YAML: {error.problem}"
-            raise ConfigError(text, where=f"{self.path}:{line}", hint=self.hint) from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"not valid YAML: {error}", where=f"{self.path}:1", hint=self.hint) from error
-        if node is None:
-            raise ConfigError("the file is empty", where=f"{self.path}:1", hint=self.hint)
-        return node
+        """The document's root; see :func:`compose`."""
+        return compose(self.path, self.hint)
 
     def error(self, node: yaml.Node, text: str) -> ConfigError:
         """The error that says ``text`` about ``node``."""

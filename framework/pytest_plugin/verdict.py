@@ -6,6 +6,7 @@ deviations alone. A trace that is missing, damaged, cut off or empty vouches for
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -100,13 +101,19 @@ def _judge(node: pytest.Item, trace: _Trace) -> str:
     """Hold a trace against the reference; returns why the test fails, or nothing."""
     from framework.common.disclosure import TELL_FIRST
     from framework.common.errors import TraceError
+    from framework.common.paths import atomic_write_text
     from framework.conformance.checker import check_file
+    from framework.conformance.result import RESULT_FILE
     from mediator_ref import Limits
 
     try:
         result = check_file(trace.path, limits=Limits(threads=_threads(trace.path)))
     except (OSError, TraceError) as error:
         return f"incomplete: the trace cannot be read, so nothing was checked: {error}"
+    logs: Path = node.config.getoption("mc_board_logs")
+    if trace.path.absolute().is_relative_to(logs.absolute()):
+        content = json.dumps({"test": node.nodeid, **result.to_json()})
+        atomic_write_text(trace.path.parent / RESULT_FILE, content)
     node.user_properties.append(("events_checked", str(result.events_checked)))
     for rule in result.rules:
         if rule.verdict in ("pass", "deviation", "fail"):

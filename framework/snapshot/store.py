@@ -24,9 +24,10 @@ from typing import Any
 
 from framework.board.board import Board, RestoredFrom
 from framework.board.qemu import Ram
-from framework.common.content_hash import flock, is_verified, key_of, mark_verified, plain
+from framework.common.content_hash import is_verified, key_of, mark_verified, plain
 from framework.common.digest import sha256_file
 from framework.common.errors import BoardError
+from framework.common.locks import flock
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.snapshot import sparse

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from framework.common.content_hash import flock, is_verified, mark_verified
+from framework.common.content_hash import is_verified, mark_verified
 from framework.common.errors import UsageError
+from framework.common.locks import flock
 from framework.snapshot import sparse
 
 TMPFS = Path("/dev/shm")

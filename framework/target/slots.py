@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from framework.common.content_hash import flock
 from framework.common.errors import UsageError
+from framework.common.locks import flock
 from framework.common.paths import cache_root
 
 CLONE_BYTES = 400 << 20

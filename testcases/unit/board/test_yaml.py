@@ -132,7 +132,7 @@ def test_unknown_key_suggests_the_right_one(tmp_path: Path) -> None:
 
 
 def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not YAML") as caught:
+    with pytest.raises(ConfigError, match="not valid YAML") as caught:
         load(tmp_path, "description: x\nmachine: [virt\ncpu: cortex-a53\n")
     assert caught.value.where == f"{tmp_path}/mine.yaml:3"
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from framework.common.content_hash import flock
+from framework.common.locks import flock
 from framework.snapshot import sparse
 from framework.snapshot import tmpfs_cache as tmpfs_cache
 from framework.snapshot.tmpfs_cache import MOST_RAM, TmpfsCache, default_bound, reclaim

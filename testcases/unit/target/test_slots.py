@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from framework.common.content_hash import flock
+from framework.common.locks import flock
 from framework.target.slots import CLONE_BYTES, BoardSlots, slots
 
 
