@@ -8,21 +8,23 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from framework.artifacts import cpio, elf
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware import OPTEE_FILES, Builder, pins_of_builds
-from framework.artifacts.firmware_config import XEN_VARIANTS
+from framework.artifacts.firmware_config import XEN_VARIANTS, FirmwareConfig
 from framework.artifacts.keys import GuestKeys, guest_keys
 from framework.artifacts.lock import Lock, Pin
+from framework.artifacts.overrides import Overrides as Overrides
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
+from framework.artifacts.xen import Xen, provide
+from framework.artifacts.xen_tools import XL
 from framework.common.digest import sha256_file
 from framework.common.errors import UsageError
 from framework.common.paths import IMAGES
@@ -30,28 +32,9 @@ from framework.common.progress import Progress, Silent
 
 _GUESTS = ("dom0", "domu")
 _IMAGE_MAGIC = (0x38, b"ARMd")
-_FOLDERS = ("optee", "kernel_modules", "xtest_root")
+_FOLDERS = ("optee", "kernel_modules", "xtest_root", "xen_tree", "xen_tools")
+
 _XTEST = "usr/bin/xtest"
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user brings instead of the pinned parts; None keeps the pinned one."""
-
-    xen: Path | None = None
-    xen_syms: Path | None = None
-    optee: Path | None = None
-    kernel: Path | None = None
-    kernel_modules: Path | None = None
-    xtest_root: Path | None = None
-    xen_variant: str = "debug"
-
-    @classmethod
-    def given(cls, options: Mapping[str, Any]) -> Overrides:
-        """Those among a command line's parsed options; paths become absolute."""
-        chosen: dict[str, Any] = {name: options[name] for name in cls.__dataclass_fields__}
-        chosen.update({name: value.absolute() for name, value in chosen.items() if isinstance(value, Path)})
-        return cls(**chosen)
 
 
 @dataclass(frozen=True)
@@ -78,6 +61,7 @@ class Stack:
     domu_ramdisk: str
     keys: GuestKeys
     components: tuple[Component, ...]
+    hypervisor: Xen
 
     @property
     def ssh_key(self) -> Path:
@@ -88,7 +72,8 @@ class Stack:
 def all_pins(lock: Lock) -> list[Pin]:
     """Every pin that a run needs: what ``medcheck fetch`` downloads."""
     groups = [Recipe.load(IMAGES / f"rootfs/{name}.yaml").groups for name in _GUESTS]
-    names = dict.fromkeys(["qemu", *(name for group in groups for name in group)])
+    tools = FirmwareConfig.load().xen.tools.group
+    names = dict.fromkeys(["qemu", tools, *(name for group in groups for name in group)])
     return list(dict.fromkeys([pin for name in names for pin in lock.group(name)] + pins_of_builds(lock)))
 
 
@@ -109,31 +94,29 @@ def prepare(
     bundle = qemu_bundle(store, lock, cache)
     optee = overrides.optee or builder.optee()
     flash = builder.flash(optee) / "flash.bin"
-    if overrides.xen is None:
-        built = builder.xen(overrides.xen_variant)
-        xen, symbols = built / "xen", built / "xen-syms"
-    else:
-        xen, symbols = overrides.xen, overrides.xen_syms  # type: ignore[assignment]
+    xen = provide(overrides, builder)
     keys = guest_keys(root / "ssh")
-    images = _images(store, lock, cache, overrides, keys, progress)
+    images = _images(store, lock, cache, overrides, xen.tools.folder, keys, progress)
     components = (
         Component("QEMU", bundle.version, sha256_file(Path(bundle.argv()[-1])), "pinned"),
         Component("TF-A", builder.version("tfa-source"), sha256_file(flash), "built"),
         _component("OP-TEE OS", builder.version("optee-source"), optee / "tee-pager_v2.bin", overrides.optee),
-        _component(f"Xen ({overrides.xen_variant})", builder.version("xen-source"), xen, overrides.xen),
+        Component(xen.title, xen.version, sha256_file(xen.image), xen.origin),
+        Component("Xen's tools", xen.tools.version, sha256_file(xen.tools.folder / XL), xen.tools.origin),
         _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
         _component("xtest", lock.pins["optee-test-qemu"].version, images / "xtest", overrides.xtest_root, "pinned"),
         Component("dom0 image", "recipe", sha256_file(images / "dom0.cpio"), "built"),
     )
     return Stack(
-        bundle, flash, xen, symbols, images / "Image", images / "dom0.cpio",
-        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components,
+        bundle, flash, xen.image, xen.symbols, images / "Image", images / "dom0.cpio",
+        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components, xen,
     )  # fmt: skip
 
 
 def _images(
-    store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, keys: GuestKeys, progress: Progress
-) -> Path:
+    store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, tools: Path, keys: GuestKeys,
+    progress: Progress,
+) -> Path:  # fmt: skip
     """The kernel, dom0's ramdisk (with the domUs' kernel and ramdisk in it) and xtest, in one cached folder."""
     recipes = {name: Recipe.load(IMAGES / f"rootfs/{name}.yaml") for name in _GUESTS}
     groups = dict.fromkeys(group for recipe in recipes.values() for group in recipe.groups)
@@ -150,7 +133,7 @@ def _images(
             with (out / "domu.cpio").open("wb") as stream:
                 cpio.write(domu.entries, stream)
             task.advance()
-            dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys)
+            dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys, [tools])
             dom0.add("boot/domu/Image", cpio.regular((out / "Image").read_bytes()))
             dom0.add("boot/domu/ramdisk", cpio.regular((out / "domu.cpio").read_bytes()))
             with (out / "dom0.cpio").open("wb") as stream:
@@ -163,15 +146,19 @@ def _images(
         "pins": {group: [pin.sha256 for pin in pins[group]] for group in groups},
         "recipes": IMAGES / "rootfs",
         "code": [here / name for name in ("stack.py", "rootfs.py", "cpio.py", "elf.py")],
+        "tools": tools / "usr",
         "keys": [keys.client_public, keys.host_public],
         "user": [path for path in (overrides.kernel, overrides.kernel_modules, overrides.xtest_root) if path],
     }
     return cache.get("images", inputs, build)
 
 
-def _rootfs(recipe: Recipe, unpacked: dict[str, Path], overrides: Overrides, keys: GuestKeys) -> RootFs:
+def _rootfs(
+    recipe: Recipe, unpacked: dict[str, Path], overrides: Overrides, keys: GuestKeys, first: Sequence[Path] = ()
+) -> RootFs:
+    """``first`` are folders that are searched before all packages."""
     groups = [group for group in recipe.groups if group != "kernel" or overrides.kernel is None]
-    packages = [unpacked[group] for group in groups]
+    packages = [*first, *(unpacked[group] for group in groups)]
     if overrides.xtest_root and "xtest" in recipe.groups:
         packages.insert(0, overrides.xtest_root)
     if overrides.kernel_modules:
@@ -198,8 +185,9 @@ def _check(overrides: Overrides) -> None:
     if overrides.xen_variant not in XEN_VARIANTS:
         raise UsageError(f"no Xen variant {overrides.xen_variant}", hint=f"one of {', '.join(XEN_VARIANTS)}")
     for name, path in overrides.__dict__.items():
-        if isinstance(path, Path):
-            _check_kind(f"--{name.replace('_', '-')}", path, folder=name in _FOLDERS)
+        for item in path if isinstance(path, tuple) else (path,):
+            if isinstance(item, Path):
+                _check_kind(f"--{name.replace('_', '-')}", item, folder=name in _FOLDERS, inside=name != "xen_tree")
     for option, image in (("--xen", overrides.xen), ("--kernel", overrides.kernel)):
         if image is not None:
             offset, magic = _IMAGE_MAGIC
@@ -221,7 +209,7 @@ def _check(overrides: Overrides) -> None:
         _check_symbols(overrides.xen, overrides.xen_syms)
 
 
-def _check_kind(option: str, path: Path, *, folder: bool) -> None:
+def _check_kind(option: str, path: Path, *, folder: bool, inside: bool) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -234,7 +222,8 @@ def _check_kind(option: str, path: Path, *, folder: bool) -> None:
         raise UsageError(f"{option}: expected {'a folder' if folder else 'a file'}, {path} is {kind}")
     if not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
         raise UsageError(f"{option}: {path} cannot be read", hint="make it readable for this user")
-    for parent, _, names in os.walk(path):
+    # A source tree is read file by file, and may hold whatever its repository ignores.
+    for parent, _, names in os.walk(path) if inside else ():
         for below in (Path(parent, name) for name in names):
             if not (below.is_file() or below.is_symlink()):
                 raise UsageError(f"{option}: {below} is a device, pipe or socket")

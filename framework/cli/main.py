@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from framework.artifacts.overrides import add_options
 from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
@@ -122,13 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stack = argparse.ArgumentParser(add_help=False, parents=[sources])
     group = stack.add_argument_group("the parts under test", "your own files instead of the pinned builds")
-    group.add_argument("--xen", type=_path, metavar="FILE", help="Xen's image (xen/xen)")
-    group.add_argument("--xen-syms", type=_path, metavar="FILE", help="the symbols of --xen")
-    group.add_argument("--xen-variant", default="debug", help="the pinned Xen's build: debug (default) or release")
-    group.add_argument("--optee", type=_path, metavar="DIR", help="folder with tee-{header,pager,pageable}_v2.bin")
-    group.add_argument("--kernel", type=_path, metavar="FILE", help="an arm64 Image for dom0 and domUs")
-    group.add_argument("--kernel-modules", type=_path, metavar="DIR", help="the modules of --kernel")
-    group.add_argument("--xtest-root", type=_path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
+    add_options(group.add_argument, "--", argparse.ArgumentTypeError)
 
     parser = argparse.ArgumentParser(
         prog="medcheck",

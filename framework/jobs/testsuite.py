@@ -35,7 +35,8 @@ def run_stimuli(
     # pytest runs in the project's folder, wherever the user is.
     if "/" in board or board.endswith(".yaml"):
         board = str(Path(board).absolute())
-    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"]), *_parts(overrides)]
+    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"])]
+    command += [f"--{word}" for word in overrides.words()]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
@@ -55,12 +56,6 @@ def run_stimuli(
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
     return tuple(read_results(results))
-
-
-def _parts(overrides: Overrides) -> Iterator[str]:
-    for name, value in overrides.__dict__.items():
-        if value is not None:
-            yield f"--{name.replace('_', '-')}={value}"
 
 
 def _dots(piece: bytes) -> int:

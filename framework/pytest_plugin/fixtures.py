@@ -10,6 +10,7 @@ Under pytest-xdist each worker has its own ``boards``; how many run at once over
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from framework.artifacts.overrides import add_options
+
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides, Stack
     from framework.board.board import Board
@@ -30,14 +33,6 @@ if TYPE_CHECKING:
     from framework.target.provider import SharedBoard, TargetProvider
     from framework.target.target import Target
 
-_PARTS = {
-    "xen": "Xen image to test instead of the pinned build",
-    "xen-syms": "symbols of --xen",
-    "optee": "folder with tee-{header,pager,pageable}_v2.bin",
-    "kernel": "arm64 Image for dom0 and domUs",
-    "kernel-modules": "modules of --kernel",
-    "xtest-root": "folder with usr/bin/xtest and its TAs",
-}
 _MARKERS = {
     "board": "needs a booted board (given automatically to users of the board's fixtures)",
     "artifacts": "needs fetched artifacts, but no booted board",
@@ -69,9 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("medcheck", "boards with Xen and OP-TEE")
     group.addoption("--board", default="default", help="board: a name of `medcheck boards` or a YAML file")
     group.addoption("--domus", type=int, default=None, help="number of Linux domUs")
-    group.addoption("--xen-variant", default="debug", help="the pinned Xen's build: debug or release")
-    for name, text in _PARTS.items():
-        group.addoption(f"--{name}", type=Path, default=None, metavar="PATH", help=text)
+    add_options(group.addoption, "--", argparse.ArgumentTypeError)
     group.addoption("--board-logs", type=Path, default=Path("reports/tests"), help="where boards keep their logs")
     group.addoption("--save-on-failure", action="store_true", help="keep a failed test's board, for `medcheck resume`")
     group.addoption(
