@@ -12,6 +12,7 @@ from typing import Any
 from framework.common.errors import InfrastructureError, UsageError
 
 _NAME = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.M)
+_OLD = re.compile(r"^--- (?:a/)?([^\t\n]+)", re.M)
 _FAILED = re.compile(r"Hunk #(\d+) FAILED at (\d+)")
 _SHOWN = 8
 
@@ -66,13 +67,13 @@ def _run(patch: Path, scratch: str, text: str, files: Mapping[str, Any]) -> None
         elif failed := _FAILED.search(line):
             break
     hint = "make it anew against this tree, or name another tree with --xen-tree"
+    if "previously applied" in said:
+        raise UsageError(f"--xen-patch: {patch} is in the tree already, or a part of it is", hint="leave it out")
     if name is None or failed is None:
-        missing = next((n for n in dict.fromkeys(_NAME.findall(text)) if n != "/dev/null" and n not in files), None)
+        missing = next((old for old in _OLD.findall(text) if old != "/dev/null" and old not in files), None)
         why = f"the tree has no {missing}" if missing else said.strip()
         raise UsageError(f"--xen-patch: {patch} does not apply: {why}", hint=hint)
     number = int(failed[1])
-    if "previously applied" in said or "Reversed" in said:
-        hint = "it seems to be in the tree already: leave it out"
     start, wanted = _hunk(text, name, number)
     have = files[name].data.decode(errors="replace").splitlines() if name in files else []
     at = next((i for i, (a, b) in enumerate(zip(wanted, have[start - 1 :], strict=False)) if a != b), 0)

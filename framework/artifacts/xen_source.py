@@ -246,8 +246,12 @@ def _commit(folder: Path, rev: str) -> tuple[dict[str, File], str]:
 
 
 def _label(folder: Path) -> str:
-    described = _git(folder, "describe", "--always", "--tags", "--dirty=, changed", "--abbrev=12")
-    return "no git" if described is None else described.decode().strip()
+    described = _git(folder, "describe", "--always", "--tags", "--abbrev=12")
+    # `describe --dirty` would write the index, whatever it is told.
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if described is None or changes is None:
+        return "no git"
+    return described.decode().strip() + (", changed" if changes else "")
 
 
 def _git(folder: Path, *words: str, repository: Path | None = None) -> bytes | None:

@@ -35,11 +35,9 @@ PROGRAMS = ("xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "xe
 _BIN, _LIB = "usr/lib/xen/bin", "usr/lib/xen/lib"
 XL = f"{_BIN}/xl"
 """Of every toolstack's folder, the program that stands for all in a report."""
-_BIN_FOLDERS = ("usr/lib/xen*/bin", "usr/libexec/xen/bin", "usr/sbin", "usr/bin")
-_LIB_FOLDERS = (
-    "usr/lib/xen*/lib/aarch64-linux-gnu", "usr/lib/xen*/lib", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib",
-)  # fmt: skip
-_PREFIXES = ("", "usr/local/")
+_BIN_FOLDERS = ("lib/xen*/bin", "libexec/xen/bin", "sbin", "bin")
+_LIB_FOLDERS = ("lib/xen*/lib/aarch64-linux-gnu", "lib/xen*/lib", "lib/aarch64-linux-gnu", "lib64", "lib")
+_PREFIXES = ("usr/", "usr/local/", "")
 _OF_RELEASE = re.compile(r"libxenctrl\.so\.(\d+\.\d+)(?:\.|$)")
 _SYSROOT_GROUPS = ("dom0", "dom0-devel")
 _HEADERS = (
