@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
@@ -252,7 +253,7 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
         board=options.board,
         domus=options.domus,
         xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
-        report=options.report,
+        report=options.report or _report_beside(options.xen_tree),
         overrides=_overrides(options),
         offline=options.offline,
         mirrors=options.mirror,
@@ -263,6 +264,15 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
         fail_fast=options.fail_fast,
         command=options.arguments,
     )
+
+
+def _report_beside(tree: Path | None) -> Path | None:
+    """Where the report goes when this folder lies in the user's tree, where it would become a part of it."""
+    if tree is None or not Path.cwd().is_relative_to(tree.resolve()):
+        return None
+    from framework.common.paths import cache_root
+
+    return cache_root() / "reports" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
 
 def _show_run(result: RunResult, options: argparse.Namespace, output: Output) -> int:
