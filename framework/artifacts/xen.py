@@ -93,6 +93,11 @@ def _source(overrides: Overrides, builder: Builder) -> XenSource | None:
         return None
     if overrides.xen is not None:
         raise UsageError("--xen-tools tree needs --xen-tree", hint="give the tree that --xen was built from")
+    return pinned_source(builder).patched(overrides.xen_patch)
+
+
+def pinned_source(builder: Builder) -> XenSource:
+    """The pinned source as a tree."""
     recipe = FirmwareConfig.load().xen
     pins = builder.lock.group(recipe.group)
 
@@ -105,7 +110,7 @@ def _source(overrides: Overrides, builder: Builder) -> XenSource | None:
 
     inputs = {"pins": [pin.sha256 for pin in pins], "recipe": Path(__file__).with_name("unpack.py")}
     folder = builder.cache.get("xen-source", inputs, build) / "source"
-    return replace(read_tree(folder), label=f"pinned {pins[0].version}").patched(overrides.xen_patch)
+    return replace(read_tree(folder), label=f"pinned {pins[0].version}")
 
 
 def _hypervisor(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware import Builder
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.stack import Overrides, Stack, prepare
@@ -34,6 +35,11 @@ def prepare_stack(overrides: Overrides, store: Store, progress: Progress) -> Sta
     for sentence in stack.hypervisor.said:
         progress.say(sentence)
     return stack
+
+
+def builder_here(store: Store, progress: Progress) -> Builder:
+    """The maker of firmware and hypervisors in this user's cache."""
+    return Builder(store, Lock.load(), BuildCache(cache_root(), progress), progress)
 
 
 def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
