@@ -14,7 +14,7 @@ from pathlib import Path
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock, Pin
-from framework.artifacts.make import CROSS, XEN_IDENTITY, compiler_version, run_make
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, compiler_version, run_make
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_source
 from framework.common.errors import BuildError
@@ -116,7 +116,8 @@ class Builder:
             "patches": [IMAGES / patch for patch in patches],
             "epoch": FirmwareConfig.load().epoch,
             "compiler": compiler_version(),
-            "recipe": [Path(__file__), Path(__file__).with_name("make.py")],
+            "make": MAKE_KEY,
+            "recipe": Path(__file__),
         }
         return self.cache.get(name, inputs, build)
 

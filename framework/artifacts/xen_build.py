@@ -10,7 +10,7 @@ from pathlib import Path
 
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
-from framework.artifacts.make import CROSS, XEN_IDENTITY, CompileError, compiler_version, run_make
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, CompileError, compiler_version, run_make
 from framework.artifacts.xen_source import XenSource
 from framework.common.errors import BuildError, UsageError
 from framework.common.progress import Progress
@@ -65,7 +65,8 @@ def build_hypervisor(
         "compiler": compiler_version(compiler or f"{CROSS}gcc"),
         "named": compiler,
         "epoch": FirmwareConfig.load().epoch,
-        "recipe": [Path(__file__), Path(__file__).with_name("make.py")],
+        "make": MAKE_KEY,
+        "recipe": Path(__file__),
     }
     title = f"Xen {source.version}"
 

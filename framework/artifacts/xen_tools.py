@@ -23,7 +23,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock
-from framework.artifacts.make import CROSS, compiler_version, run_logged, run_make
+from framework.artifacts.make import CROSS, MAKE_KEY, compiler_version, run_logged, run_make
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
 from framework.artifacts.xen_source import XenSource
@@ -46,7 +46,7 @@ _HEADERS = (
 )  # fmt: skip
 _SINGLE = (
     "xen/Makefile", "xen/include/xen/libelf.h", "xen/include/xen/elfstructs.h", "Config.mk", "Makefile", "COPYING",
-    "configure", "configure.ac", "config.guess", "config.sub", "install.sh", "version.sh",
+    "configure", "configure.ac", "config.guess", "config.sub", "xen/common/kernel.c", "install.sh", "version.sh",
 )  # fmt: skip
 _PARTS = ("include", "libs", "xenstore", "xenstored", "xs-clients", "console", "xl", "helpers")
 _CONFIGURE = (
@@ -155,7 +155,8 @@ def built_tools(source: XenSource, store: Store, lock: Lock, cache: BuildCache, 
         "source": parts.digest(),
         "sysroot": sysroot.name,
         "compiler": compiler_version(),
-        "recipe": [Path(__file__), Path(__file__).with_name("make.py")],
+        "make": MAKE_KEY,
+        "recipe": Path(__file__),
     }
     folder = cache.get("xen-tools", inputs, build)
     return Toolstack(folder, source.release, f"{source.version}, {source.label}", "built")
