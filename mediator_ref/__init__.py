@@ -2,7 +2,7 @@
 
     state = State()
     for event in events:
-        state, verdicts = step(state, event)
+        verdicts = step(state, event)
 
 Uses nothing but the standard library, does no input or output, knows no clock and no randomness.
 """

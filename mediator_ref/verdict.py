@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mediator_ref.rules import DeviationId, RuleId
+
 
 class Outcome(Enum):
-    """What became of one check. A deviation is a known nonconformance, never a pass."""
+    """Outcome of one check. A deviation is a known nonconformance, never a pass."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -18,7 +20,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: ``field`` in the ABI's words, then what was due and what was there."""
+    """One field that is not as it should be, named in the ABI's words, with its expected and observed value."""
 
     field: str
     expected: str
@@ -36,7 +38,7 @@ class Verdict:
     the domain's state before, in words.
     """
 
-    rule: str
+    rule: RuleId
     outcome: Outcome
     seq: int
     domid: int | None = None
@@ -44,7 +46,7 @@ class Verdict:
     cause: int | None = None
     differences: tuple[Difference, ...] = ()
     reason: str = ""
-    deviation: str | None = None
+    deviation: DeviationId | None = None
     state: str = ""
 
     def __str__(self) -> str:
@@ -55,20 +57,28 @@ class Verdict:
         )
 
 
+class RuleCounter(Counter[str]):
+    """Counts by rule. Raises ValueError for a rule that does not exist, also when it is only read."""
+
+    def __missing__(self, key: str) -> int:
+        RuleId(key)
+        return 0
+
+
 @dataclass(slots=True)
 class Tally:
     """Totals per rule. ``not_checked`` counts by rule and reason, so that silence is visible in numbers."""
 
     events: int = 0
-    passes: Counter[str] = field(default_factory=Counter)
-    fails: Counter[str] = field(default_factory=Counter)
-    deviations: Counter[tuple[str, str]] = field(default_factory=Counter)
-    not_checked: Counter[tuple[str, str]] = field(default_factory=Counter)
-    absent: Counter[str] = field(default_factory=Counter)
+    passes: RuleCounter = field(default_factory=RuleCounter)
+    fails: RuleCounter = field(default_factory=RuleCounter)
+    deviations: Counter[tuple[RuleId, DeviationId]] = field(default_factory=Counter)
+    not_checked: Counter[tuple[RuleId, str]] = field(default_factory=Counter)
+    deviations_not_seen: Counter[str] = field(default_factory=Counter)
     """Deviations whose stimulus was there and whose defect was not, by deviation id."""
 
     def outcome(self, rule: str) -> Outcome:
-        """The worst that happened to a rule; ``NOT_CHECKED`` when it never passed and never failed."""
+        """Worst outcome of a rule; ``NOT_CHECKED`` when it never passed and never failed."""
         if self.fails[rule]:
             return Outcome.FAIL
         if any(name == rule for name, _ in self.deviations):
@@ -76,13 +86,13 @@ class Tally:
         return Outcome.PASS if self.passes[rule] else Outcome.NOT_CHECKED
 
     def seen_deviations(self) -> dict[str, int]:
-        """How often each listed deviation was seen, by deviation id."""
+        """Count the deviations that were seen, by deviation id."""
         seen: Counter[str] = Counter()
         for (_, deviation), count in self.deviations.items():
             seen[deviation] += count
         return dict(seen)
 
     def stale_deviations(self) -> tuple[str, ...]:
-        """Listed deviations that had their chance and did not show: the list is out of date or the defect is fixed."""
+        """Listed deviations whose stimulus was there and that did not show: the defect is fixed, or the list wrong."""
         seen = self.seen_deviations()
-        return tuple(sorted(name for name in self.absent if name not in seen))
+        return tuple(sorted(name for name in self.deviations_not_seen if name not in seen))

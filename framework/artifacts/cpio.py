@@ -10,6 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
+from framework.artifacts.guest_path import is_plain
+from framework.common.errors import ArtifactError
+
+_END = "TRAILER!!!"
+"""The name that ends an archive."""
+_MOST = 0xFFFF_FFFF
+"""Bytes: sizes have eight hexadecimal digits."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -44,6 +52,9 @@ def write(entries: Mapping[str, Entry], stream: IO[bytes]) -> None:
     """Write ``entries`` (path without leading slash to entry) to ``stream``, parents before children.
 
     Times, owners and inode numbers are constant, so equal entries make equal bytes.
+
+    :raises ArtifactError: a path is absolute, a component of it is empty, ``.`` or ``..``, or it is the name that ends
+        an archive; or an entry has more bytes than the format can say.
     """
     complete = dict(entries)
     for path in entries:
@@ -51,9 +62,14 @@ def write(entries: Mapping[str, Entry], stream: IO[bytes]) -> None:
         while parent:
             complete.setdefault(parent, directory())
             parent = parent.rpartition("/")[0]
+    for path, entry in complete.items():
+        if not is_plain(path) or path == _END:
+            raise ArtifactError(f"refused: {path!r} is no path of a file in an archive")
+        if len(entry.data) > _MOST:
+            raise ArtifactError(f"refused: {path} has {len(entry.data)} bytes, and the format ends at {_MOST}")
     for inode, path in enumerate(sorted(complete), start=1):
         _record(stream, path, complete[path], inode)
-    _record(stream, "TRAILER!!!", Entry(0), 0)
+    _record(stream, _END, Entry(0), 0)
     # The kernel accepts archives one after the other if each begins on a multiple of four bytes.
     stream.write(bytes(-stream.tell() % 512))
 

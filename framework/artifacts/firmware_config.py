@@ -12,6 +12,7 @@ import yaml
 from framework.common.paths import IMAGES
 from framework.common.yaml_source import Source
 
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{1,16}")
 XEN_VARIANTS = ("debug", "release")
 _HINT = "correct the line; `git diff images/firmware.yaml` shows what has changed since it was good"
 
@@ -67,6 +68,9 @@ class FirmwareConfig:
         if not (epoch.isdecimal() and len(epoch) < 12):
             raise source.error(top["source_date_epoch"], "source_date_epoch: expected a number of seconds since 1970")
         optee, tfa = (_make_recipe(source, top[name], name) for name in ("optee", "tfa"))
+        for name in ("CFG_TZDRAM_START", "CFG_TZDRAM_SIZE"):
+            if not _ADDRESS.fullmatch(optee.make.get(name, "")):
+                raise source.error(top["optee"], f"optee: make: expected {name} as an address like 0xf0000000")
         xen = source.record(top["xen"], "xen", ("group", "tools", "config", "variants"))
         variants = source.record(xen["variants"], "xen: variants", XEN_VARIANTS)
         return cls(
@@ -80,6 +84,11 @@ class FirmwareConfig:
                 {name: _texts(source, node, f"xen: variant {name}") for name, node in variants.items()},
             ),
         )
+
+    @property
+    def secure_window(self) -> tuple[int, int]:
+        """Where the firmware has secure RAM for OP-TEE: address and size in bytes."""
+        return int(self.optee.make["CFG_TZDRAM_START"], 16), int(self.optee.make["CFG_TZDRAM_SIZE"], 16)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +14,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock
 
 from framework.common.paths import atomic_write
+from framework.common.qemu_ids import READERS
+
+
+def guard(path: Path) -> None:
+    """Keep a file with a guest's private key from all but this user and its QEMUs.
+
+    QEMU reads it as a member of the group :data:`READERS` when medcheck is root, and else as this user.
+    """
+    # A cache that cannot be written is good to read from; where nothing can be given away QEMU stays who we are.
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        if os.geteuid() == 0 and (found.st_gid, found.st_mode & 0o777) != (READERS, 0o640):
+            path.chmod(0o600)
+            os.chown(path, 0, READERS)
+            path.chmod(0o640)
+        elif os.geteuid() != 0 and found.st_mode & 0o077:
+            path.chmod(0o600)
 
 
 @dataclass(frozen=True)

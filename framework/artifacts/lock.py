@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from framework.common.errors import UsageError
+from framework.common.errors import ArtifactError, UsageError
 from framework.common.paths import IMAGES, atomic_write_text
 from framework.common.yaml_source import Source
 
@@ -118,6 +118,23 @@ def names(groups: Mapping[str, Iterable[str]]) -> dict[tuple[str, str], str]:
     }
 
 
+def check_pin(pin: Pin, where: str) -> None:
+    """Refuse what an archive's index says of a file if no lock file could hold it.
+
+    :raises ArtifactError: the path leaves the archive, or size or hash are none.
+    """
+    if not (_is_inside(pin.path) and _SIZE.fullmatch(str(pin.size)) and _SHA256.fullmatch(pin.sha256)):
+        raise ArtifactError(
+            f"the index has a malformed entry for {pin.name}: {pin.path}, {pin.size} bytes, {pin.sha256}",
+            where=where, hint="use another mirror",
+        )  # fmt: skip
+
+
+def _is_inside(path: str) -> bool:
+    """Whether ``path`` counts from an archive's base and stays below it."""
+    return not ("://" in path or path.startswith("/") or ".." in PurePosixPath(path).parts)
+
+
 def _plain(pin: Pin) -> dict[str, object]:
     entry: dict[str, object] = {
         "path": pin.path,
@@ -133,8 +150,7 @@ def _plain(pin: Pin) -> dict[str, object]:
 def _pin(source: Source, name: str, node: yaml.Node, resolve_sources: bool) -> Pin:
     entry = source.record(node, name, ("path", "version", "size", "sha256"), ("sources",))
     path = source.text(entry["path"], f"{name}: path")
-    parts = PurePosixPath(path).parts
-    if "://" in path or path.startswith("/") or ".." in parts:
+    if not _is_inside(path):
         raise source.error(
             entry["path"], f"{name}: path must count from an archive's base URL, like pool/main/…"
         )

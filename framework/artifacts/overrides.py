@@ -116,5 +116,5 @@ def add_options(add: Callable[..., Any], prefix: str, wrong: Callable[[str], Exc
 
     for name, option in OPTIONS.items():
         more = {"action": "append"} if option.many else {}
-        shown = {"default": option.default, "metavar": option.metavar, "help": option.text}
+        shown = {"default": option.default, "metavar": option.metavar, "help": option.text.replace("--", prefix)}
         add(prefix + name, type=kind_of(option), **shown, **more)

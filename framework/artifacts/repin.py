@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from framework.artifacts.download import Downloader
-from framework.artifacts.lock import Lock, Pin, names
+from framework.artifacts.lock import Lock, Pin, check_pin, names
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.store import Store
 from framework.common.errors import ArtifactError, ConfigError
@@ -88,11 +88,14 @@ class LockDiff:
         return result
 
 
-def update(packages: Path, lock: Path, mirrors: Mirrors, progress: Progress | None = None) -> LockDiff:
+def update(
+    packages: Path, lock: Path, mirrors: Mirrors, progress: Progress | None = None, *, unsigned: bool = False
+) -> LockDiff:
     """Pin what the archive offers now, and write ``lock`` if that differs.
 
-    Indexes are accepted only with the hash in the suite's release file, and that only with a good signature
-    where the host has ``gpgv`` and Debian's keyring; otherwise it is said that nobody checked it.
+    Indexes are accepted only with the hash in the suite's release file, and that only with a good signature of
+    Debian's archive. ``unsigned`` accepts, and says so, a release file that has none, or that cannot be checked here;
+    a bad signature is never accepted.
 
     :raises ConfigError: ``packages.yaml`` is malformed.
     :raises ArtifactError: the archive lacks a package or version (``where`` is its line), or an index is not
@@ -101,7 +104,7 @@ def update(packages: Path, lock: Path, mirrors: Mirrors, progress: Progress | No
     progress = progress or Silent()
     wishes = read_wishes(packages)
     before = Lock.load(lock, resolve_sources=False) if lock.exists() else Lock({}, lock)
-    found = _resolve(wishes, mirrors, progress)
+    found = _resolve(wishes, mirrors, progress, unsigned)
     labels: dict[str, list[str]] = {}
     for wish in wishes:
         labels.setdefault(wish.group, []).extend(pin.name for pin in found[wish])
@@ -169,10 +172,10 @@ def _refuse_repeats(wishes: list[Wish]) -> None:
         seen.add((wish.group, wish.package))
 
 
-def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress) -> dict[Wish, list[Pin]]:
+def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress, unsigned: bool) -> dict[Wish, list[Pin]]:
     """The pins of every wish; binary pins are named after the package, source pins after package and part."""
     releases = {
-        suite: _release(suite, mirrors, progress) for suite in dict.fromkeys(wish.suite for wish in wishes)
+        suite: _release(suite, mirrors, progress, unsigned) for suite in dict.fromkeys(wish.suite for wish in wishes)
     }
     indexes: dict[tuple[str, str], Pin] = {}
     for wish in wishes:
@@ -186,13 +189,13 @@ def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress) -> dict[W
                 asked = [wish for wish in wishes if (wish.suite, wish.index) == (suite, index)]
                 offered = _offered(files[pin.name], asked)
                 for wish in asked:
-                    found[wish] = _pick(wish, offered[wish])
+                    found[wish] = _picked(wish, offered[wish])
                 task.advance()
     return found
 
 
-def _release(suite: str, mirrors: Mirrors, progress: Progress) -> str:
-    """The text of a suite's release file."""
+def _release(suite: str, mirrors: Mirrors, progress: Progress, unsigned: bool) -> str:
+    """The text of a suite's release file, whose signature is good unless ``unsigned``."""
     downloader = Downloader(mirrors)
     text = None
     with contextlib.suppress(ArtifactError):
@@ -200,15 +203,33 @@ def _release(suite: str, mirrors: Mirrors, progress: Progress) -> str:
     if text is None:
         # Outside the other's handling: what is said of this one must not repeat that one.
         text = downloader.text(f"dists/{suite}/Release")
-    if not text.startswith(_SIGNED):
-        progress.say(f"{suite}: the release file is not signed; check the difference with care")
-        return text
     keyrings = [str(path) for path in (Path("/") / name for name in _KEYRINGS) if path.is_file()]
     program = shutil.which("gpgv")
-    if program is None or not keyrings:
-        progress.say(f"{suite}: signature not checked, for gpgv or debian-archive-keyring is not installed")
-        return text
-    return verified_text(text, suite, [program, "--keyring", keyrings[0]])
+    if not text.startswith(_SIGNED):
+        _insist(suite, "the release file is not signed", "use another mirror", progress, unsigned)
+    elif program is None or not keyrings:
+        lacking = "gpgv" if program is None else "debian-archive-keyring"
+        cure = f"install {lacking}"
+        _insist(suite, f"its signature cannot be checked, for {lacking} is not installed", cure, progress, unsigned)
+    else:
+        text = verified_text(text, suite, [program, "--keyring", keyrings[0]])
+    names = re.findall(r"^(?:Suite|Codename): *(\S+)", text, re.MULTILINE)
+    if suite not in names:
+        # A good signature, but of something else: an older release, say, whose packages have known holes.
+        raise ArtifactError(
+            f"the release file of {suite} is that of {' or '.join(names) or 'no suite'}", hint="use another mirror"
+        )
+    return text
+
+
+def _insist(suite: str, what: str, cure: str, progress: Progress, unsigned: bool) -> None:
+    """Go on without a signature only for somebody who has asked for it."""
+    if not unsigned:
+        raise ArtifactError(
+            f"{suite}: {what}, and whoever stands between could pin anything",
+            hint=f"{cure}; or give --unsigned, and check the difference with care",
+        )
+    progress.say(f"{suite}: {what}; check the difference with care")
 
 
 def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
@@ -230,13 +251,16 @@ def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
 def _index_pin(wish: Wish, release: str) -> Pin:
     section = re.search(r"^SHA256:\n((?: .*\n?)*)", release, re.MULTILINE)
     for line in section[1].splitlines() if section else ():
-        sha256, size, name = line.split()
+        sha256, size, name = (*line.split(), "", "", "")[:3]
         if name == wish.index:
             path = f"dists/{wish.suite}/{name}"
             if re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE):
                 # The plain name may already be of the next publication; the hash's never is.
                 path = f"{path.rsplit('/', 1)[0]}/by-hash/SHA256/{sha256}"
-            return Pin(f"{wish.suite}/{name}", path, "current", int(size), sha256)
+            length = int(size) if re.fullmatch("[0-9]{1,12}", size) else 0
+            pin = Pin(f"{wish.suite}/{name}", path, "current", length, sha256)
+            check_pin(pin, wish.where)
+            return pin
     raise ArtifactError(f"suite {wish.suite} has no {wish.index}", where=wish.where)
 
 
@@ -267,13 +291,25 @@ def _add_stanza(lines: list[str], result: dict[Wish, list[Mapping[str, str]]]) -
     fields: dict[str, str] = {}
     key = ""
     for line in lines:
-        if line[0] in " \t":
+        if line[0] in " \t" and key:
             fields[key] += "\n" + line.strip()
         else:
             key, _, value = line.partition(":")
             fields[key] = value.strip()
     for wish in asked:
         result[wish].append(fields)
+
+
+def _picked(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
+    try:
+        pins = _pick(wish, stanzas)
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"the index has a malformed entry for {wish.package}: {error}", where=wish.where, hint="use another mirror"
+        ) from error
+    for pin in pins:
+        check_pin(pin, wish.where)
+    return pins
 
 
 def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:

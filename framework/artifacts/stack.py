@@ -5,36 +5,34 @@
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
-import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.artifacts import cpio, elf
+from framework.artifacts import cpio
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.firmware import OPTEE_FILES, Builder, pins_of_builds
-from framework.artifacts.firmware_config import XEN_VARIANTS, FirmwareConfig
-from framework.artifacts.keys import GuestKeys, guest_keys
+from framework.artifacts.firmware import Builder, pins_of_builds
+from framework.artifacts.firmware_config import FirmwareConfig
+from framework.artifacts.keys import GuestKeys, guard, guest_keys
 from framework.artifacts.lock import Lock, Pin
 from framework.artifacts.overrides import Overrides as Overrides
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
+from framework.artifacts.user_files import XTEST, check
 from framework.artifacts.xen import Xen, provide
 from framework.artifacts.xen_tools import XL
 from framework.common.digest import sha256_file
-from framework.common.errors import UsageError
 from framework.common.paths import IMAGES
 from framework.common.progress import Progress, Silent
 
 _GUESTS = ("dom0", "domu")
-_IMAGE_MAGIC = (0x38, b"ARMd")
-_FOLDERS = ("optee", "kernel_modules", "xtest_root", "xen_tree", "xen_tools")
-
-_XTEST = "usr/bin/xtest"
+_DOM0 = "dom0.cpio"
+_CODE = ("stack.py", "rootfs.py", "cpio.py", "elf.py", "guest_path.py", "kernel_modules.py")
+"""What makes the guests' images, beside the recipes."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,24 @@ def all_pins(lock: Lock) -> list[Pin]:
 
 
 def prepare(
-    root: Path, store: Store, lock: Lock, overrides: Overrides | None = None, progress: Progress | None = None
+    root: Path,
+    store: Store,
+    lock: Lock,
+    overrides: Overrides | None = None,
+    progress: Progress | None = None,
+    *,
+    cpu: str | None = None,
 ) -> Stack:
-    """Fetch, build and assemble the stack below the cache folder ``root``.
+    """Fetch, build and assemble the stack below the cache folder ``root``. ``cpu`` is the CPU of the board that it is
+    for, as QEMU names it; None: not known yet.
 
     :raises UsageError: a file the user brought is not what it should be.
     :raises ArtifactError, BuildError: something cannot be fetched or built.
     """
     progress = progress or Silent()
     overrides = overrides or Overrides()
-    _check(overrides)
+    recipes = {name: Recipe.load(IMAGES / f"rootfs/{name}.yaml") for name in _GUESTS}
+    check(overrides, [module for recipe in recipes.values() for module in recipe.modules], cpu)
     store.fetch(all_pins(lock))
     cache = BuildCache(root)
     builder = Builder(store, lock, cache, progress)
@@ -96,7 +102,7 @@ def prepare(
     flash = builder.flash(optee) / "flash.bin"
     xen = provide(overrides, builder)
     keys = guest_keys(root / "ssh")
-    images = _images(store, lock, cache, overrides, xen.tools.folder, keys, progress)
+    images = _images(recipes, store, lock, cache, overrides, xen.tools.folder, keys, progress)
     components = (
         Component("QEMU", bundle.version, sha256_file(Path(bundle.argv()[-1])), "pinned"),
         Component("TF-A", builder.version("tfa-source"), sha256_file(flash), "built"),
@@ -105,20 +111,19 @@ def prepare(
         Component("Xen's tools", xen.tools.version, sha256_file(xen.tools.folder / XL), xen.tools.origin),
         _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
         _component("xtest", lock.pins["optee-test-qemu"].version, images / "xtest", overrides.xtest_root, "pinned"),
-        Component("dom0 image", "recipe", sha256_file(images / "dom0.cpio"), "built"),
+        Component("dom0 image", "recipe", sha256_file(images / _DOM0), "built"),
     )
     return Stack(
-        bundle, flash, xen.image, xen.symbols, images / "Image", images / "dom0.cpio",
+        bundle, flash, xen.image, xen.symbols, images / "Image", images / _DOM0,
         "/boot/domu/Image", "/boot/domu/ramdisk", keys, components, xen,
     )  # fmt: skip
 
 
 def _images(
-    store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, tools: Path, keys: GuestKeys,
-    progress: Progress,
+    recipes: Mapping[str, Recipe], store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, tools: Path,
+    keys: GuestKeys, progress: Progress,
 ) -> Path:  # fmt: skip
     """The kernel, dom0's ramdisk (with the domUs' kernel and ramdisk in it) and xtest, in one cached folder."""
-    recipes = {name: Recipe.load(IMAGES / f"rootfs/{name}.yaml") for name in _GUESTS}
     groups = dict.fromkeys(group for recipe in recipes.values() for group in recipe.groups)
     pins = {group: lock.group(group) for group in groups}
 
@@ -129,14 +134,16 @@ def _images(
             kernel = overrides.kernel or next(unpacked["kernel"].glob("boot/vmlinuz-*"))
             shutil.copyfile(kernel, out / "Image")
             domu = _rootfs(recipes["domu"], unpacked, overrides, keys)
-            (out / "xtest").write_bytes(domu.entries[_XTEST].data)
-            with (out / "domu.cpio").open("wb") as stream:
-                cpio.write(domu.entries, stream)
+            (out / "xtest").write_bytes(domu.entries[XTEST].data)
+            domu_ramdisk = io.BytesIO()
+            cpio.write(domu.entries, domu_ramdisk)
             task.advance()
             dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys, [tools])
             dom0.add("boot/domu/Image", cpio.regular((out / "Image").read_bytes()))
-            dom0.add("boot/domu/ramdisk", cpio.regular((out / "domu.cpio").read_bytes()))
-            with (out / "dom0.cpio").open("wb") as stream:
+            dom0.add("boot/domu/ramdisk", cpio.regular(domu_ramdisk.getvalue()))
+            # It has the guests' private host key in it from the first byte on.
+            (out / _DOM0).touch(0o600)
+            with (out / _DOM0).open("wb") as stream:
                 cpio.write(dom0.entries, stream)
             shutil.rmtree(out / "unpacked")
             task.advance()
@@ -145,12 +152,14 @@ def _images(
     inputs = {
         "pins": {group: [pin.sha256 for pin in pins[group]] for group in groups},
         "recipes": IMAGES / "rootfs",
-        "code": [here / name for name in ("stack.py", "rootfs.py", "cpio.py", "elf.py")],
+        "code": [here / name for name in _CODE],
         "tools": tools / "usr",
         "keys": [keys.client_public, keys.host_public],
         "user": [path for path in (overrides.kernel, overrides.kernel_modules, overrides.xtest_root) if path],
     }
-    return cache.get("images", inputs, build)
+    images = cache.get("images", inputs, build)
+    guard(images / _DOM0)
+    return images
 
 
 def _rootfs(
@@ -166,7 +175,9 @@ def _rootfs(
     if overrides.kernel and not overrides.kernel_modules:
         # A kernel of one's own with no modules beside it has all that it needs built in.
         recipe = Recipe(**{**recipe.__dict__, "modules": ()})
-    root = assemble(recipe, packages, IMAGES / "rootfs" / recipe.name)
+    brought = ((overrides.xtest_root, "--xtest-root"), (overrides.kernel_modules, "--kernel-modules"))
+    given = {folder: option for folder, option in brought if folder is not None}
+    root = assemble(recipe, packages, IMAGES / "rootfs" / recipe.name, given)
     root.add("root", cpio.directory(0o700))
     root.add("root/.ssh", cpio.directory(0o700))
     root.add("root/.ssh/authorized_keys", cpio.regular(keys.client_public.read_bytes(), 0o600))
@@ -179,72 +190,6 @@ def _unpack(store: Store, pins: Sequence[Pin], folder: Path) -> Path:
     for pin in pins:
         unpack_deb(paths[pin.name], folder)
     return folder
-
-
-def _check(overrides: Overrides) -> None:
-    if overrides.xen_variant not in XEN_VARIANTS:
-        raise UsageError(f"no Xen variant {overrides.xen_variant}", hint=f"one of {', '.join(XEN_VARIANTS)}")
-    for name, path in overrides.__dict__.items():
-        for item in path if isinstance(path, tuple) else (path,):
-            if isinstance(item, Path):
-                _check_kind(f"--{name.replace('_', '-')}", item, folder=name in _FOLDERS, inside=name != "xen_tree")
-    for option, image in (("--xen", overrides.xen), ("--kernel", overrides.kernel)):
-        if image is not None:
-            offset, magic = _IMAGE_MAGIC
-            with image.open("rb") as stream:
-                head = stream.read(64)
-            if head[offset : offset + 4] != magic:
-                raise UsageError(
-                    f"{option}: {image} is not an arm64 Image (no magic at offset 0x38)",
-                    hint="give the uncompressed image: xen/xen of a Xen build, arch/arm64/boot/Image of Linux",
-                )
-    if overrides.optee is not None:
-        _check_holds("--optee", overrides.optee, OPTEE_FILES, "out/core of an OP-TEE OS build")
-    if (root := overrides.xtest_root) is not None and not (root / _XTEST.removeprefix("usr/")).is_file():
-        # Otherwise the pinned one would be tested under the user's name.
-        _check_holds("--xtest-root", root, (_XTEST,), "that xtest is installed into")
-    if overrides.xen_syms is not None:
-        if overrides.xen is None:
-            raise UsageError("--xen-syms goes with --xen", hint="the pinned Xen brings its own symbols")
-        _check_symbols(overrides.xen, overrides.xen_syms)
-
-
-def _check_kind(option: str, path: Path, *, folder: bool, inside: bool) -> None:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise UsageError(f"{option}: {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option}: {path} cannot be read: {error}") from None
-    # A device or a pipe is neither, and reading one may never end.
-    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "neither file nor folder"
-        raise UsageError(f"{option}: expected {'a folder' if folder else 'a file'}, {path} is {kind}")
-    if not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
-        raise UsageError(f"{option}: {path} cannot be read", hint="make it readable for this user")
-    # A source tree is read file by file, and may hold whatever its repository ignores.
-    for parent, _, names in os.walk(path) if inside else ():
-        for below in (Path(parent, name) for name in names):
-            if not (below.is_file() or below.is_symlink()):
-                raise UsageError(f"{option}: {below} is a device, pipe or socket")
-
-
-def _check_holds(option: str, folder: Path, names: Sequence[str], which: str) -> None:
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise UsageError(f"{option}: {folder} has no {', '.join(missing)}", hint=f"give the folder {which}")
-
-
-def _check_symbols(xen: Path, symbols: Path) -> None:
-    """Symbols of another Xen would put the trace's hooks where other code stands."""
-    try:
-        identity = elf.build_id(symbols.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"--xen-syms: {symbols} is {error}", hint="give the xen-syms of the build") from error
-    if identity is not None and identity not in xen.read_bytes():
-        raise UsageError(
-            f"--xen-syms: {symbols} has the build id {identity.hex()}, which {xen} has not",
-            hint="give the xen-syms that was linked together with --xen",
-        )
 
 
 def _component(name: str, version: str, path: Path, user: object | None, pinned: str = "built") -> Component:

@@ -1,10 +1,14 @@
 """Debian packages and source packages, unpacked without root and without trusting what is inside them.
 
-Nothing is written outside the destination, no device is made, no owner is changed, no script is run.
+Nothing is written outside the destination, no device is made, no owner is changed, no script is run. Whatever is wrong
+with an archive is an ArtifactError, and what a small one unpacks to is bounded.
 """
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
 import lzma
 import os
 import posixpath
@@ -19,11 +23,25 @@ from typing import IO, cast
 
 import zstandard
 
+from framework.artifacts.guest_path import climbs_out
 from framework.common.errors import ArtifactError, BuildError, InfrastructureError
 
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
-_BROKEN = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_BROKEN = (
+    tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile,
+    # What tarfile and the calls of the system raise over numbers and names that cannot be, and links in a circle.
+    ValueError, OverflowError, RecursionError, RuntimeError, MemoryError,
+)  # fmt: skip
+_CONFLICTS = (FileExistsError, IsADirectoryError, NotADirectoryError)
+_IMPOSSIBLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
+_MOST = 4 << 30
+"""Bytes that one archive may unpack to."""
+_MOST_AT_ONCE = 4 << 20
+_MAGICS = {
+    b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x5d\0\0": "xz", b"\x28\xb5\x2f\xfd": "zst",
+}  # fmt: skip
+_LONGEST_MAGIC = 6
 
 Select = Callable[[str], bool]
 
@@ -52,16 +70,18 @@ def unpack_source(orig: Path, debian: Path, dest: Path) -> None:
         raise InfrastructureError(
             "the destination is not empty", where=str(dest), hint="unpack into a new folder"
         )
-    with _reading(orig), tarfile.open(orig, "r:*") as tar:
-        top = {
-            _clean(member.name, orig.name).split("/")[0] for member in tar if _clean(member.name, orig.name)
-        }
+    with _reading(orig):
+        with _tar(orig) as tar:
+            top = {
+                _clean(member.name, orig.name).split("/")[0] for member in tar if _clean(member.name, orig.name)
+            }
         if len(top) != 1:
             raise ArtifactError(f"expected one folder at the top, found {len(top)}", where=orig.name)
         prefix = f"{top.pop()}/"
-        _extract(tar, dest, orig.name, lambda _: True, strip=prefix)
+        with _tar(orig) as tar:
+            _extract(tar, dest, orig.name, lambda _: True, strip=prefix, reopen=lambda: _tar(orig))
     shutil.rmtree(dest / "debian", ignore_errors=True)
-    with _reading(debian), tarfile.open(debian, "r:*") as tar:
+    with _reading(debian), _tar(debian) as tar:
         _extract(tar, dest, debian.name, lambda name: name == "debian" or name.startswith("debian/"))
     _apply_series(dest)
 
@@ -112,6 +132,42 @@ def _reading(archive: Path) -> Iterator[None]:
             where=archive.name,
             hint="remove the file; it is fetched again",
         ) from error
+    except _CONFLICTS as error:
+        raise ArtifactError(
+            f"refused: {error.filename} is a folder for one member and a file for another", where=archive.name
+        ) from error
+    except OSError as error:
+        if error.errno not in _IMPOSSIBLE:
+            raise
+        raise ArtifactError(f"refused: a member cannot be written: {error}", where=archive.name) from error
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar archive, read as a stream; what it is compressed with is seen from its first bytes."""
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_MAGIC)
+        stream.seek(0)
+        kind = next((kind for magic, kind in _MAGICS.items() if head.startswith(magic)), "")
+        with _stream(stream, kind) as tar:
+            yield tar
+
+
+@contextmanager
+def _stream(packed: IO[bytes], kind: str) -> Iterator[tarfile.TarFile]:
+    body: IO[bytes]
+    if kind == "xz":
+        body = cast("IO[bytes]", lzma.LZMAFile(packed))  # noqa: SIM115 - the caller closes the file
+    elif kind == "gz":
+        body = cast("IO[bytes]", gzip.GzipFile(fileobj=packed))
+    elif kind == "bz2":
+        body = cast("IO[bytes]", bz2.BZ2File(packed))
+    elif kind == "zst":
+        body = cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(packed))
+    else:
+        body = packed
+    with tarfile.TarFile(fileobj=cast("IO[bytes]", _Bounded(body))) as tar:
+        yield tar
 
 
 @contextmanager
@@ -124,12 +180,9 @@ def _data_tar(deb: Path) -> Iterator[tarfile.TarFile]:
             if name.startswith("data.tar"):
                 body = cast("IO[bytes]", _Window(stream, size))
                 kind = name.removeprefix("data.tar").lstrip(".")
-                if kind == "zst":
-                    body = cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(body))
-                elif kind not in ("", "xz", "gz", "bz2"):
+                if kind not in ("", "xz", "gz", "bz2", "zst"):
                     raise ArtifactError(f"cannot read {name}", where=deb.name)
-                mode = "r|" if kind in ("", "zst") else f"r|{kind}"
-                with tarfile.open(fileobj=body, mode=mode) as tar:  # type: ignore[call-overload]
+                with _stream(body, kind) as tar:
                     yield tar
                 return
     raise ArtifactError("not a Debian package (no data.tar in it)", where=deb.name)
@@ -161,11 +214,44 @@ class _Window:
         return data
 
 
+class _Bounded:
+    """What ``stream`` unpacks to, forwards only, with a bound on the whole and on what is read at once: tarfile reads
+    a header of any size into memory, and a few kilobytes unpack to as many zeros as somebody likes."""
+
+    mode = "rb"
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, amount: int = -1) -> bytes:
+        if not 0 <= amount <= _MOST_AT_ONCE:
+            raise tarfile.ReadError(f"a header of {amount} bytes")
+        pieces = []
+        while amount and (piece := self._stream.read(amount)):
+            pieces.append(piece)
+            amount -= len(piece)
+            self._at += len(piece)
+            if self._at > _MOST:
+                raise tarfile.ReadError(f"it unpacks to more than {_MOST >> 30} GiB")
+        return b"".join(pieces)
+
+    def seek(self, offset: int) -> None:
+        if offset < self._at:
+            raise tarfile.StreamError("seeking backwards")
+        while self._at < offset and self.read(min(offset - self._at, _MOST_AT_ONCE)):
+            pass
+
+
 def _clean(name: str, where: str) -> str:
     """A member's path without ``./``; empty for the root itself."""
     if name.startswith("/") or ".." in name.split("/"):
         raise ArtifactError(f"refused: the member {name!r} points outside the archive", where=where)
-    return posixpath.normpath(name).removeprefix("./").removeprefix(".")
+    path = posixpath.normpath(name)
+    return "" if path == "." else path
 
 
 def _extract(
@@ -180,6 +266,7 @@ def _extract(
     dest.mkdir(parents=True, exist_ok=True)
     folders: list[tuple[Path, int, float]] = []
     late: list[tuple[str, Path]] = []
+    linked, written = False, 0
     for member in tar:
         cleaned = _clean(member.name, where)
         name = cleaned.removeprefix(strip) if f"{cleaned}/" != strip else ""
@@ -194,6 +281,10 @@ def _extract(
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.isreg():
+            # A sparse member says it is large without being it.
+            written += member.size
+            if written > _MOST:
+                raise ArtifactError(f"refused: more than {_MOST >> 30} GiB with {name}", where=where)
             _vacate(target)
             content = tar.extractfile(member)
             assert content is not None, "a regular member has content"
@@ -205,6 +296,7 @@ def _extract(
             _check_link(name, member.linkname, where)
             _vacate(target)
             target.symlink_to(member.linkname)
+            linked = True
         elif member.islnk():
             other = _clean(member.linkname, where).removeprefix(strip)
             source = _inside(dest, other, where)
@@ -221,6 +313,8 @@ def _extract(
             raise ArtifactError(f"refused: {name} is a device or another special file", where=where)
     for original, target in late:
         _copy_member(reopen, original, target, where)
+    if linked:
+        _check_links(dest, where)
     for folder, mode, mtime in reversed(folders):
         # The owner must be able to write into and remove what was unpacked.
         folder.chmod(mode & 0o777 | 0o700)
@@ -262,6 +356,22 @@ def _check_link(name: str, link: str, where: str) -> None:
         escapes = posixpath.normpath(posixpath.join(posixpath.dirname(name), link)).split("/")[0] == ".."
     if escapes:
         raise ArtifactError(f"refused: the link {name} -> {link} leaves the tree", where=where)
+
+
+def _check_links(dest: Path, where: str) -> None:
+    """No relative link may climb above the tree on its way through others, wherever those come from.
+
+    Which way a link goes is known only when all of them are there: ``d/../x`` is ``x`` unless ``d`` is a link.
+    """
+    for parent, folders, files in os.walk(dest):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink() and climbs_out(dest, path.relative_to(dest).as_posix()):
+                link = path.readlink()
+                path.unlink()
+                raise ArtifactError(
+                    f"refused: the link {path.relative_to(dest)} -> {link} leaves the tree", where=where
+                )
 
 
 def _vacate(target: Path) -> None:

@@ -17,8 +17,8 @@ from framework.trace.format import PAGE
 from framework.trace.writer import Writer
 from mediator_ref import abi
 from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn
-from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
-from mediator_ref.model.optee import FREE_ARG, INTR, ask
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.simulator.optee import FREE_ARG, INTR, ask
 
 LENGTHS = (10**4, 10**5, 10**6)
 """Records of the generated traces."""

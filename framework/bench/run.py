@@ -63,6 +63,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+FORMER = {"template_beyond_boot_s": "snapshot_beyond_boot_s"}
+"""Benchmarks by their names of version 0.1: taken as arguments and written beside the new ones until 0.3."""
+
+
 def summarise(unit: str, samples: Sequence[float]) -> dict[str, object]:
     """What the JSON file holds for one benchmark."""
     ordered = sorted(samples)
@@ -82,6 +86,7 @@ def bench(
         rows = {name: benchmark.text for name, benchmark in BENCHMARKS.items()}
         output.finish(rows, "\n".join(f"{name:<24} {text}" for name, text in rows.items()))
         return ExitCode.GOOD
+    names = [FORMER.get(name, name) for name in names]
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         raise UsageError(f"no benchmark {', '.join(unknown)}", hint=f"one of {', '.join(BENCHMARKS)}")
@@ -93,10 +98,11 @@ def bench(
         benchmark = BENCHMARKS[name]
         results[name] = summarise(benchmark.unit, benchmark.measure(context))
         output.say(f"{name}: {results[name]}")
+    written = {**results, **{old: results[new] for old, new in FORMER.items() if new in results}}
     if file is not None:
-        atomic_write_text(file, json.dumps(results, indent=2) + "\n")
+        atomic_write_text(file, json.dumps(written, indent=2) + "\n")
     output.finish(
-        results,
+        written,
         "\n".join(
             f"{name:<24} median {r['median']:.3g} {r['unit']}  p95 {r['p95']:.3g}  max {r['max']:.3g}  n={r['n']}"
             for name, r in results.items()

@@ -23,16 +23,22 @@ from framework.board.process import Job, QemuProcess
 from framework.board.qemu import BoardFiles, Ram
 from framework.board.qmp import Qmp
 from framework.board.spec import BoardSpec, check_load_map
-from framework.common.errors import BoardError, GuestCrash, MedcheckError
+from framework.common import safe_files
+from framework.common.errors import BoardError, MedcheckError
 from framework.common.host_speed import host_factor
 from framework.console.console import Console
-from framework.console.crash_signatures import CrashSignature, Problem
+from framework.console.crash_signatures import CrashSignature
+from framework.console.problems import Problem, ProblemLog
 from framework.console.reader_thread import ConsoleReader
 from framework.console.wait_policy import OnSilence
 
 _QUIT_SECONDS = 5.0
 _KILL_SECONDS = 60.0
 _SOCKET_BUFFER = 4 << 20
+EARLIER_BYTES = 4 << 20
+"""How much of what a saved board's console said goes into a clone's log; a boot says less than a tenth of it."""
+_FILE_BYTES = 8 << 30
+"""More than the trace plugin writes; a saved board's RAM comes on top."""
 
 _counter = itertools.count()
 
@@ -49,10 +55,12 @@ class RestoredFrom:
     def begin_log(self, console: str, log: Path) -> None:
         """Write a console's log up to where the board was saved, and a line that says so."""
         earlier = self.logs / f"{console}.log"
-        text = earlier.read_bytes() if earlier.exists() else b""
+        text = safe_files.tail(earlier, EARLIER_BYTES)
+        if len(text) == EARLIER_BYTES:
+            text = b"---- the beginning is in %s ----\n" % os.fsencode(earlier) + text.partition(b"\n")[2]
         if text and not text.endswith(b"\n"):
             text += b"\n"
-        log.write_bytes(text + b"[%10.3f] ---- restored from %s ----\n" % (self.uptime, self.origin.encode()))
+        safe_files.write(log, text + b"[%10.3f] ---- restored from %s ----\n" % (self.uptime, self.origin.encode()))
 
 
 class Board:
@@ -65,9 +73,10 @@ class Board:
     before, and continue.
     ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
-    ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as somebody
-    else when medcheck is root, so they are made beforehand and given to it. ``run_as``: see
-    :func:`framework.board.qemu.choose_uid`. ``icount``: see :mod:`framework.board.icount`.
+    ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as a user of its
+    own when medcheck is root, so they are made beforehand, given to it, and taken back when it ends. ``run_as``:
+    ``auto`` is such a user, ``keep`` that of medcheck without any capability, a number another uid.
+    ``icount``: see :mod:`framework.board.icount`.
     """
 
     def __init__(
@@ -92,7 +101,8 @@ class Board:
         self.run_dir = run_dir.absolute()
         self.id = janitor.new_board_id(next(_counter))
         self.consoles: dict[str, Console] = {}
-        self.problems: list[Problem] = []
+        self.problem_log = ProblemLog()
+        self.problems: list[Problem] = self.problem_log.kept
         self.ram = Ram(ram) if isinstance(ram, Path) else ram
         self._plugin = plugin
         self._plugin_args = tuple(plugin_args)
@@ -124,7 +134,8 @@ class Board:
         """
         if self._process is not None:
             raise BoardError("a board starts once", where=f"board {self.spec.name}", hint="make a new Board")
-        (self.run_dir / "consoles").mkdir(parents=True, exist_ok=True)
+        for folder in (self.run_dir, self.run_dir / "consoles", *(path.parent for path in self.outputs)):
+            safe_files.make_own(folder)
         try:
             self._start()
         except BaseException:
@@ -206,6 +217,12 @@ class Board:
                 self._drain.stop()
             for console in self.consoles.values():
                 console.close(self.death())
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know about how this board runs: that its QEMU is root, and why."""
+        walls = None if self._process is None else self._process.walls
+        return [f"QEMU runs as root (uid 0, without capabilities): {walls.lack}"] if walls and walls.lack else []
 
     def death(self) -> MedcheckError:
         """Return the error that says how this board ended."""
@@ -317,24 +334,26 @@ class Board:
         argv += qemu.plugin_argv(self._plugin, self._plugin_args)
         argv += self._extra_args
         boot = [files.xen, files.kernel, files.dom0_ramdisk, self.run_dir / "board.dtb"]
-        program = files.qemu.argv()
-        read = [Path(program[0]), Path(program[-1]), files.flash, *([] if self._incoming else boot)]
+        read = [*qemu.program_files(files.qemu.argv()), files.flash, *([] if self._incoming else boot)]
         read += [] if self._plugin is None else [self._plugin]
         write = [*self.outputs]
         if self.ram is not None:
             (write if self.ram.share else read).append(self.ram.path)
-        uid = qemu.choose_uid(self._run_as, read, write)
         for path in self.outputs:
-            _give(path, None, uid)
+            _make_file(path)
         if self.ram is not None and self.ram.share:
             # A board from power-on begins with empty RAM, whatever an earlier one left in the file.
             if not self._incoming:
                 self.ram.path.unlink(missing_ok=True)
-            _give(self.ram.path, spec.memory_mib << 20, uid)
+            _make_file(self.ram.path, 0o600, spec.memory_mib << 20)
         temporary = [self.ram.path] if self.ram is not None and not self.ram.keep else []
         entry = janitor.write_entry(self.id, temporary, self.run_dir)
-        (self.run_dir / "qemu.cmdline").write_text("\n".join(argv) + "\n")
-        return Job(argv, [*fds.values(), *self._pass_fds], uid, self.run_dir / "qemu.log", entry, temporary)
+        safe_files.write(self.run_dir / "qemu.cmdline", ("\n".join(argv) + "\n").encode())
+        return Job(
+            argv, [*fds.values(), *self._pass_fds], self._run_as, self.run_dir / "qemu.log", entry, temporary,
+            [path.absolute() for path in read], [path.absolute() for path in write],
+            _FILE_BYTES + (spec.memory_mib << 20),
+        )  # fmt: skip
 
     def _write_tree(self) -> Path:
         spec, files = self.spec, self.stack
@@ -350,7 +369,7 @@ class Board:
             devicetree.Module("ramdisk", spec.load_map.dom0_ramdisk, sizes["dom0_ramdisk"]),
         ]
         path = self.run_dir / "board.dtb"
-        path.write_bytes(devicetree.edit(raw, spec.with_xen_args(arguments_for(files.xen)), modules))
+        safe_files.write(path, devicetree.edit(raw, spec.with_xen_args(arguments_for(files.xen)), modules))
         return path
 
     def _forwarded_port(self) -> int:
@@ -378,11 +397,10 @@ class Board:
         return False
 
     def _on_sign(self, console: Console, sign: CrashSignature, line: bytes) -> None:
-        problem = Problem(sign.kind, console.name, line.decode(errors="replace"), self.uptime, sign.fatal)
-        self.problems.append(problem)
-        if sign.fatal:
-            self.alarm(GuestCrash(f"{sign.kind}: {problem.line.strip()}", where=f"console {console.name}"))
-        for callback in tuple(self._problem_callbacks):
+        problem, kept = self.problem_log.add(console.name, sign, line, self.uptime)
+        if sign.fatal and kept:
+            self.alarm(problem.crash())
+        for callback in tuple(self._problem_callbacks) if kept else ():
             callback(problem)
 
 
@@ -398,11 +416,12 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _give(path: Path, size: int | None, uid: int | None) -> None:
-    """Let QEMU write a file that may not exist yet, or a socket that does."""
-    if not path.exists():
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-    if size is not None:
-        os.truncate(path, size)
-    if uid is not None:
-        os.chown(path, uid, uid)
+def _make_file(path: Path, mode: int = 0o644, size: int | None = None) -> None:
+    """Make sure that a file is there for QEMU to write, of this size if one is given; a socket stays as it is."""
+    if not path.is_socket():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            if size is not None:
+                os.truncate(fd, size)
+        finally:
+            os.close(fd)

@@ -77,7 +77,13 @@ def unpin_threads(pid: int) -> None:
 
 
 def require_realtime() -> None:
-    """Raise the InfrastructureError of :func:`pin_threads_realtime` now, before any work."""
+    """Raise the InfrastructureError of :func:`pin_threads_realtime` now, before any work; also on a host with one core
+    only, of which a guest that computes for ever would leave nothing to anybody."""
+    if len(os.sched_getaffinity(0)) < 2:
+        raise InfrastructureError(
+            "a replay takes a whole core, and this host has no other one",
+            hint="use a host with two cores or more (does an affinity mask forbid them?), or --host-clock",
+        )
     refused: list[PermissionError] = []
 
     def attempt() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -22,6 +21,11 @@ from framework.board.qemu import NAME_PREFIX
 from framework.board.supervisor import start_time
 from framework.common.errors import BoardError
 from framework.common.paths import atomic_write_text, cache_root
+from framework.common.polling import readable
+from framework.common.qemu_ids import FIRST_UID, LAST_UID
+
+QEMU_UIDS = range(FIRST_UID, LAST_UID)
+"""Users that QEMU runs as when root starts it."""
 
 _KILL_SECONDS = 30.0
 """How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
@@ -72,7 +76,7 @@ class ProcessId:
 
 
 def _ended(handle: int, seconds: float) -> bool:
-    return bool(select.select([handle], [], [], seconds)[0])
+    return readable(handle, seconds)
 
 
 def _kill(handle: int) -> bool:
@@ -208,8 +212,13 @@ class Janitor:
 
 
 def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
-    """Recognise a QEMU or a supervisor of ours by its command line, in this pid namespace only."""
+    """Recognise a QEMU or a supervisor of ours by its command line, in this pid namespace only.
+
+    A command line is whatever a process says of itself, so only those of processes count that can be ours.
+    """
     try:
+        if not _can_be_ours(Path(f"/proc/{pid}").stat().st_uid):
+            return None
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if not any(NAME_PREFIX.encode() in word for word in words):
             return None
@@ -227,6 +236,12 @@ def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
             entry = re.search(rb'"entry": "[^"]*/([0-9-]+)\.json"', words[-2])
             return None if entry is None else (entry[1].decode(), "supervisor", process)
     return None
+
+
+def _can_be_ours(uid: int) -> bool:
+    """Whether a process of this user can be a board's: of this user, or of those that root starts QEMU as."""
+    me = os.geteuid()
+    return uid == me or (me == 0 and uid in QEMU_UIDS)
 
 
 def _read_entry(path: Path) -> dict[str, Any]:

@@ -15,24 +15,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.board import supervisor
+from framework.common import safe_files
 from framework.common.errors import BoardError
 from framework.common.host_speed import host_factor
 
 _START_SECONDS = 20.0
+_TAIL_BYTES = 64 * 1024
 _PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
+_thp_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be started: the whole command line, the inherited fds, the uid (None: as it is) and the
-    files around it."""
+    """What is to be started: the whole command line, the inherited fds, as whom it runs (``auto``, ``keep`` or a
+    uid), the files around it, and those that it opens by name, for reading and for writing.
+
+    ``file_bytes`` bounds each file that it writes.
+    """
 
     argv: Sequence[str]
     fds: Sequence[int]
-    uid: int | None
+    run_as: str | int
     log: Path
     entry: Path
     temporary: Sequence[Path]
+    read: Sequence[Path] = ()
+    write: Sequence[Path] = ()
+    file_bytes: int = 1 << 40
+
+
+@dataclass(frozen=True)
+class Walls:
+    """What stands between a QEMU and the host: the ``uid`` as which it runs, ``view``: whether it sees its own files
+    only, Landlock's version (0: the kernel has none), and ``lack``: why it runs as root although it should not."""
+
+    uid: int
+    view: bool
+    landlock: int
+    lack: str
 
 
 class QemuProcess:
@@ -49,13 +69,17 @@ class QemuProcess:
         self._reading = threading.Lock()
         self._closing = threading.Lock()
         self.pid: int | None = None
+        self.walls: Walls | None = None
         self.started = threading.Event()
         self.ended = threading.Event()
         self.ending = "QEMU runs"
         self.exit_code: int | None = None
         wish = {
             "argv": list(job.argv),
-            "uid": job.uid,
+            "run_as": job.run_as,
+            "read": [str(path) for path in job.read],
+            "write": [str(path) for path in job.write],
+            "file_bytes": job.file_bytes,
             "owner": os.getpid(),
             "entry": str(job.entry),
             "temporary": [str(path) for path in job.temporary],
@@ -71,7 +95,7 @@ class QemuProcess:
             json.dumps(wish),
         ]
         try:
-            with job.log.open("wb") as log, _small_pages():
+            with os.fdopen(safe_files.create(job.log), "wb") as log, _small_pages():
                 self._supervisor = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -130,13 +154,14 @@ class QemuProcess:
 
     def log_tail(self, lines: int = 10) -> str:
         """Return the last lines of what QEMU itself said, indented."""
-        text = self._job.log.read_text(errors="replace").strip()
+        text = safe_files.tail(self._job.log, _TAIL_BYTES).decode(errors="replace").strip()
         return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (QEMU said nothing)"
 
     def _take(self, report: dict[str, object]) -> None:
         if "qemu" in report:
             self.pid = int(str(report["qemu"]))
-            self.started.set()
+        elif "walls" in report:
+            self.walls = Walls(**report["walls"])  # type: ignore[arg-type]
         elif "error" in report:
             self.ending = str(report["error"])
         elif "signal" in report:
@@ -148,6 +173,9 @@ class QemuProcess:
             # A failed exec has already said what went wrong, in better words than its exit status.
             if self.ending == "QEMU runs":
                 self.ending = f"QEMU ended with exit status {self.exit_code}"
+        # The two come from two processes, in any order.
+        if self.pid is not None and self.walls is not None:
+            self.started.set()
 
 
 @contextmanager
@@ -158,10 +186,13 @@ def _small_pages() -> Iterator[None]:
     has 6 MB less without, and xtest takes 2 % longer. Source: prctl(2).
     """
     libc = ctypes.CDLL(None)
-    before = libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    try:
-        yield
-    finally:
-        if before == 0:
-            libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+    # It is the whole process' setting: of two boards that start at once, the first would undo it for the second, or
+    # the second take it for what was there before.
+    with _thp_lock:
+        before = libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
+        libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        try:
+            yield
+        finally:
+            if before == 0:
+                libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)

@@ -1,10 +1,8 @@
-"""The command line of a board's QEMU, and who it runs as. Nothing here starts anything."""
+"""The command line of a board's QEMU. Nothing here starts anything."""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +14,7 @@ NAME_PREFIX = "medcheck-"
 """Every QEMU of ours carries ``-name medcheck-<board id>``: the janitor finds it by that, with or without
 an entry file."""
 
-_NOBODY = 65534
+_SYSTEM = [Path(name) for name in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")]
 
 _INSTRUCTION_CLOCK = [
     # One thread executes all CPUs in turns, each instruction takes 4 ns, and time in which all CPUs wait is
@@ -115,7 +113,9 @@ def device_argv(spec: BoardSpec, fds: Mapping[str, int]) -> list[str]:
     for slot in range(spec.guest_slots):
         argv += ["-device", f"virtserialport,chardev=guest{slot},name=guest{slot}"]
     # Port 0: the system picks a free one, so boards cannot collide; QMP tells which.
-    argv += ["-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-device,netdev=n0"]
+    # Restricted: guests reach neither the host, its loopback included, nor what lies behind it; only SSH comes in.
+    network = "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"
+    argv += ["-netdev", network, "-device", "virtio-net-device,netdev=n0"]
     argv += ["-device", "virtio-rng-device"]
     return argv
 
@@ -160,29 +160,8 @@ def plugin_argv(plugin: Path | None, arguments: Sequence[str]) -> list[str]:
     return ["-plugin", ",".join([f"file={opt(plugin)}", *map(opt, arguments)])]
 
 
-def choose_uid(run_as: str | int, read: Iterable[Path], write: Iterable[Path]) -> int | None:
-    """Decide as which uid QEMU runs when medcheck runs as root; None: stay, but without any capability.
-
-    ``run_as`` is a uid, ``keep``, or ``auto``: nobody if nobody can reach all the files (a cache below
-    /root cannot be reached), else stay. An unprivileged user's QEMU always runs as that user. Raises
-    UsageError for other words.
-    """
-    if os.geteuid() != 0:
-        return None
-    if isinstance(run_as, int):
-        return run_as
-    if run_as == "keep":
-        return None
-    if run_as != "auto":
-        raise UsageError(f"run_as is '{run_as}'", hint="expected 'auto', 'keep' or a uid")
-    if all(_open_to_all(path) for path in read) and all(_open_to_all(path.parent) for path in write):
-        return _NOBODY
-    return None
-
-
-def _open_to_all(path: Path) -> bool:
-    path = path.resolve()
-    need = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
-    if path.stat().st_mode & need != need:
-        return False
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
+def program_files(argv: Sequence[str]) -> list[Path]:
+    """Return what a program at the beginning of a command line reads: of a bundle, its loader, libraries and program,
+    and else, its own file and the system's folders of libraries."""
+    named = [Path(word) for word in argv if word.startswith("/")]
+    return [*named, *([] if "--library-path" in argv else _SYSTEM)]

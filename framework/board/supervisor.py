@@ -8,21 +8,37 @@ does not reach it) and uses the standard library only, so that it starts in a fe
   forked, which is why it is this single-threaded process, and not the owner, that is QEMU's parent.
 - QEMU dies: the supervisor writes how to the status pipe and ends.
 
-JOB is JSON: ``argv``; ``uid`` (a number to become, or null); ``owner`` (pid); ``entry`` (the board's entry
-file, completed here with the supervisor's and QEMU's identity) and ``temporary`` (files that end with the
-board). The status pipe carries one JSON object a line: ``{"qemu": pid}``, then ``{"exit": code}``,
-``{"signal": number}`` or ``{"error": text}``.
+JOB is JSON: ``argv``; ``run_as`` (``auto``: a uid of the board's own in a view of its own; ``keep``; or a number);
+``read`` and ``write`` (all files that QEMU opens by name; what it writes is given to its uid); ``file_bytes`` (the
+largest file that it may write); ``owner`` (pid); ``entry`` (the board's entry file, completed here with the
+supervisor's and QEMU's identity) and ``temporary`` (files that end with the board).
+
+The status pipe carries one JSON object a line: ``{"qemu": pid}`` and ``{"walls": …}`` (see :func:`_put_up_walls`) in
+any order, then ``{"exit": code}``, ``{"signal": number}`` or ``{"error": text}``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import resource
 import select
 import signal
+import stat
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module that has this constant costs a third of a start
+    from collections.abc import Callable
+    from typing import Any
+
+# An isolated interpreter's path has nothing of the project.
+sys.path.append(__file__.rsplit("/", 3)[0])
+
+from framework.board import walls  # noqa: E402
+from framework.common.qemu_ids import FIRST_UID, LAST_UID, READERS  # noqa: E402
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
@@ -64,23 +80,93 @@ def _drop_capabilities() -> None:
         raise OSError(number, f"capset: {os.strerror(number)}")
 
 
-def _become_qemu(job: dict[str, Any], supervisor: int) -> None:
+def _become_qemu(job: dict[str, Any], supervisor: int, report: Callable[..., None]) -> None:
     """Turn the child into QEMU. Order matters: a change of uid clears the parent-death signal."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
-    if os.geteuid() == 0:
-        uid = job["uid"]
-        if uid is not None:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-        else:
-            _drop_capabilities()
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # Its memory is a guest's, and gigabytes of that. (Python ignores SIGXFSZ, and so does QEMU: writing fails.)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    most = job["file_bytes"] if allowed == resource.RLIM_INFINITY else min(allowed, job["file_bytes"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    report(walls=_put_up_walls(job, supervisor))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(127)
     os.execv(job["argv"][0], job["argv"])
+
+
+def _put_up_walls(job: dict[str, Any], supervisor: int) -> dict[str, Any]:
+    """Keep what breaks out of QEMU away from the host's files, as far as this process can.
+
+    Returns ``uid`` (as which QEMU runs), ``view`` (whether it sees its own files only), ``landlock`` (the kernel's
+    version of that, 0 without) and ``lack`` (why it runs as root; empty where it does not, or was told to).
+    """
+    run_as, read, write = job["run_as"], job["read"], job["write"]
+    view, lack = False, ""
+    uid = run_as if isinstance(run_as, int) else None
+    if os.geteuid() == 0:
+        if run_as == "auto":
+            own = FIRST_UID + supervisor
+            if _is_mapped("uid", own) and _is_mapped("gid", own) and _is_mapped("gid", READERS):
+                uid = own
+            else:
+                lack = f"this container has no uid {own}"
+        if uid is not None:
+            for path in write:
+                _give(path, uid)
+        if run_as == "auto":
+            try:
+                walls.enter_view(read, write, os.path.dirname(job["entry"]), READERS)  # noqa: PTH120 - see start_time
+                view = True
+            except OSError as error:
+                if uid is not None and not walls.reachable(read, write, READERS):
+                    uid, lack = None, f"no other user reaches the board's files, and a view of them is refused: {error}"
+        if uid is None:
+            _drop_capabilities()
+        else:
+            os.setgroups([READERS] if run_as == "auto" else [])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    landlock = 0 if run_as == "keep" else walls.restrict(read, write)
+    return {"uid": os.geteuid(), "view": view, "landlock": landlock, "lack": lack}
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    """Whether a uid or gid exists in this user namespace."""
+    with open(f"/proc/self/{kind}_map") as stream:  # noqa: PTH123 - see start_time
+        ranges = [[int(word) for word in line.split()] for line in stream]
+    return any(first <= number < first + count for first, _, count in ranges)
+
+
+def _give(path: str, uid: int) -> None:
+    """Make a file or socket QEMU's own, or, with the own uid, take it back; never what a link leads to, nor what is
+    another user's. A missing one stays away."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        seen = os.fstat(fd)
+        # A supervisor that was killed took back nothing.
+        ours = seen.st_uid == os.geteuid() or FIRST_UID <= seen.st_uid < LAST_UID
+        file = stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1
+        if not ours or not (file or stat.S_ISSOCK(seen.st_mode)):
+            raise OSError(errno.EPERM, "not a file or socket of our own", path)
+        here = f"/proc/self/fd/{fd}"
+        if not file:
+            os.chmod(here, 0o600)  # noqa: PTH101 - see start_time
+        os.chown(here, uid, uid)
+    finally:
+        os.close(fd)
+
+
+def _take_back(path: str) -> None:
+    try:
+        _give(path, os.geteuid())
+    except OSError as error:
+        print(f"medcheck: {path} still belongs to QEMU's user: {error}", file=sys.stderr)
 
 
 def _write_entry(path: str, qemu: int) -> None:
@@ -128,7 +214,7 @@ def main(owner_fd: int, status_fd: int, job: dict[str, Any]) -> None:
     child = os.fork()
     if child == 0:
         try:
-            _become_qemu(job, supervisor)
+            _become_qemu(job, supervisor, report)
         except OSError as error:
             report(error=f"cannot start QEMU: {error}")
         os._exit(127)
@@ -142,6 +228,9 @@ def main(owner_fd: int, status_fd: int, job: dict[str, Any]) -> None:
     if ended == 0:
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
+    if os.geteuid() == 0:
+        for path in job["write"]:
+            _take_back(path)
     for path in [*job["temporary"], job["entry"]]:
         try:
             os.unlink(path)  # noqa: PTH108 - see start_time

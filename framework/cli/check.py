@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import ExitCode, UsageError
 from framework.common.progress import Answer
 from framework.conformance.baseline import load_baseline
@@ -121,7 +122,7 @@ def lines(result: ConformanceResult) -> Iterable[str]:
     for found in result.nonconformances:
         yield f"\nNONCONFORMANCE {found.explanation}"
     for deviation in result.deviations:
-        private = " -- report it privately to the vendor's security team" if deviation.report_privately else ""
+        private = f" -- {TELL_FIRST}" if deviation.report_privately else ""
         yield f"\nDEVIATION {deviation.id} {deviation.status} ({deviation.count}x){private}"
         yield deviation.evidence
     yield ""

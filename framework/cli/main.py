@@ -7,7 +7,9 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
@@ -16,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from framework.artifacts.overrides import add_options
+from framework.cli import former
 from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
@@ -26,12 +29,16 @@ if TYPE_CHECKING:
 
 Handler = Callable[[argparse.Namespace, Output], int]
 _WITHOUT_JSON = ("test", "boot")
+_LONGEST_WORDS = 2000
+"""Characters of an unexpected exception's own words that are shown; it may quote a guest."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 good, 1 nonconformance or failed test, 2 usage, 3 infrastructure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    # What is written here is run later: others never get to write it, whatever this process was started with.
+    os.umask(os.umask(0o022) | 0o022)
     parser = _parser()
     # These two may stand before or behind any subcommand; a default of its own would undo what stands before.
     options, rest = parser.parse_known_args(arguments, argparse.Namespace(quiet=False, json=False))
@@ -51,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, _interrupt)
     try:
         with output:
+            former.tell(options, output)
             code = int(options.handler(options, output))
             sys.stdout.flush()
     except MedcheckError as error:
@@ -67,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             code = ExitCode.GOOD
         else:
             code = _refused(error, output)
+    except Exception as error:
+        code = _unexpected(error, output)
     _flush()
     sys.exit(code)
 
@@ -110,8 +120,37 @@ def _refused(error: OSError, output: Output) -> ExitCode:
     return ExitCode.INFRASTRUCTURE
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _unexpected(error: Exception, output: Output) -> ExitCode:
+    """A defect of medcheck, or a library's: it says nothing about the mediator under test, so it is not exit code 1."""
+    text = "".join(traceback.format_exception(error))
+    output.error(
+        InfrastructureError(
+            f"unexpected: {type(error).__name__}: {error}"[:_LONGEST_WORDS],
+            where=_keep_traceback(f"medcheck {' '.join(sys.argv[1:])}\n{text}"),
+            hint="a defect of medcheck itself; the file named above says where it is",
+        )
+    )
+    return ExitCode.INFRASTRUCTURE
+
+
+def _keep_traceback(text: str) -> str:
+    """Write it into the cache's folder of logs, or else among the temporary files; the file's name."""
+    from framework.common.paths import cache_root
+
+    name = f"unexpected-{time.strftime('%Y%m%d-%H%M%S')}-"
+    try:
+        folder = cache_root() / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        fd, path = tempfile.mkstemp(".txt", name, folder)
+    except (MedcheckError, OSError):
+        fd, path = tempfile.mkstemp(".txt", f"medcheck-{name}")
+    with os.fdopen(fd, "w", errors="backslashreplace") as stream:
+        stream.write(text)
+    return path
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,6 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", _doctor, "say what is missing or broken, and how to mend it", sources)
     command = add("lock", _lock, "show the pins, or pin anew", sources)
     command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
+    command.add_argument(
+        "--unsigned", action="store_true", help="with --update: also where nothing can vouch for the archive's indexes"
+    )
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
     command.add_argument("--keep", type=mib, default=4096, metavar="MIB", help="bound on builds (default 4096 MiB)")
@@ -357,6 +399,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.lock import Lock
     from framework.common.paths import IMAGES
 
+    if options.unsigned and not options.update:
+        raise UsageError("--unsigned goes with --update", hint="without it nothing is asked of an archive")
     if not options.update:
         pins = Lock.load().pins.values()
         text = "\n".join(f"{pin.name:<44} {pin.version:<34} {pin.size:>9}" for pin in pins)
@@ -368,7 +412,8 @@ def _lock(options: argparse.Namespace, output: Output) -> int:
     if options.offline:
         raise UsageError("--update asks an archive, which --offline forbids", hint="leave one of the two out")
     mirrors = Mirrors.discover(option=options.mirror)
-    difference = update(IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml", mirrors, output.progress)
+    packages, lock = IMAGES / "packages.yaml", IMAGES / "artifacts.lock.yaml"
+    difference = update(packages, lock, mirrors, output.progress, unsigned=options.unsigned)
     output.finish(difference.lines(), "\n".join(difference.lines()) or "nothing has changed")
     return ExitCode.GOOD
 

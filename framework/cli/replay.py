@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from framework.cli import former
 from framework.common.errors import ExitCode
 from framework.common.terminal import Output
 
@@ -26,10 +27,12 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     command.add_argument("--checkpoint", default="ready", help="where it begins: ready (default), dom0, parked")
+    former.add_option(command, "--moment", "--checkpoint")
     command.add_argument("--logs", type=Path, default=Path("reports/replay"), help="each use makes a folder in it")
     command.add_argument(
         "--idle-timeout", type=_positive, default=300, metavar="S", help="longest silence of dom0 before it ends (300)"
     )
+    former.add_option(command, "--patience", "--idle-timeout", type=_positive)
     command.add_argument(
         "--host-clock", action="store_true", help="as other boards run: what that gives is never the same twice"
     )
@@ -57,7 +60,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
         require_realtime()
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
-    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress, cpu=spec.cpu)
     store = SnapshotStore(progress=output.progress)
     logs, runs = _new_folder(options.logs), []
     with (

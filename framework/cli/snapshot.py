@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from framework.cli import former
 from framework.common.errors import ExitCode
 from framework.common.terminal import Output, mib
 
@@ -20,7 +21,22 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
 
     ``parents`` carry the options of every command, ``stack`` those that choose the parts under test.
     """
-    snapshot = subparsers.add_parser("snapshot", help="booted boards, saved for cloning", parents=[*parents])
+    text = "booted boards, saved for cloning"
+    snapshot = subparsers.add_parser("snapshot", help=text, parents=[*parents])
+    _add_commands(snapshot, *parents, stack=stack)
+    for old, new in former.COMMANDS.items():
+        # Without help, --help does not list it.
+        _add_commands(subparsers.add_parser(old, prog=f"medcheck {new}", parents=[*parents]), *parents, stack=stack)
+    resumed = subparsers.add_parser(
+        "resume", help="bring a saved board back (pytest --mc-save-on-failure)", parents=[*parents]
+    )
+    resumed.add_argument("id", nargs="?", help="without it, lists the saved boards")
+    resumed.set_defaults(handler=_resume)
+
+
+def _add_commands(
+    snapshot: argparse.ArgumentParser, *parents: argparse.ArgumentParser, stack: argparse.ArgumentParser
+) -> None:
     commands = snapshot.add_subparsers(dest="snapshot_command", required=True, metavar="COMMAND")
     listed = commands.add_parser("list", help="what there is, least recently used first", parents=[*parents])
     listed.set_defaults(handler=_list)
@@ -32,15 +48,11 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
         default="ready",
         help="ready (default): all guests up; dom0: no guest yet; parked: a probe's call waits in OP-TEE",
     )
+    former.add_option(built, "--moment", "--checkpoint")
     built.set_defaults(handler=_build)
     pruned = commands.add_parser("prune", help="remove the least recently used", parents=[*parents])
     pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")
     pruned.set_defaults(handler=_prune)
-    resumed = subparsers.add_parser(
-        "resume", help="bring a kept board back (pytest --save-on-failure)", parents=[*parents]
-    )
-    resumed.add_argument("id", nargs="?", help="without it, lists the kept boards")
-    resumed.set_defaults(handler=_resume)
 
 
 def _list(_options: argparse.Namespace, output: Output) -> int:
@@ -67,7 +79,7 @@ def _build(options: argparse.Namespace, output: Output) -> int:
     checkpoint = get_checkpoint(options.checkpoint)
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     downloads = open_store(options.offline, options.mirror, output.progress)
-    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress)
+    stack = prepare_stack(Overrides.given(vars(options)), downloads, output.progress, cpu=spec.cpu)
     store = SnapshotStore(progress=output.progress)
     begin = time.monotonic()
     with snapshot(store, spec, stack, checkpoint, output.progress) as found:
@@ -92,7 +104,8 @@ def _resume(options: argparse.Namespace, output: Output) -> int:
     from framework.target.postmortem import kept, resume
 
     if options.id is None:
-        output.finish({"kept": kept()}, "\n".join(kept()) or "no board was kept (pytest --save-on-failure keeps some)")
+        none = "no board was saved (pytest --mc-save-on-failure saves some)"
+        output.finish({"kept": kept()}, "\n".join(kept()) or none)
         return ExitCode.GOOD
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, resume(options.id, Path(folder)) as target:
         for name, console in target.board.consoles.items():

@@ -6,7 +6,17 @@ reader can do about it. The command line prints exactly these three and never a 
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+from framework.common.safe_text import visible
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+def redacted(text: str) -> str:
+    """``text`` without the user names and passwords of the URLs in it: for logs, reports and errors."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 class ExitCode(IntEnum):
@@ -21,20 +31,21 @@ class ExitCode(IntEnum):
 class MedcheckError(Exception):
     """Base of everything medcheck raises on purpose.
 
-    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do.
+    ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. No password
+    that an address carries gets into any of them. They may quote a guest: as text, control characters are shown.
     """
 
     exit_code: ExitCode = ExitCode.INFRASTRUCTURE
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
+        super().__init__(redacted(what))
+        self.what = redacted(what)
+        self.where = None if where is None else redacted(where)
+        self.hint = None if hint is None else redacted(hint)
 
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
-        return text if self.hint is None else f"{text}\n  -> {self.hint}"
+        return visible(text if self.hint is None else f"{text}\n  -> {self.hint}")
 
 
 class UsageError(MedcheckError):

@@ -42,6 +42,19 @@ def decode(data: bytes) -> str:
     return visible(data.decode("utf-8", "replace"))
 
 
+_DIGITS = 18
+
+
+def number(digits: str | bytes) -> int:
+    """A number that a guest wrote, in decimal; 10^18 - 1 for anything larger: Python refuses to convert very long ones,
+    and no count, domain id or exit code comes near. Raises ValueError for what is no number."""
+    if not digits.isdigit() or not digits.isascii():
+        raise ValueError(f"no number: {digits[:40]!r}")
+    text = digits.decode("ascii") if isinstance(digits, bytes) else digits
+    short = text.lstrip("0")
+    return int(short or "0") if len(short) <= _DIGITS else 10**_DIGITS - 1
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """``1 case``, ``2 cases``, ``12,000 cases``."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"

@@ -81,14 +81,19 @@ def describe(node: yaml.Node) -> str:
 
 class _Scalar(Schema):
     tag = ""
+    longest = 1 << 16
+    """Characters of a value at most."""
 
     def read(self, node: yaml.Node, keys: KeyPath, document: Document) -> Any:
         if not isinstance(node, yaml.ScalarNode) or node.tag != f"tag:yaml.org,2002:{self.tag}":
             raise self.wrong(node, keys, document)
+        if len(node.value) > self.longest:
+            raise self.wrong(node, keys, document)
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except ValueError:
-            raise self.wrong(node, keys, document) from None
+        except ValueError as error:
+            # What looks like a number and is none: 0b_, 0x_.
+            raise self.wrong(node, keys, document) from error
         if not self.accepts(value):
             raise self.wrong(node, keys, document)
         return value
@@ -130,6 +135,8 @@ class Whole(_Scalar):
     """A whole number within bounds, both included; ``unit`` only serves the message."""
 
     tag = "int"
+    # Python refuses to read thousands of digits, and numbers of base 60 take ever longer.
+    longest = 70
 
     def __init__(self, low: int, high: int, *, unit: str = "", multiple: int = 1, base: int = 10) -> None:
         self._low, self._high, self._multiple = low, high, multiple

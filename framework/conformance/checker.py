@@ -115,7 +115,7 @@ class Checker:
         except (KeyError, AttributeError):
             self._history[_domain_of(event)] = deque((event,), maxlen=HISTORY)
         try:
-            self._state, verdicts = step(self._state, event)
+            verdicts = step(self._state, event)
         except Exception as error:
             # The reference promises not to raise. If it does, that is told, and the rest is still checked.
             self._internal_error(event, error)
@@ -209,14 +209,14 @@ class Checker:
                     sum(rules.values()),
                     known.disclosure,
                 )
-            elif tally.absent[known.id]:
+            elif tally.deviations_not_seen[known.id]:
                 yield DeviationSeen(
                     known.id,
                     ", ".join(known.rules),
                     NOT_SEEN,
                     f"listed, but not there any more: it had its occasion ({known.stimulus}) "
-                    f"{tally.absent[known.id]} times and the mediator did the right thing",
-                    tally.absent[known.id],
+                    f"{tally.deviations_not_seen[known.id]} times and the mediator did the right thing",
+                    tally.deviations_not_seen[known.id],
                     known.disclosure,
                 )
 

@@ -177,7 +177,7 @@ def _rule(rule: Rule) -> list[str]:
     lines += ["", "bad:", *_told(example.bad, _shared(example.bad, example.good))]
     state = State(limits=example.limits, deviations={})
     for event in example.bad:
-        state, verdicts = step(state, event)
+        verdicts = step(state, event)
         lines += [f"  -> {verdict}" for verdict in verdicts if verdict.rule == rule.id]
     return lines
 

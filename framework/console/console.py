@@ -22,22 +22,20 @@ import pexpect
 
 from framework.common.errors import BoardError, MedcheckError
 from framework.common.host_speed import host_factor
-from framework.console import crash_signatures, wait_policy
+from framework.common.safe_text import decode
+from framework.console import wait_policy
+from framework.console.crash_signatures import CrashSignature
 from framework.console.expect_buffer import Feed
+from framework.console.scanner import LINE_BYTES, Found, Scanner, first_matches
 from framework.console.wait_policy import OnSilence
 
-_UNFINISHED = 4096
-_ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-
 _DEATH_SECONDS = 1.0
+_REPEAT_SECONDS = 2.0
+"""What comes so soon after a repeated complaint (a back trace) belongs to it."""
+_COMPLAINTS = frozenset({"linux-panic", "linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
+"""What a system that makes no progress says again and again."""
 
 Watcher = Callable[[bytes], None]
-
-
-def strip_ansi(data: bytes) -> bytes:
-    """Remove terminal control sequences: colours, cursor movements, titles."""
-    return _ANSI.sub(b"", data)
-
 
 LOG_BYTES = 1 << 30
 """How much of a console is logged; a whole night of xtest prints a thousandth of it."""
@@ -61,16 +59,17 @@ class Console:
         self._expecting = threading.Lock()
         self._sending = threading.Lock()
         self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
-        self._on_sign: Callable[[Console, crash_signatures.CrashSignature, bytes], None] = (
-            lambda _console, _sign, _line: None
-        )
+        self._scanner = Scanner(name)
+        self._complained: set[str] = set()
+        self._repeats_until = 0.0
+        self._on_sign: Callable[[Console, CrashSignature, bytes], None] = lambda _console, _sign, _line: None
         self._on_silence: OnSilence | None = None
         self._unfinished = b""
         self._at_line_start = True
         self._log_room = LOG_BYTES
         self._open = True
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_APPEND if append else os.O_TRUNC)
         self._log_fd = os.open(log_path, flags, 0o644)
 
     @property
@@ -90,10 +89,11 @@ class Console:
         match.
 
         ``idle_timeout`` (seconds, scaled by the host factor) counts from the last byte: a console that
-        prints is not hung. ``deadline`` (seconds, scaled as well) limits the whole wait, for consoles that
-        chatter for ever. The match's ``lastindex`` and groups are the pattern's own; which pattern it was
-        is ``match.re.pattern``. Raises BoardError with the last lines when the console stays silent, and at
-        once when the board dies.
+        prints is not hung, unless all it prints is the same complaint of its kernel again and again.
+        ``deadline`` (seconds, scaled as well; :func:`framework.console.wait_policy.deadline` unless given) limits
+        the whole wait, for consoles that chatter for ever. The match's ``lastindex`` and groups are the pattern's
+        own; which pattern it was is ``match.re.pattern``. A pattern must not need more than 8 KiB to match.
+        Raises BoardError with the last lines when the console stays silent, and at once when the board dies.
 
         When a wait of 2 s or more expires, the error also says whether the board is hung, idle or slow, what
         of it stood still and where its CPUs are. That costs no time but the monitor's answer (a tenth of a
@@ -105,26 +105,27 @@ class Console:
         factor = host_factor()
         with self._expecting:
             feed = self._feed
-            feed.expect_began = time.monotonic()
-            feed.idle_limit = idle_timeout * factor
-            feed.deadline = None if deadline is None else feed.expect_began + deadline * factor
-            shorter = idle_timeout if deadline is None else min(idle_timeout, deadline)
-            feed.window = 0.0 if self._on_silence is None else wait_policy.window(shorter)
+            longest = wait_policy.deadline(idle_timeout) if deadline is None else deadline
+            feed.begin(idle_timeout * factor, longest * factor)
+            feed.window = 0.0 if self._on_silence is None else wait_policy.window(min(idle_timeout, longest))
             try:
                 feed.expect_list(compiled, timeout=None)
             except pexpect.TIMEOUT:
                 raise self._expired(wanted) from None
             except pexpect.EOF:
                 raise self._ended(wanted) from None
+            feed.matched()
             match = feed.match
             assert isinstance(match, re.Match)
             return match
 
     @property
     def before(self) -> bytes:
-        """What came between the previous match and the last one."""
+        """What came between the previous match and the last one: its last MiB, and a line that says how much came
+        before that, if anything did."""
         before = self._feed.before
-        return before if isinstance(before, bytes) else b""
+        text = before if isinstance(before, bytes) else b""
+        return b"[medcheck: %d bytes before this were not kept]\r\n" % cut + text if (cut := self._feed.cut) else text
 
     def send(self, text: str | bytes, idle_timeout: float = 30.0) -> None:
         """Type something.
@@ -150,18 +151,19 @@ class Console:
         self.send((text.encode() if isinstance(text, str) else text) + b"\r")
 
     def tail(self, lines: int = 20) -> list[str]:
-        """Return the last lines of the log, with their time stamps, without terminal control sequences."""
+        """Return the last lines of the log, with their time stamps; control characters are shown, not obeyed."""
         with self.log.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(0, stream.tell() - 400 * lines))
-            text = strip_ansi(stream.read()).decode(errors="replace")
-        return [line.rstrip("\r") for line in text.rstrip("\n").split("\n")][-lines:]
+            text = stream.read()
+        return [decode(line.rstrip(b"\r")) for line in text.rstrip(b"\n").split(b"\n")[-lines:]]
 
     def watch(self, pattern: bytes, callback: Watcher) -> Callable[[], None]:
         """Call ``callback(line)`` from the drain thread for each complete line that matches; returns how to
         stop it.
 
-        The callback must be quick and must not wait for the console: nothing is read while it runs.
+        Of each line, the first 512 bytes count. The callback must be quick and must not wait for the console:
+        nothing is read while it runs.
         """
         entry = (re.compile(pattern), callback)
         self._watches.append(entry)
@@ -203,26 +205,51 @@ class Console:
             # A full disk must not stop the board's only reader either.
             self.alarm(BoardError(f"its log cannot be written: {error}", where=self._where()))
         # Handed on before the watches run: who waits for a line is not held up by who looks at it.
-        self._feed.put(data)
+        progress = self._feed.put(data)
         end = data.rfind(b"\n") + 1
         if end == 0:
-            self._unfinished = (self._unfinished + data)[-_UNFINISHED:]
-            return
-        block = self._unfinished + data[:end]
-        self._unfinished = data[end:][-_UNFINISHED:]
+            # Only the beginning of a line is looked at.
+            self._unfinished = (self._unfinished + data[:LINE_BYTES])[:LINE_BYTES]
+        else:
+            block = self._unfinished + data[:end]
+            self._unfinished = data[end : end + LINE_BYTES]
+            self._look(block)
+        if time.monotonic() < self._repeats_until:
+            self._feed.no_progress(progress)
+
+    def settle(self, *, now: bool = False) -> bool:
+        """Tell of a sign whose next lines do not come (``now``: will not); return whether one still may."""
+        self._tell(self._scanner.settle(now=now))
+        return self._scanner.waits
+
+    def _look(self, block: bytes) -> None:
+        """Look for problems and for what is watched for in whole lines."""
+        self._tell(self._scanner.feed(block))
         try:
-            for sign, line in crash_signatures.scan(block):
-                self._on_sign(self, sign, line)
             for pattern, callback in tuple(self._watches):
-                for match in pattern.finditer(block):
-                    callback(crash_signatures.line_around(block, match.start(), match.end()))
+                for line in first_matches(pattern, block):
+                    callback(line)
         except Exception as error:
             # A mistake in somebody's callback must not stop the board's only reader; the next expect tells
             # of it.
             self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
 
+    def _tell(self, found: Sequence[Found]) -> None:
+        for sign, line in found:
+            if sign.kind in self._complained:
+                self._repeats_until = time.monotonic() + _REPEAT_SECONDS
+            elif sign.kind in _COMPLAINTS:
+                self._complained.add(sign.kind)
+            try:
+                self._on_sign(self, sign, line)
+            except Exception as error:
+                self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
+
     def close(self, reason: MedcheckError) -> None:
         """End the console: whoever waits gets ``reason``."""
+        if self._open:
+            self._tell(self._scanner.feed(self._unfinished + b"\n") if self._unfinished else [])
+            self.settle(now=True)
         with self._feed.ready:
             if not self._open:
                 return
@@ -232,7 +259,7 @@ class Console:
         self._socket.close()
         os.close(self._log_fd)
 
-    def on_sign(self, callback: Callable[[Console, crash_signatures.CrashSignature, bytes], None]) -> None:
+    def on_sign(self, callback: Callable[[Console, CrashSignature, bytes], None]) -> None:
         """Say who is told about problems (the board)."""
         self._on_sign = callback
 
@@ -286,11 +313,18 @@ class Console:
                 return self._ended(wanted)
         names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
         what = f"no byte for {idle:.1f} s while waiting for {names}"
-        if feed.deadline is not None and now >= feed.deadline:
+        if now - feed.last_progress > idle + _REPEAT_SECONDS:
+            what = (
+                f"nothing but the same complaints for {now - feed.last_progress:.1f} s while waiting for {names} "
+                f"(the last byte came {idle:.1f} s ago)"
+            )
+        if now >= feed.deadline:
             what = (
                 f"{now - feed.expect_began:.1f} s passed while waiting for {names}, which is all it was given "
                 f"(the last byte came {idle:.1f} s ago)"
             )
+        if feed.cut_now:
+            what += f"; {feed.cut_now} bytes of it were not kept"
         text = f"\n    {why}\n" if why else "; "
         return BoardError(
             f"{what}{text}the last lines:\n{self._tail_text()}",

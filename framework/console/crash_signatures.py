@@ -1,83 +1,103 @@
-"""What a console says when something broke: one table, recognised while the bytes come in."""
+"""What a console says when something broke: one table of signatures, and who may speak each of them.
+
+Guests decide what their consoles say, so nothing here trusts a line: a signature belongs to one speaker, a speaker is
+heard on certain consoles only, and on a console that several share (dom0's kernel writes on Xen's, and a debug Xen
+puts there what a domU prints, behind ``(XEN) d1v0``) the beginning of the line says whose line it is.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+ROLES = ("xen", "optee", "dom0", "guest")
+"""Consoles by what speaks on them; each ``guest0``, ``guest1``, ... has the role ``guest``."""
 
 
 @dataclass(frozen=True)
 class CrashSignature:
-    """One thing to recognise in a console line.
+    """One thing to recognise in a console line, on consoles of one role.
 
-    ``literal`` is searched first: a memory scan, where the regular expression of every sign at every byte
-    would cost more than everything else a console does. Signs share short literals, to be scanned for once.
-    ``fatal``: nothing on this board moves any more.
+    ``literal`` is searched first: a memory scan, where the regular expression of every signature at every line would
+    cost more than everything else a console does. Signatures share short literals, to be scanned for once.
+    ``pattern`` is anchored at the beginning of the line. ``fatal``: nothing on this board moves any more.
+    ``follows`` matches a line that goes on with what this one began; its group is the text to add.
     """
 
     kind: str
     literal: bytes
     pattern: re.Pattern[bytes]
     fatal: bool = False
+    follows: re.Pattern[bytes] | None = None
 
 
-def _sign(kind: str, literal: str, pattern: str | None = None, *, fatal: bool = False) -> CrashSignature:
-    return CrashSignature(
-        kind, literal.encode(), re.compile((pattern or re.escape(literal)).encode(), re.MULTILINE), fatal
-    )
-
-
-CRASH_SIGNATURES: tuple[CrashSignature, ...] = (
-    _sign("xen-panic", "anic", r"\(XEN\).*Panic on CPU", fatal=True),
-    _sign("xen-assertion", "ssertion", r"\(XEN\).*Assertion '.*' failed"),
-    _sign("xen-bug", "BUG", r"\(XEN\).*Xen BUG at"),
-    _sign("xen-warning", "Xen WARN at"),
-    _sign("xen-domain-crash", "crash", r"\(XEN\).*(domain_crash called from|crashed (on cpu#|by domain ))"),
-    _sign("optee-panic", "anic", r"E/TC:.*\bPanic( '.*)?( at |\r?$)", fatal=True),
-    _sign("optee-assertion", "ssertion", r"E/TC:.*assertion (.* )?failed"),
-    _sign("linux-panic", "anic", r"Kernel panic - not syncing"),
-    _sign("linux-oops", "Internal error: "),
-    _sign("linux-bug", "BUG", r"kernel BUG at"),
-    _sign("linux-stall", "rcu: INFO", r"rcu: INFO: rcu_\w+ (self-)?detected (expedited )?stall"),
-    _sign("linux-lockup", "BUG", r"BUG: soft lockup"),
-    _sign("linux-hang", "blocked for more than", r"INFO: task .* blocked for more than \d+ seconds"),
-    _sign("firmware-panic", "PANIC at PC", fatal=True),
-)
-"""Sources: Xen xen/arch/arm/traps.c, xen/common/domain.c and xen/drivers/char/console.c; OP-TEE OS
-core/kernel/panic.c and assert.c; Linux kernel/panic.c, kernel/rcu/tree_stall.h, kernel/watchdog.c,
-kernel/hung_task.c and arch/arm64/kernel/traps.c; TF-A common/aarch64/debug.S."""
-
-_BY_LITERAL = {
-    literal: tuple(sign for sign in CRASH_SIGNATURES if sign.literal == literal)
-    for literal in dict.fromkeys(sign.literal for sign in CRASH_SIGNATURES)
+_OTHER = r"(?:(?!\(XEN\)).){0,200}"
+_SPEAKERS: Mapping[tuple[str, str], str] = {
+    # A line that dom0 left unfinished may stand before Xen's. What follows Xen's prefix is the message itself or
+    # Xen's time stamp, never "d1v0": that is a guest's text, as is all behind "(d1)".
+    ("xen", "xen"): r"(?!\(d[1-9])" + _OTHER + r"\(XEN\) {1,4}(?:\[[^\]]{0,40}\] )?",
+    ("firmware", "xen"): r"(?!\(d[1-9])" + _OTHER,
+    # TF-A prints its crashes on the secure UART; a trusted application's lines begin with a label such as "M/TA:".
+    ("firmware", "optee"): r"(?:(?![A-Z]/[A-Z]{2}:).){0,200}",
+    # OP-TEE puts "*" before its lines when it could not wait for the console.
+    ("optee", "optee"): r"(?:(?![A-Z]/[A-Z]{2}:).){0,200}E/TC:",
+    ("linux", "guest"): r".{0,400}?",
+    ("linux", "dom0"): r".{0,400}?",
+    # dom0's kernel prints on Xen's console until its own is there, and for good if that never comes.
+    ("linux", "xen"): r"(?!\(d[1-9])" + _OTHER,
 }
+"""Which speaker is heard on consoles of which role, and how its lines begin there."""
+
+_REASON = r"\(XEN\) {0,4}(?:\[[^\]]{0,40}\] )?(?! {0,4}\*)(.*)"
+
+# Speaker, kind, literal, message (the literal itself unless given), roles on which it is fatal, lines that go on.
+_TABLE: tuple[tuple[str, str, str, str | None, tuple[str, ...], str | None], ...] = (
+    ("xen", "xen-panic", "anic", r"Panic on CPU", ("xen",), _REASON),
+    ("xen", "xen-assertion", "ssertion", r"Assertion '.{0,300}' failed", (), None),
+    ("xen", "xen-bug", "BUG", r"Xen BUG at", (), None),
+    ("xen", "xen-warning", "Xen WARN at", None, (), None),
+    ("xen", "xen-domain-crash", "crash",
+     r"(?:domain_crash called from|[Dd]omain \d{1,18} .{0,80}?crashed (?:on cpu#|by domain ))", (), None),
+    ("xen", "dom0-crash", "Hardware Dom", r"Hardware Dom\d{1,18} (?:crashed|halted|shutdown|watchdog)", ("xen",), None),
+    ("optee", "optee-panic", "anic", r".{0,200}?\bPanic(?: '.{0,300}')?(?: at |$)", ("optee",), None),
+    ("optee", "optee-assertion", "ssertion", r".{0,200}?assertion (?:.{0,300} )?failed", (), None),
+    ("linux", "linux-panic", "anic", r"Kernel panic - not syncing", ("xen",), None),
+    ("linux", "linux-oops", "Internal error: ", None, (), None),
+    ("linux", "linux-bug", "BUG", r"kernel BUG at", (), None),
+    ("linux", "linux-stall", "INFO: rcu", r"INFO: rcu_\w{1,40} (?:self-)?detected (?:expedited )?stall", (), None),
+    ("linux", "linux-lockup", "BUG", r"BUG: (?:soft|workqueue) lockup", (), None),
+    ("linux", "linux-lockup", "hard LOCKUP", r"Watchdog detected hard LOCKUP on cpu", (), None),
+    ("linux", "linux-hang", "blocked ",
+     r"INFO: task .{1,120}? blocked (?:in I/O wait |on .{1,60}? )?for more than \d{1,18} seconds", (), None),
+    ("linux", "linux-oom", "ut of memory", r"[Oo]ut of memory: Kill(?:ed)? process \d{1,18}", (), None),
+    ("firmware", "firmware-panic", "PANIC ", r"PANIC (?:at PC|in EL\d)", ("xen", "optee"), None),
+    ("firmware", "firmware-panic", "in EL3", r"Unhandled .{0,40}?in EL3", ("xen", "optee"), None),
+)  # fmt: skip
+"""Sources: Xen xen/arch/arm/traps.c, xen/common/domain.c, xen/common/shutdown.c and xen/drivers/char/console.c; OP-TEE
+OS core/kernel/panic.c and assert.c; Linux kernel/panic.c, kernel/rcu/tree_stall.h (and what it was before 4.20),
+kernel/watchdog.c, kernel/watchdog_perf.c, kernel/hung_task.c, mm/oom_kill.c and arch/arm64/kernel/traps.c; TF-A
+common/aarch64/debug.S and bl31/aarch64/crash_reporting.S."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A broken thing seen on a console: ``at`` is in seconds since power-on, ``line`` as printed."""
-
-    kind: str
-    console: str
-    line: str
-    at: float
-    fatal: bool
-
-
-def scan(block: bytes) -> list[tuple[CrashSignature, bytes]]:
-    """Return each sign with the line it stands in, in the order of the lines, for a block of whole lines."""
+def _signatures(role: str) -> tuple[CrashSignature, ...]:
     found = []
-    for literal, signs in _BY_LITERAL.items():
-        if literal not in block:
-            continue
-        for sign in signs:
-            for match in sign.pattern.finditer(block):
-                found.append((match.start(), sign, line_around(block, match.start(), match.end())))
-    return [(sign, line) for _, sign, line in sorted(found, key=lambda item: item[0])]
+    for speaker, kind, literal, message, fatal, follows in _TABLE:
+        begins = _SPEAKERS.get((speaker, role))
+        if begins is not None:
+            pattern = re.compile(rf"\A{begins}{message or re.escape(literal)}".encode())
+            on = None if follows is None else re.compile(rf"\A{follows}".encode())
+            found.append(CrashSignature(kind, literal.encode(), pattern, role in fatal, on))
+    return tuple(found)
 
 
-def line_around(block: bytes, start: int, end: int) -> bytes:
-    """Return the whole line that a match lies in, without its line end."""
-    begin = block.rfind(b"\n", 0, start) + 1
-    finish = block.find(b"\n", end)
-    return block[begin : finish if finish >= 0 else len(block)].rstrip(b"\r")
+CRASH_SIGNATURES: Mapping[str, tuple[CrashSignature, ...]] = {role: _signatures(role) for role in ROLES}
+"""What is recognised on consoles of each role."""
+
+DOM0_DEATHS = frozenset({"linux-panic", "linux-oops", "linux-bug", "dom0-crash"})
+"""Kinds that mean dom0's death when they stand on Xen's console."""
+
+
+def role_of(console: str) -> str:
+    """Return the role of a console by its name: ``guest`` for what has no role of its own."""
+    return console if console in ROLES else "guest"

@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from framework.console.console import Console
 
+_SETTLE_SECONDS = 0.2
+"""How often a sign is looked at whose next lines may still come."""
+
 
 class ConsoleReader:
     """The thread that reads all consoles of a board, and any other file descriptors that need the same
@@ -66,7 +69,8 @@ class ConsoleReader:
     def _run(self) -> None:
         while not self._stopping.is_set():
             small = True
-            for fd, _ in self._poll.poll():
+            unsettled = [console for console in list(self._consoles.values()) if console.settle()]
+            for fd, _ in self._poll.poll(_SETTLE_SECONDS if unsettled else None):
                 console = self._consoles.get(fd)
                 if console is not None:
                     count = console.receive()

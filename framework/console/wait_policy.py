@@ -10,6 +10,8 @@ from framework.common.host_speed import host_factor
 _POLL_SECONDS = 2.0
 """Waits shorter than this are treated as polling; they never trigger hang detection."""
 
+_LONGEST, _LONGEST_FACTOR = 600.0, 20.0
+
 _LOOK_SECONDS = 5.0
 """Between two samples at a board that is silent, scaled: what moved since the last one decides."""
 
@@ -25,6 +27,12 @@ class OnSilence(Protocol):
 
     def explain(self, before: Any, /) -> str | None:
         """Say in words why nothing came since that look; None when the board is gone. Never raises."""
+
+
+def deadline(idle_timeout: float) -> float:
+    """Return the seconds (not yet scaled) after which a wait ends that its caller gave no deadline, however much is
+    printed: far more than anything good takes, as it is meant for guests that chatter for ever."""
+    return max(_LONGEST, _LONGEST_FACTOR * idle_timeout)
 
 
 def window(idle_timeout: float) -> float:

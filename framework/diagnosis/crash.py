@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from framework.common.errors import GuestCrash, MedcheckError
+from framework.common.safe_text import number
+from framework.console.crash_signatures import DOM0_DEATHS
 from framework.console.wait_policy import OnSilence
 
 SHARED_CONSOLES = ("xen", "optee")
@@ -19,8 +21,8 @@ SHARED_CONSOLES = ("xen", "optee")
 
 _GUEST_DIES = frozenset({"linux-panic", "linux-oops", "linux-bug"})
 _ALL_DIE = frozenset({"xen-panic", "xen-assertion", "xen-bug", "optee-panic", "optee-assertion", "firmware-panic"})
-_STALLS = frozenset({"linux-stall", "linux-lockup", "linux-hang"})
-_CRASHED_DOMAIN = re.compile(r"[Dd]omain (\d+) (?:\(vcpu#\d+\) crashed|reported crashed)")
+_STALLS = frozenset({"linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
+_CRASHED_DOMAIN = re.compile(r"[Dd]omain (\d{1,18}) (?:\(vcpu#\d{1,18}\) crashed|reported crashed)")
 _TAIL = 12
 
 
@@ -98,8 +100,8 @@ class Watch:
         self._domid = domid
         self._next = len(board.problems)
         self.stall: ProblemLike | None = None
-        """The last stall that the guest's kernel told of. No death by itself: an emulated board on a busy
-        host stalls now and then and goes on; together with silence, it is the reason."""
+        """The last stall or killed process that the guest's kernel told of, or else dom0's. No death by itself: an
+        emulated board on a busy host stalls now and then and goes on; together with silence, it is the reason."""
 
     def check(self) -> None:
         """Raise GuestCrash when something that ends this domain was seen, BoardError when the board died."""
@@ -108,9 +110,10 @@ class Watch:
             problem = problems[self._next]
             if self._concerns(problem):
                 # Not counted as seen: every later check raises it again.
-                raise self.crash(f"{problem.kind}: {problem.line.strip()}", problem.console)
+                whose = "dom0 died: " if self._domid != 0 and _of_dom0(problem) else ""
+                raise self.crash(f"{whose}{problem.kind}: {problem.line.strip()}", problem.console)
             self._next += 1
-            if problem.kind in _STALLS and problem.console == self._console:
+            if problem.kind in _STALLS and (problem.console == self._console or _explains(problem, self.stall)):
                 self.stall = problem
         if not self._board.alive:
             raise self._board.death()
@@ -129,12 +132,24 @@ class Watch:
     def _concerns(self, problem: ProblemLike) -> bool:
         if problem.console == self._console:
             return problem.kind in _GUEST_DIES
+        # dom0 carries every guest's network, console and disk.
+        if _of_dom0(problem):
+            return True
         if problem.console not in SHARED_CONSOLES:
-            # dom0 carries every guest's network, console and disk.
-            return problem.console == "dom0" and problem.kind in _GUEST_DIES
+            return False
         if problem.kind in _ALL_DIE:
             return True
         if problem.kind != "xen-domain-crash":
             return False
         match = _CRASHED_DOMAIN.search(problem.line)
-        return match is not None and int(match[1]) == self._domid
+        return match is not None and number(match[1]) == self._domid
+
+
+def _of_dom0(problem: ProblemLike) -> bool:
+    """Whether dom0 died; its kernel prints on Xen's console until it has its own."""
+    return problem.console in ("dom0", "xen") and problem.kind in DOM0_DEATHS
+
+
+def _explains(problem: ProblemLike, earlier: ProblemLike | None) -> bool:
+    """Whether a stall of dom0 is the best explanation of a guest's silence so far."""
+    return problem.console in ("dom0", "xen") and (earlier is None or earlier.console in ("dom0", "xen"))

@@ -28,6 +28,8 @@ REPORT = "hang.txt"
 """The file in a board's run folder with all that was seen, registers included; of the last wait that expired."""
 
 _PROC = Path("/proc")
+_WORD = re.compile("0x[0-9a-f]{8}")
+_WOKEN = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
 _ANSWER_SECONDS = 3.0
 """How long QEMU's monitor may take, scaled; it answers within milliseconds."""
 _DEATH_SECONDS = 1.0
@@ -271,7 +273,7 @@ def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
 def words(text: str) -> bytes:
     """Return the memory that QEMU's ``x /Nwx`` shows; empty if it shows none."""
     found = [line.partition(":")[2].split() for line in text.replace("\r", "").splitlines()]
-    numbers = [word for line in found for word in line if re.fullmatch("0x[0-9a-f]{8}", word)]
+    numbers = [word for line in found for word in line if _WORD.fullmatch(word)]
     return b"".join(int(word, 16).to_bytes(4, "little") for word in numbers)
 
 
@@ -345,7 +347,7 @@ def between(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivit
 
 
 def _use(task: Path) -> CpuActivity:
-    woken = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.MULTILINE)
+    woken = _WOKEN.search((task / "status").read_text())
     try:
         # Nanoseconds run and waited: Documentation/scheduler/sched-stats.rst in Linux.
         ran, waited = (int(field) / 1e9 for field in (task / "schedstat").read_text().split()[:2])

@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 
 from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.common.safe_text import number
 from framework.diagnosis.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
 from framework.guests.xl import Xl
 
 READY = rb"medcheck: dom0 ready"
-PANIC = rb"Kernel panic - not syncing[^\r\n]*"
+PANIC = rb"Kernel panic - not syncing[^\r\n]{0,400}"
+_BEGIN = rb"-begin\r?\n"
+_END = rb"-end ([0-9]{1,18})\r?\n"
 CONSOLE = "dom0"
 ADDRESS = "192.168.77.1"
 """dom0's address on the guests' bridge."""
@@ -87,10 +90,10 @@ class Dom0:
         head, tail = marker[:4], marker[4:]
         console = self.console
         console.sendline(f'echo "{head}""{tail}-begin"; ( {command} ) 2>&1; echo "{head}""{tail}-end $?"')
-        console.expect([re.escape(marker.encode()) + rb"-begin\r?\n"], idle_timeout)
-        match = console.expect([re.escape(marker.encode()) + rb"-end (\d+)\r?\n"], idle_timeout)
+        console.expect([re.escape(marker.encode()) + _BEGIN], idle_timeout)
+        match = console.expect([re.escape(marker.encode()) + _END], idle_timeout)
         output = console.before.replace(b"\r\n", b"\n")
-        return Completed(command, "dom0's console", int(match[1]), output, b"")
+        return Completed(command, "dom0's console", number(match[1]), output, b"")
 
     def close(self) -> None:
         """End the connection; may be called twice."""

@@ -14,6 +14,10 @@ READY = rb"medcheck: domu ready"
 NO_TEE = rb"medcheck: no OP-TEE in this guest"
 NO_SUPPLICANT = rb"medcheck: tee-supplicant did not start"
 _PROBE = re.compile(r"optee:.*", re.IGNORECASE)
+_PROBING = re.compile(
+    "probing for conduit|revision|dynamic shared memory|asynchronous notif|initialized driver", re.IGNORECASE
+)
+"""What the driver says when all is well."""
 MOST_GUESTS = 200
 """Guest numbers 1 to this give addresses 192.168.77.11 and up."""
 
@@ -116,9 +120,10 @@ class LinuxGuest:
         self.ssh.close()
 
     def _without_tee(self) -> GuestError:
-        # The kernel's own words say whether the mediator or OP-TEE said no.
+        # The kernel's own words say whether the mediator or OP-TEE said no; of several, the first is the cause.
         said = [match[0].strip() for match in map(_PROBE.search, self.console.tail(200)) if match]
-        kernel = f"; its kernel said: {said[-1]}" if said else ""
+        complaints = [line for line in said if not _PROBING.search(line)] or said[-1:]
+        kernel = f"; its kernel said: {complaints[0][:400]}" if complaints else ""
         return GuestError(
             f"came up without OP-TEE{kernel}",
             where=self.name,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from framework.common.errors import GuestError
+from framework.common.safe_text import number
 from framework.diagnosis.crash import ConsoleLike
 from framework.guests.ssh import SshClient
 from framework.guests.ssh_talk import SilentGuestError
@@ -33,6 +34,7 @@ echo $2 >/dev/urandom
 echo "$3 awake $?"
 """
 
+_AWAKE = rb" awake ([0-9]{1,18})\r?\n"
 _TIMER_SECONDS = 10.0
 
 _LOAD_AT = 0x40_0000
@@ -90,6 +92,6 @@ def wake(console: ConsoleLike, others: Sequence[ConsoleLike], idle_timeout: floa
     marker = secrets.token_hex(4)
     console.sendline(f"{_SCRIPT} {time.time():.0f} {os.urandom(32).hex()} {marker}")
     for each in (console, *others):
-        match = each.expect([marker.encode() + rb" awake (\d+)\r?\n"], idle_timeout)
+        match = each.expect([marker.encode() + _AWAKE], idle_timeout)
         if match[1] != b"0":
-            raise GuestError(f"did not reseed after the restore (exit code {int(match[1])})", where=each.name)
+            raise GuestError(f"did not reseed after the restore (exit code {number(match[1])})", where=each.name)

@@ -19,16 +19,13 @@ from pathlib import Path
 
 import paramiko
 
-from framework.common.errors import GuestError
+from framework.common.errors import GuestError, MedcheckError
 from framework.common.host_speed import host_factor
 from framework.console.wait_policy import OnSilence
-from framework.guests.ssh_talk import TICK, Alive, CommandStream, Talk, short
+from framework.guests.ssh_talk import MOST_OUTPUT, TICK, Alive, CommandStream, Talk, short
 
 # Whatever goes wrong is raised from here; paramiko would also print it on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
-
-MOST_OUTPUT = 256 << 20
-"""Bytes of a command's output that are collected: a guest must not fill this machine's memory."""
 
 _GREETING_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
@@ -129,6 +126,8 @@ class SshClient:
             alive()
             try:
                 return self._handshake(alive)
+            except MedcheckError:
+                raise
             except (paramiko.SSHException, OSError, EOFError) as error:
                 if isinstance(error, paramiko.AuthenticationException):
                     raise GuestError(
@@ -142,6 +141,10 @@ class SshClient:
                         where=self.name,
                         hint="the guest's console says how far it came",
                     ) from error
+            except Exception as error:  # What paramiko's parsers met: UnicodeDecodeError, IndexError, ValueError, ...
+                raise GuestError(
+                    f"its SSH server breaks the protocol: {error!r}", where=self.name, hint="is it an SSH server?"
+                ) from error
             # A server that is not up yet refuses at once: there is no event to wait for on this side.
             waiter.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -209,9 +212,9 @@ class SshClient:
             raise GuestError("the connection was closed", where=self.name)
         try:
             return transport.open_session(timeout=30 * host_factor())
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except Exception as error:
             alive()
-            raise GuestError(f"opens no session: {error}", where=self.name) from error
+            raise GuestError(f"opens no session: {error!r}", where=self.name) from error
 
     def _begin(self, channel: paramiko.Channel, command: str, alive: Alive) -> None:
         """Ask for the command. paramiko would wait for ever for the answer of a guest that has died, so
@@ -222,7 +225,7 @@ class SshClient:
         def ask() -> None:
             try:
                 channel.exec_command(command)
-            except (paramiko.SSHException, OSError, EOFError) as error:
+            except Exception as error:
                 failure.append(error)
             done.set()
 
@@ -245,33 +248,55 @@ class SshClient:
     # What to do with it
 
     def run(
-        self, command: str, *, stdin: bytes = b"", idle_timeout: float = 60.0, alive: Alive | None = None
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        idle_timeout: float = 60.0,
+        alive: Alive | None = None,
+        deadline: float | None = None,
     ) -> Completed:
         """Run a command in the guest's shell and wait for its end.
 
         Raises GuestError when no byte moved in either direction for ``idle_timeout`` seconds (scaled), when
-        it printed more than :data:`MOST_OUTPUT` bytes, or when the connection broke; a command that fails is
-        no error here, see :meth:`Completed.check`.
+        it printed more than :data:`MOST_OUTPUT` bytes, was not done after ``deadline`` seconds (scaled;
+        :func:`framework.console.wait_policy.deadline` unless given), or when the connection broke; a command that
+        fails is no error here, see :meth:`Completed.check`.
         """
         alive = alive or self.alive
         with contextlib.closing(self._channel(alive)) as channel:
             self._begin(channel, command, alive)
-            talk = Talk(channel, stdin, idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
+            talk = self._talk(channel, command, stdin, idle_timeout, alive, MOST_OUTPUT, deadline)
             out, err = bytearray(), bytearray()
             for data, is_error in talk.pieces():
                 (err if is_error else out).extend(data)
-                if len(out) + len(err) > MOST_OUTPUT:
-                    raise GuestError(f"`{short(command)}` prints more than {MOST_OUTPUT} bytes", where=self.name)
             return Completed(command, self.name, talk.exit_code(), bytes(out), bytes(err))
 
-    def stream(self, command: str, *, idle_timeout: float = 120.0, alive: Alive | None = None) -> CommandStream:
-        """Run a command and give its lines (stdout and stderr merged) while it runs; see CommandStream."""
+    def stream(
+        self,
+        command: str,
+        *,
+        idle_timeout: float = 120.0,
+        alive: Alive | None = None,
+        limit: int = MOST_OUTPUT,
+        deadline: float | None = None,
+    ) -> CommandStream:
+        """Run a command and give its lines (stdout and stderr merged) while it runs; see CommandStream. ``limit``
+        bytes at most, for ``deadline`` seconds (as in :meth:`run`) at most."""
         alive = alive or self.alive
         channel = self._channel(alive)
         channel.set_combine_stderr(True)
         self._begin(channel, command, alive)
-        talk = Talk(channel, b"", idle_timeout, alive, f"`{short(command)}`", self.name, self.on_silence)
-        return CommandStream(channel, talk)
+        return CommandStream(channel, self._talk(channel, command, b"", idle_timeout, alive, limit, deadline))
+
+    def _talk(
+        self, channel: paramiko.Channel, command: str, stdin: bytes, idle_timeout: float, alive: Alive, limit: int,
+        deadline: float | None,
+    ) -> Talk:  # fmt: skip
+        what = f"`{short(command)}`"
+        return Talk(
+            channel, stdin, idle_timeout, alive, what, self.name, self.on_silence, limit=limit, deadline=deadline
+        )
 
     def put(self, data: bytes, path: str, mode: int = 0o644) -> None:
         """Write a file in the guest; it appears whole or not at all."""
@@ -288,8 +313,12 @@ class SshClient:
     def open_shell(self) -> paramiko.Channel:
         """Open a login shell on a terminal of its own, for a person; the caller closes the channel."""
         channel = self._channel(self.alive)
-        channel.get_pty("xterm", 120, 40)
-        channel.invoke_shell()
+        try:
+            channel.get_pty("xterm", 120, 40)
+            channel.invoke_shell()
+        except Exception as error:
+            channel.close()
+            raise GuestError(f"gives no shell: {error!r}", where=self.name) from error
         return channel
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,7 +10,9 @@ import paramiko
 
 from framework.common.errors import GuestError
 from framework.common.host_speed import host_factor
+from framework.common.polling import readable
 from framework.console.wait_policy import OnSilence, next_sample, window
+from framework.console.wait_policy import deadline as longest
 
 Alive = Callable[[], None]
 """Raises GuestCrash or BoardError when the other side is dead; called about once a second while waiting."""
@@ -19,10 +20,16 @@ Alive = Callable[[], None]
 TICK = 0.5
 _CHUNK = 64 * 1024
 _LONGEST_LINE = 1 << 20
+MOST_OUTPUT = 256 << 20
+"""Bytes of a command's output that are taken: a guest must not fill this machine's memory."""
 
 
 class SilentGuestError(GuestError):
     """A command that a guest had begun gave no byte for too long."""
+
+
+class EndlessOutputError(GuestError):
+    """A command printed more than its limit, or still printed at its deadline."""
 
 
 class CommandStream:
@@ -35,7 +42,8 @@ class CommandStream:
         self._talk = talk
 
     def __iter__(self) -> Iterator[bytes]:
-        """Wait for lines; raises GuestError when none comes for the stream's idle timeout."""
+        """Wait for lines; raises GuestError when none comes for the stream's idle timeout, EndlessOutputError at the
+        stream's limit or deadline."""
         try:
             rest = b""
             for data, _ in self._talk.pieces():
@@ -64,7 +72,7 @@ class Talk:
 
     def __init__(
         self, channel: paramiko.Channel, stdin: bytes, idle_timeout: float, alive: Alive, what: str,
-        where: str, on_silence: OnSilence | None = None,
+        where: str, on_silence: OnSilence | None = None, *, limit: int = MOST_OUTPUT, deadline: float | None = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._stdin = memoryview(stdin)
@@ -72,7 +80,9 @@ class Talk:
         self._alive = alive
         self._what = what
         self._where = where
-        self._moved = time.monotonic()
+        self._room = self._most = limit
+        self._longest = (longest(idle_timeout) if deadline is None else deadline) * host_factor()
+        self._began = self._moved = time.monotonic()
         self._wrote_all = False
         self._on_silence = on_silence
         self._window = 0.0 if on_silence is None else window(idle_timeout)
@@ -88,11 +98,16 @@ class Talk:
             got = False
             if channel.recv_ready():
                 got = True
-                yield channel.recv(_CHUNK), False
+                yield self._counted(channel.recv(_CHUNK)), False
             if channel.recv_stderr_ready():
                 got = True
-                yield channel.recv_stderr(_CHUNK), True
+                yield self._counted(channel.recv_stderr(_CHUNK)), True
             now = time.monotonic()
+            if now - self._began > self._longest:
+                raise EndlessOutputError(
+                    f"{self._what}: not done after {now - self._began:.0f} s, which is all it was given",
+                    where=self._where,
+                )
             if now - checked >= 2 * TICK:
                 checked = now
                 self._alive()
@@ -105,7 +120,13 @@ class Talk:
                     continue
                 return
             self._patience(now)
-            select.select([channel], [], [], TICK if self._wrote_all else 0.02)
+            readable(channel, TICK if self._wrote_all else 0.02)
+
+    def _counted(self, data: bytes) -> bytes:
+        self._room -= len(data)
+        if self._room < 0:
+            raise EndlessOutputError(f"{self._what} prints more than {self._most} bytes", where=self._where)
+        return data
 
     def exit_code(self) -> int:
         """Wait for the exit code, -1 for a signal; raises GuestError when the connection broke before."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from framework.common.errors import GuestError, UsageError
+from framework.common.safe_text import number
 from framework.guests.ssh import Completed
 
 Value = str | int | list[str]
@@ -18,9 +19,68 @@ ATTACH = "/usr/lib/medcheck/attach-console"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 _ROW = re.compile(
-    r"(?P<name>.*\S)\s+(?P<id>\d+)\s+(?P<mem>\d+)\s+(?P<vcpus>\d+)\s+(?P<state>[a-z-]{6,})\s+(?P<time>[\d.]+)\s*"
+    r"(?P<name>.{0,200}\S)\s+(?P<id>[0-9]+)\s+(?P<mem>[0-9]+)\s+(?P<vcpus>[0-9]+)\s+(?P<state>[a-z-]{6,20})\s+"
+    r"(?P<time>[0-9]{1,18}(?:\.[0-9]{1,18})?)\s*"
 )
-_SAME_NAME = "already exists"
+_MOST_ROWS, _LONGEST_ROW = 4096, 400
+"""Lines of ``xl list``, and characters of a line, that are looked at."""
+_DOMID = re.compile(rb"^domid ([0-9]+)\s*$", re.MULTILINE)
+_OUTPUT_HEAD = 1 << 16
+
+_ERROR_LINE = re.compile(r"\berror: ")
+_OTHER_LEVEL = re.compile(r"\b(?:info|debug|detail|progress|notice|verbose|warning): ")
+_CONSEQUENCE = re.compile(
+    r": -[0-9]{1,9}\s*\Z|mem_init failed|build_dom failed|cannot \(re-\)build|[Nn]on-existant domain"
+    r"|[Uu]nable to destroy|[Dd]estruction of domain|failed to destroy|cannot open libxc handle"
+)
+"""Errors that pass on another one."""
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """What a statement of xl or its libraries that failed means here; ``tee``: for a guest with OP-TEE only."""
+
+    statement: re.Pattern[str]
+    hint: str
+    tee: bool = False
+
+
+_CAUSES = (
+    _Cause(re.compile("already exists"), "destroy the other domain first"),
+    _Cause(
+        re.compile(
+            "not enough memory|failed to free memory|can(?:'t|not) allocate (?:low )?memory"
+            "|domain creation fail: Cannot allocate memory",
+            re.IGNORECASE,
+        ),
+        "give the guest or dom0 less memory, or the board more (images/boards/*.yaml)",
+    ),
+    _Cause(
+        re.compile("privileged command interface: No such (?:file|device)"),
+        "dom0's kernel lacks xen-privcmd (CONFIG_XEN_PRIVCMD, or the module is not loaded)",
+    ),
+    _Cause(
+        re.compile("(?:domain creation fail|getting physinfo|getting domain info(?: list)?): Permission denied"),
+        "Xen and dom0's tools are of different versions: use a hypervisor of the tools' release",
+    ),
+    _Cause(
+        re.compile(r"(?:file|image|kernel|ramdisk)\b.{0,200}: No such file or directory"),
+        "kernel and ramdisk are paths in dom0",
+    ),
+    _Cause(
+        re.compile("domain creation fail: Invalid argument"),
+        'Xen has no mediator for `tee = "optee"`: build it with CONFIG_TEE=y and CONFIG_OPTEE=y,'
+        " and OP-TEE with CFG_NS_VIRTUALIZATION=y",
+        tee=True,
+    ),
+    _Cause(
+        re.compile("domain creation fail: No such device"),
+        "OP-TEE takes no more guests: CFG_VIRT_GUEST_COUNT counts dom0, too",
+        tee=True,
+    ),
+)
+"""Statements that are known; no other one is explained. ENOMEM, EACCES, EINVAL and ENODEV mean other things in other
+calls."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +177,11 @@ class Xl:
 
     def domid(self, name: str) -> int:
         """The domid of the domain called ``name``; raises GuestError when there is none."""
-        return int(self._checked(f"xl domid {shlex.quote(name)}").text)
+        said = self._checked(f"xl domid {shlex.quote(name)}").text.strip()
+        try:
+            return number(said)
+        except ValueError:
+            raise GuestError(f"`xl domid {name}` said no number: {said[:80]!r}", where="dom0") from None
 
     def pause(self, domid: int) -> None:
         """Stop the virtual CPUs of a domain."""
@@ -146,10 +210,10 @@ class Xl:
         rest = f"{{ {{ {' && '.join([*steps, 'echo domid $id'])}; }} || {{ xl destroy $id; false; }}; }}"
         script = [first, f"cat >{file}", f"xl create -q -p {file} >&2", f"id=$(xl domid {config.name})", rest]
         done = self._run(" && ".join(script), config.render().encode())
-        match = re.search(rb"^domid (\d+)\s*$", done.stdout, re.MULTILINE)
+        match = _DOMID.search(done.stdout[:_OUTPUT_HEAD])
         if done.rc != 0 or match is None:
             raise _creation_failed(config, done)
-        return int(match[1])
+        return number(match[1])
 
     def _checked(self, command: str) -> Completed:
         return self._run(command, b"").check()
@@ -157,9 +221,11 @@ class Xl:
 
 def parse_list(text: str) -> list[DomainInfo]:
     """Read ``xl list``; lines that are no domain (the header, warnings) are passed over."""
-    rows = (_ROW.fullmatch(line) for line in text.splitlines())
+    rows = (_ROW.fullmatch(line[:_LONGEST_ROW]) for line in text[: _MOST_ROWS * _LONGEST_ROW].split("\n")[:_MOST_ROWS])
     return [
-        DomainInfo(int(row["id"]), row["name"], int(row["mem"]), int(row["vcpus"]), row["state"], float(row["time"]))
+        DomainInfo(
+            number(row["id"]), row["name"], number(row["mem"]), number(row["vcpus"]), row["state"], float(row["time"])
+        )
         for row in rows
         if row
     ]
@@ -204,24 +270,26 @@ def _render(value: Value) -> str:
 
 
 def _creation_failed(config: GuestConfig, done: Completed) -> GuestError:
-    said = done.stderr.decode(errors="replace").strip()
-    hint = None
-    if _SAME_NAME in said:
-        hint = "destroy the other domain first"
-    elif re.search(r"not enough|failed to free memory|Cannot allocate memory", said, re.IGNORECASE):
-        hint = "give the guest or dom0 less memory, or the board more (images/boards/*.yaml)"
-    elif "No such file" in said:
-        hint = "kernel and ramdisk are paths in dom0"
-    elif config.tee and "Invalid argument" in said:
-        hint = (
-            'Xen has no mediator for `tee = "optee"`: build it with CONFIG_TEE=y and CONFIG_OPTEE=y,'
-            " and OP-TEE with CFG_NS_VIRTUALIZATION=y"
-        )
-    elif config.tee and re.search(r"No such device|domain creation fail", said):
-        hint = "OP-TEE takes no more guests: CFG_VIRT_GUEST_COUNT counts dom0, too"
-    tail = "\n".join(f"    {line}" for line in said.splitlines()[-8:]) or "    (it said nothing)"
+    said = done.stderr[-_OUTPUT_HEAD:].decode(errors="replace").strip()
+    tail = "\n".join(f"    {line[:_LONGEST_ROW]}" for line in said.splitlines()[-8:]) or "    (it said nothing)"
     return GuestError(
         f"the domain was not created (exit code {done.rc}); xl said:\n{tail}",
         where=f"guest {config.name}",
-        hint=hint,
+        hint=_hint(said, tee=config.tee),
     )
+
+
+def _hint(said: str, *, tee: bool) -> str | None:
+    """What the statement that failed means; None for one that is not known.
+
+    That is the last line marked as an error that does not just pass on another one; without such marks, any line that
+    is not marked as something else.
+    """
+    lines = [line[:_LONGEST_ROW] for line in said.splitlines()[-200:]]
+    errors = [line for line in lines if _ERROR_LINE.search(line) and not _CONSEQUENCE.search(line)]
+    plain = [line for line in lines if not _ERROR_LINE.search(line) and not _OTHER_LEVEL.search(line)]
+    for line in errors[-1:] or plain[::-1]:
+        for cause in _CAUSES:
+            if cause.statement.search(line) and (tee or not cause.tee):
+                return cause.hint
+    return None

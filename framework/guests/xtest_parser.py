@@ -12,30 +12,41 @@ The form is that of optee_test's ``host/xtest/adbg`` (adbg_run.c, adbg_case.c, a
     1 test case of which 1 failed
     111 test cases were skipped
 
-What xtest calls "subtests" in its totals are checks (every ADBG_EXPECT counts), of which only failures are
-printed; cases and the failed subcases of the summary can be counted on both sides and are.
+A line of a test's own may stand before xtest's, without a line end between them. What xtest calls "subtests" in its
+totals are checks (every ADBG_EXPECT counts), of which only failures are printed; cases and the failed subcases of the
+summary can be counted on both sides and are.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-ID = r"[A-Za-z][A-Za-z0-9]*_[A-Za-z0-9_]+"
-_BEGIN = re.compile(rf"([*o]) ({ID}(?:\.\d+)*) (.*)")
-_END = re.compile(rf"  ({ID}(?:\.\d+)*) (OK|FAILED)\s*")
-_GLUED_END = re.compile(rf".*  ({ID}(?:\.\d+)*) (OK|FAILED)\s*")
+from framework.common.safe_text import number
+
+ID = r"[A-Za-z][A-Za-z0-9]{0,40}_[A-Za-z0-9_]{1,120}(?:\.[0-9]{1,9}){0,40}"
+_BEGIN = re.compile(rf"([*o]) ({ID}) (.*)")
+_END = re.compile(rf"  ({ID}) (OK|FAILED)\s*")
+_GLUED_END = re.compile(rf"  ({ID}) (OK|FAILED)\s{{0,80}}\Z")
 """A test that prints without a line end leaves its text before xtest's own line."""
 
-_ERROR = re.compile(r"\S*?([A-Za-z0-9_.-]+\.[ch]):(\d+): (.+)")
-_SKIP = re.compile(r"\bskip(?:s|ped|ping)?\b|\bnot supported\b", re.IGNORECASE)
-_SUMMARY = re.compile(rf"({ID}(?:\.\d+)*) (OK|FAILED)(?: first error at (\S+):(\d+))?\s*")
+_ERROR = re.compile(r"(?:^|[\s/:(\[])([A-Za-z0-9_.+-]{1,80}\.[ch]):([0-9]{1,9}): (.+)")
+_CHECK = re.compile(r"expect|fail|assert", re.IGNORECASE)
+"""What a failed check says, wherever in its line it begins."""
+
+_IGNORED = re.compile(r"\bignor(?:e|es|ed|ing) (?:this |the )?(?:sub)?(?:test|case)|- ignored\s{0,80}\Z", re.IGNORECASE)
+_SKIP = re.compile(r"\bskip(?:s|ped|ping)?\b(.{0,200})", re.IGNORECASE)
+_REASON = re.compile(r"\b(?:in|for|of|during|because|due|since|as|when|if|on)\b|[.:;,(\[-]", re.IGNORECASE)
+"""Where in such a line what is skipped ends."""
+_WHOLE = re.compile(r"\b(?:it|this|(?:sub)?(?:tests?|cases?|testcases?))\b", re.IGNORECASE)
+_UNSUPPORTED = re.compile(r"\bnot supported\b", re.IGNORECASE)
+_SUMMARY = re.compile(rf"({ID}) (OK|FAILED)(?: first error at (.{{1,4096}}):([0-9]{{1,9}}))?\s*")
 _RULE = re.compile(r"\+-{20,}\s*")
 _RESULT = re.compile(r"Result of testsuite .*:\s*")
-_SUBTESTS = re.compile(r"(\d+) subtests? of which (\d+) failed\s*")
-_CASES = re.compile(r"(\d+) test cases? of which (\d+) failed\s*")
-_SKIPPED = re.compile(r"(\d+) test cases? (?:was|were) skipped\s*")
+_SUBTESTS = re.compile(r"([0-9]+) subtests? of which ([0-9]+) failed\s*")
+_CASES = re.compile(r"([0-9]+) test cases? of which ([0-9]+) failed\s*")
+_SKIPPED = re.compile(r"([0-9]+) test cases? (?:was|were) skipped\s*")
 _ABORTED = re.compile(r"Test suite (?:aborted by \S+!|was ABORTED)\s*")
 _DONE = "TEE test application done!"
 _FATAL = re.compile(r"Failed to open TEE context: (0x[0-9a-fA-F]+)|Unknown test suite: .*|medcheck: .*")
@@ -43,9 +54,13 @@ _FATAL = re.compile(r"Failed to open TEE context: (0x[0-9a-fA-F]+)|Unknown test 
 LONGEST_LINE = 8192
 """Bytes of a line that are looked at; xtest's own lines are far shorter, the rest is a test's data."""
 
+MOST_CASES, MOST_PARTS = 10_000, 50_000
+"""Cases, and parts of all cases together, that are kept; all suites of one release have some 500 and 5,000."""
 _MOST_PROBLEMS = 50
-_MOST_SUMMARY = 100_000
+_MOST_SUMMARY = MOST_CASES + MOST_PARTS
 _DEEPEST = 32
+_TITLE, _TEXT = 200, 400
+"""Characters of titles, and of error lines, that are kept."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,7 @@ class _Open:
     error: str | None = None
     skips: bool = False
     parts: int = 0
+    parts_skipped: int = 0
 
 
 @dataclass
@@ -147,6 +163,10 @@ class XtestParser:
     fatal: str | None = None
     """Why xtest ran no test at all, in its own words."""
     last_line: str = ""
+    limits: list[str] = field(default_factory=list)
+    """What was not looked at because there was too much of it, in sentences."""
+    _parts: int = 0
+    _places: dict[str, int] = field(default_factory=dict)
     _stack: list[_Open] = field(default_factory=list)
     _subtests: list[Subtest | None] = field(default_factory=list)
     _summary: dict[str, tuple[str, str | None]] = field(default_factory=dict)
@@ -156,26 +176,32 @@ class XtestParser:
         """Take one line (with or without its end) that came at ``now`` (seconds of any steady clock)."""
         text = line[:LONGEST_LINE].decode("utf-8", errors="replace").rstrip("\r\n")
         if text.strip():
-            self.last_line = text[:400]
+            self.last_line = text[:_TEXT]
+        if self.limits:
+            return []
         if match := _BEGIN.fullmatch(text):
             # A case that begins takes precedence over everything, so that one odd line cannot hide the rest.
             self._in_summary = False
-            return self._begin(match[1], match[2], match[3], now)
+            return self._begin(match[1], match[2], match[3][:_TITLE], now)
         if self._in_summary:
             self._summarise(text)
             return []
         if match := _END.fullmatch(text):
             return self._end(match[1], match[2] == "OK", now)
-        if (match := _GLUED_END.fullmatch(text)) and match[1] == self.running:
+        if (match := _GLUED_END.search(text)) and match[1] == self.running:
             return self._end(match[1], match[2] == "OK", now)
-        if match := _ERROR.fullmatch(text):
-            return [self._error(f"{match[1]}:{match[2]}: {match[3]}"[:400])]
+        if (match := _ERROR.search(text)) and (" " not in text[: match.start(1)] or _CHECK.search(match[3])):
+            return [self._error(f"{match[1]}:{match[2]}: {match[3]}"[:_TEXT])]
         return self._other(text, now)
 
     @property
     def running(self) -> str | None:
         """The innermost case or subtest that has begun and not ended."""
         return self._stack[-1].id if self._stack else None
+
+    def give_up(self, why: str) -> None:
+        """Look at no further line, because of a limit; ``why`` is a sentence for the reader."""
+        self.limits.append(why)
 
     def finish(self, now: float) -> list[Event]:
         """Say that no more lines come: what is still open crashed."""
@@ -194,6 +220,9 @@ class XtestParser:
             if self._stack:
                 self._problem(f"{name} began before {self._stack[0].id} ended")
                 events += self._close(0, now)
+            if len(self.cases) >= MOST_CASES:
+                self.give_up(f"more than {MOST_CASES:,} cases began; the rest of the output was not looked at")
+                return events
             self._stack.append(_Open(name, title, now))
             self._subtests = []
             return [*events, CaseStarted(name, title)]
@@ -210,6 +239,10 @@ class XtestParser:
         if len(self._stack) >= _DEEPEST:
             self._problem(f"subtest {name} lies too deep")
             return events
+        if self._parts >= MOST_PARTS:
+            self.give_up(f"more than {MOST_PARTS:,} subtests began; the rest of the output was not looked at")
+            return events
+        self._parts += 1
         self._stack[-1].parts += 1
         self._stack.append(_Open(name, title, now, len(self._subtests)))
         self._subtests.append(None)
@@ -225,7 +258,11 @@ class XtestParser:
             self._problem(f"{name} ended before {self._stack[depth + 1].id}")
             events += self._close(depth + 1, now)
         item = self._stack[-1]
-        status = ("skipped" if item.skips and item.parts == 0 else "ok") if good else "failed"
+        # Where each part was skipped, nothing ran.
+        skipped = item.skips if item.parts == 0 else item.parts_skipped == item.parts
+        status = ("skipped" if skipped else "ok") if good else "failed"
+        if status == "skipped" and len(self._stack) > 1:
+            self._stack[-2].parts_skipped += 1
         return [*events, self._pop(status, now)]
 
     def _error(self, text: str) -> ErrorSeen:
@@ -240,28 +277,36 @@ class XtestParser:
                 self._problem(f"the summary came before {self._stack[0].id} ended")
                 return list(self._close(0, now))
         elif match := _FATAL.search(text):
-            self.fatal = self.fatal or match[0]
-        elif self._stack and _SKIP.search(text):
+            self.fatal = self.fatal or match[0][:_TEXT]
+        elif self._stack and _skips(text):
             self._stack[-1].skips = True
         return []
 
     def _summarise(self, text: str) -> None:
         if match := _SUBTESTS.fullmatch(text):
-            self.totals.checks, self.totals.checks_failed = _number(match[1]), _number(match[2])
+            self.totals.checks, self.totals.checks_failed = number(match[1]), number(match[2])
         elif match := _CASES.fullmatch(text):
-            self.totals.cases, self.totals.cases_failed = _number(match[1]), _number(match[2])
+            self.totals.cases, self.totals.cases_failed = number(match[1]), number(match[2])
         elif match := _SKIPPED.fullmatch(text):
-            self.totals.cases_skipped = _number(match[1])
+            self.totals.cases_skipped = number(match[1])
         elif _ABORTED.fullmatch(text):
             self.totals.aborted = True
         elif text.rstrip() == _DONE:
             self.totals.done = True
         elif match := _SUMMARY.fullmatch(text):
             if len(self._summary) < _MOST_SUMMARY:
-                place = f"{match[3].rpartition('/')[2]}:{match[4]}" if match[3] else None
+                place = f"{match[3].rpartition('/')[2][-_TITLE:]}:{match[4]}" if match[3] else None
                 self._summary[match[1]] = (match[2], place)
+                if place is not None and match[2] == "FAILED":
+                    self._place(match[1].partition(".")[0], place)
         elif text.strip() and not _RULE.fullmatch(text) and not _RESULT.fullmatch(text):
             self._problem(f"a line in the summary that is not xtest's: {text[:120]!r}")
+
+    def _place(self, name: str, place: str) -> None:
+        """Take the place of a failure from the summary where the output showed no failed check."""
+        at = self._places.get(name)
+        if at is not None and self.cases[at].status == "failed" and self.cases[at].error is None:
+            self.cases[at] = replace(self.cases[at], error=f"first error at {place}")
 
     # State
 
@@ -281,6 +326,7 @@ class XtestParser:
             return SubtestDone(subtest)
         parts = tuple(part for part in self._subtests if part is not None)
         case = Case(item.id, item.title, status, seconds, parts, error)
+        self._places[case.id] = len(self.cases)
         self.cases.append(case)
         return CaseDone(case)
 
@@ -312,6 +358,13 @@ class XtestParser:
                 yield f"{name} failed, but xtest's summary does not list it"
 
 
-def _number(digits: str) -> int:
-    """A count; absurdly long ones are cut, because Python refuses to convert them."""
-    return int(digits[:18])
+def _skips(text: str) -> bool:
+    """Whether a line says that the whole test does not run. One that skips a step of it names the step: "OpenSSL not
+    available, skipping certificate verification"."""
+    if _IGNORED.search(text):
+        return True
+    match = _SKIP.search(text)
+    if match is None:
+        return _UNSUPPORTED.search(text) is not None
+    skipped = _REASON.split(match[1], maxsplit=1)[0].strip()
+    return not skipped or _WHOLE.search(skipped) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import sys
 import tempfile
 import termios
@@ -26,7 +26,7 @@ def boot(
     if not sys.stdin.isatty():
         raise UsageError("`medcheck boot` needs a terminal", hint="scripts use pytest's fixtures or `medcheck run`")
     spec = with_guests(BoardSpec.load(board), domus)
-    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress)
+    stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress, cpu=spec.cpu)
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, Target(spec, stack, Path(folder)) as target:
         target.boot(output.progress)
         visit(target, output)
@@ -56,8 +56,11 @@ def shell(client: SshClient) -> None:
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setraw(sys.stdin.fileno())
+        ends = selectors.DefaultSelector()
+        for end in (channel, sys.stdin):
+            ends.register(end, selectors.EVENT_READ)
         while True:
-            ready, _, _ = select.select([channel, sys.stdin], [], [])
+            ready = {key.fileobj for key, _ in ends.select()}
             if channel in ready:
                 try:
                     data = channel.recv(65536)

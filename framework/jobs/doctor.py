@@ -18,7 +18,8 @@ from framework.artifacts.qemu_bundle import GROUP, qemu_bundle
 from framework.artifacts.stack import all_pins
 from framework.artifacts.store import Store
 from framework.board.janitor import Janitor
-from framework.common.errors import ArtifactError, ExitCode, MedcheckError
+from framework.board.walls import landlock_version
+from framework.common.errors import ArtifactError, ExitCode, MedcheckError, redacted
 from framework.common.paths import IMAGES, cache_root
 from framework.common.terminal import Output
 
@@ -42,9 +43,12 @@ def examine(offline: bool, mirrors: str | None, output: Output) -> int:
         # An option that makes no sense is not this machine's fault.
         Mirrors.discover(option=mirrors, environ={})
     findings: list[Finding] = []
-    checks = (_host_packages, _disk, _memory, _shm, lambda: _mirrors(mirrors, offline), _downloads, _qemu, _orphans)
+    archive = (lambda: _mirrors(mirrors, offline), _downloads)
+    checks = (_host_packages, _disk, _memory, _shm, *archive, _qemu, _walls, _orphans)
     for check in checks:
         findings += list(_guarded(check))
+    # What keeps the whole cache from being used is found by each that looks into it.
+    findings = list(dict.fromkeys(findings))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
     lines = [f"{signs[f.state]} {f.subject}: {f.text}" + (f"\n     -> {f.cure}" if f.cure else "") for f in findings]
     output.finish([finding.__dict__ for finding in findings], "\n".join(lines))
@@ -122,10 +126,10 @@ def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
         silent = "note"
     for base, reason in answers.items():
         if reason is None:
-            yield Finding(f"mirror {base}", "good", f"answers (named by {mirrors.origin})")
+            yield Finding(redacted(f"mirror {base}"), "good", f"answers (named by {mirrors.origin})")
         else:
             cure = f"check network and proxy, or name others in {MIRROR_VARIABLE}"
-            yield Finding(f"mirror {base}", silent, reason, cure)
+            yield Finding(redacted(f"mirror {base}"), silent, redacted(reason), cure)
 
 
 def _downloads() -> Iterator[Finding]:
@@ -156,6 +160,15 @@ def _qemu() -> Iterator[Finding]:
         return
     bundle = qemu_bundle(Store(root, offline=True), lock, BuildCache(root))
     yield Finding("QEMU", "good", f"{bundle.version} runs from its own bundle")
+
+
+def _walls() -> Iterator[Finding]:
+    version = landlock_version()
+    if version:
+        yield Finding("walls", "good", f"Landlock {version} keeps QEMU from all files but a board's own")
+    else:
+        text = "this kernel has no Landlock: a guest that broke out of QEMU would have this user's files"
+        yield Finding("walls", "note", text, "boot with lsm=landlock,..., or run as root: QEMU gets a user of its own")
 
 
 def _orphans() -> Iterator[Finding]:

@@ -33,8 +33,6 @@ class LiveWatch(AbstractContextManager["LiveWatch"]):
     def __init__(self, progress: Progress, *, fail_fast: bool = False) -> None:
         # Not in the report's folder: a socket's path is at most 107 characters.
         self._folder = tempfile.TemporaryDirectory(prefix="medcheck-")
-        # QEMU may run as another user.
-        Path(self._folder.name).chmod(0o711)
         self.socket = Path(self._folder.name) / "live"
         self._progress = progress
         self._fail_fast = fail_fast

@@ -24,8 +24,10 @@ from framework.artifacts.stack import Stack
 from framework.board.board import Board
 from framework.board.qemu import Ram
 from framework.board.spec import BoardSpec
+from framework.common import safe_files
 from framework.common.errors import BoardError, UsageError
 from framework.common.progress import Progress
+from framework.common.safe_text import number
 from framework.snapshot import sparse
 from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot, SnapshotStore
@@ -37,11 +39,14 @@ from framework.trace.reader import Reader
 _SCRIPT, _GIVEN = "/run/medcheck-armed", "/run/medcheck-stimulus"
 BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
 """What dom0's console says."""
+_CODE = rb" ([0-9]{1,18})\r?\n"
 _DELAY = 10
 """Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
 _PIECE = 200
 """Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
 PATIENCE = 300.0
+_SAID_BYTES = 1 << 20
+"""More than dom0 says between arming and saving."""
 
 _PRELUDE = """in_guest() {
     medcheck_domain=$(xl domid "$1") || { echo "in_guest: there is no guest $1"; exit 1; }
@@ -108,12 +113,14 @@ def armed(
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
         with snapshot(store, spec, stack, checkpoint, progress) as parent:
             sparse.copy(parent.ram, ram.path)
-            board = clone(parent, spec, stack, run_dir, ram=ram)
-            with Target(spec, stack, run_dir, board=board) as target:
+            with (
+                clone(parent, spec, stack, run_dir, ram=ram) as board,
+                Target(spec, stack, run_dir, board=board) as target,
+            ):
                 target.adopt(parent.about)
                 _arm(target, script)
                 yield board, target.about()
-                if BEGINS in board.consoles["dom0"].log.read_bytes():
+                if BEGINS in safe_files.tail(board.consoles["dom0"].log, _SAID_BYTES):
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
 
     inputs = {
@@ -156,7 +163,7 @@ def replay(
     with Target.from_snapshot(found, spec, stack, run_dir, trace=True, icount=not host_clock, wake=False) as target:
         board = target.board
         try:
-            match = board.consoles["dom0"].expect([_ENDED + rb" (\d+)\r?\n"], idle_timeout)
+            match = board.consoles["dom0"].expect([_ENDED + _CODE], idle_timeout)
         except BoardError as error:
             if not board.alive:
                 raise
@@ -166,7 +173,7 @@ def replay(
         seconds = time.monotonic() - begin
     assert target.trace is not None
     digest, events = digest_of(target.trace)
-    return Replay(target.trace, digest, events, seconds, int(match[1]))
+    return Replay(target.trace, digest, events, seconds, number(match[1]))
 
 
 def digest_of(trace: Path) -> tuple[str, int]:

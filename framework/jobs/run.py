@@ -18,6 +18,7 @@ from framework.board.spec import BoardSpec
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.paths import atomic_write_text
 from framework.common.progress import Progress
+from framework.common.safe_files import make_own
 from framework.conformance.baseline import load_baseline
 from framework.conformance.checker import check_file
 from framework.conformance.conclusion import FailOn
@@ -88,7 +89,8 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     spec = with_guests(BoardSpec.load(options.board), options.domus)
     if options.report is not None:
         _make_folder(options.report)
-    stack = prepare_stack(options.overrides, open_store(options.offline, options.mirrors, progress), progress)
+    store = open_store(options.offline, options.mirrors, progress)
+    stack = prepare_stack(options.overrides, store, progress, cpu=spec.cpu)
     started = datetime.now(UTC)
     folder = options.report or Path("reports") / started.strftime("%Y%m%d-%H%M%S")
     _make_folder(folder)
@@ -145,7 +147,7 @@ def _expected(error: BaseException, folder: Path) -> BaseException:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

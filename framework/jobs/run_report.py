@@ -14,7 +14,7 @@ from typing import Any, cast
 import psutil
 
 from framework.artifacts.stack import Stack
-from framework.common.errors import ExitCode, GuestCrash
+from framework.common.errors import ExitCode, GuestCrash, redacted
 from framework.conformance.baseline import Baseline
 from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
 from framework.conformance.merge import merge
@@ -51,7 +51,7 @@ def report_of(
     if conformance is not None:
         conclusion = conclude(conformance, fail_on, baseline, version_of(target.stack))
     verdict, reason = verdict_of(found, conclusion)
-    problems = (model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problems)
+    problems = (model.Problem(p.kind, p.console, p.line, p.at) for p in target.board.problem_log.shown())
     report = model.RunReport(
         verdict=verdict,
         reason=reason,
@@ -68,7 +68,7 @@ def report_of(
         conformance=conformance,
         conclusion=conclusion,
         tests=found.tests,
-        reproduce=shlex.join(["./medcheck", *command]),
+        reproduce=redacted(shlex.join(["./medcheck", *command])),
     )
     code = {"pass": ExitCode.GOOD, "fail": ExitCode.FAILED, "infrastructure": ExitCode.INFRASTRUCTURE}[verdict]
     return report, code

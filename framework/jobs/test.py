@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from framework.artifacts.stack import Overrides
-from framework.common.errors import ExitCode
-from framework.common.paths import ROOT
+from framework.common.errors import ExitCode, UsageError
+from framework.common.paths import INSTALLED, ROOT, SUITE
 from framework.common.terminal import Output
+from framework.jobs.pytest_process import follow
 from framework.target.stack import open_store, prepare_stack
 
 _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
@@ -22,31 +23,27 @@ _INTERRUPTED = 2
 def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output) -> int:
     """Run pytest over the project's tests; ``unit`` keeps to those that need neither network nor board.
 
-    Raises KeyboardInterrupt when pytest was interrupted.
+    An installed wheel has the conformance suite and no other tests. Raises KeyboardInterrupt when pytest was
+    interrupted.
     """
+    if unit and INSTALLED:
+        raise UsageError("the project's own tests are not installed", hint="run --unit in a checkout of medcheck")
     if not unit:
         with output:
             prepare_stack(Overrides(), open_store(offline, mirrors, output.progress), output.progress)
+    base = SUITE if INSTALLED else ROOT
     given = [argument.split("::")[0] for argument in arguments if not argument.startswith("-")]
-    everything = ["testcases/unit", "testcases/style"] if unit else ["testcases"]
-    paths = [] if any((ROOT / path).exists() for path in given) else everything
+    everything = ["testcases/unit", "testcases/style"] if unit else [str(SUITE) if INSTALLED else "testcases"]
+    settings = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}"] if INSTALLED else []
+    paths = [] if any((base / path).exists() for path in given) else everything
     # The fixtures find everything in the cache now; a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
-    # Whoever selects by marker knows what he wants; everybody else gets what a change can wait for.
+    # With a -m of the user's nothing is added; otherwise what a change cannot wait for is left out.
     selected = any(re.match(r"-m($|[^-])|--markexpr", argument) for argument in arguments)
-    command = [sys.executable, "-m", "pytest", *([] if selected else ["-m", "not nightly"]), *arguments, *paths]
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-        code = _wait(process)
-    if code == _INTERRUPTED:
+    chosen = [] if selected else ["-m", "not nightly"]
+    command = [sys.executable, "-m", "pytest", *settings, *chosen, *arguments, *paths]
+    with subprocess.Popen(command, cwd=base, env=environment) as process:
+        interrupted = follow(process)
+    if interrupted or process.returncode == _INTERRUPTED:
         raise KeyboardInterrupt
-    return _EXIT.get(code, ExitCode.INFRASTRUCTURE)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for pytest to its end: after an interrupt it takes its boards down, which must not be cut short."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # Ctrl-C reached pytest by itself; a hang-up or a termination of this process did not.
-            process.terminate()
+    return _EXIT.get(process.returncode, ExitCode.INFRASTRUCTURE)

@@ -1,4 +1,4 @@
-"""The project's board tests as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
+"""The conformance suite as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
 
 from __future__ import annotations
 
@@ -11,49 +11,63 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from framework.artifacts.stack import Overrides
+from framework.common import safe_files
 from framework.common.errors import InfrastructureError
-from framework.common.paths import ROOT
+from framework.common.paths import ROOT, SUITE
 from framework.common.progress import Progress
 from framework.conformance.result import RESULT_FILE, ConformanceResult
+from framework.jobs.pytest_process import follow
 from framework.report.model import BoardTestReport
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
+_TAIL_BYTES = 64 * 1024
 _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 def run_stimuli(
     selection: Sequence[str], overrides: Overrides, board: str, domus: int | None, folder: Path, progress: Progress
 ) -> tuple[BoardTestReport, ...]:
-    """Run pytest on ``selection`` (its own arguments: paths, ``-k``, ``-m``) with the parts under test.
+    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``) chooses.
 
-    Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks.
+    Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks, KeyboardInterrupt
+    when it was interrupted and has ended.
     """
     results = folder / "testcases.xml"
     log = folder / "testcases.log"
-    command = [sys.executable, "-m", "pytest", *selection, "-q", "-rN", "-p", "no:cacheprovider"]
-    command += [f"--junitxml={results.absolute()}", f"--board-logs={(folder / 'testcases').absolute()}"]
-    # pytest runs in the project's folder, wherever the user is.
+    # The suite's own configuration, and ids that begin in it: the same from a checkout and from a wheel.
+    suite = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}", str(SUITE)]
+    command = [sys.executable, "-m", "pytest", *suite, *selection, "-q", "-rN", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={results.absolute()}", f"--mc-board-logs={(folder / 'testcases').absolute()}"]
+    # pytest runs beside the packages, wherever the user is.
     if "/" in board or board.endswith(".yaml"):
         board = str(Path(board).absolute())
-    command += ["--board", board, *([] if domus is None else [f"--domus={domus}"])]
-    command += [f"--{word}" for word in overrides.words()]
+    command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"])]
+    command += [f"--mc-{word}" for word in overrides.words()]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
-    with progress.task("exact and hostile stimuli", unit="tests") as task, log.open("wb") as sink:
-        with subprocess.Popen(
+    with (
+        progress.task("exact and hostile stimuli", unit="tests") as task,
+        os.fdopen(safe_files.create(log), "wb", buffering=0) as sink,
+        subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            assert process.stdout is not None
-            try:
-                while piece := os.read(process.stdout.fileno(), 4096):
-                    sink.write(piece)
-                    task.advance(_dots(piece))
-            except BaseException:
-                process.terminate()
-                raise
-        code = process.returncode
+        ) as process,
+    ):
+
+        def take(piece: bytes) -> None:
+            sink.write(piece)
+            task.advance(_dots(piece))
+
+        try:
+            interrupted = follow(process, take)
+        except BaseException:
+            # The log cannot be written, say.
+            process.terminate()
+            raise
+    if interrupted:
+        raise KeyboardInterrupt
+    code = process.returncode
     if code not in (0, 1) or not results.exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        tail = "\n".join(safe_files.tail(log, _TAIL_BYTES).decode(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
     return tuple(read_results(results))
 

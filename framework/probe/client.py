@@ -8,12 +8,14 @@ assert call.arg.ret == TEE_ITEM_NOT_FOUND
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from framework.common.errors import GuestError
+from framework.guests.ssh import Completed
 from framework.guests.xl import GuestConfig, Xl
 from framework.probe.call import Parking, StdCall
 from framework.probe.link import ConsoleLike, ConsoleTransport, Transport
@@ -186,7 +188,7 @@ class Dom0Like(Protocol):
         """Its toolstack."""
         ...
 
-    def run(self, command: str, *, stdin: bytes = b"") -> object:
+    def run(self, command: str, *, stdin: bytes = b"") -> Completed:
         """Run a command in its shell."""
         ...
 
@@ -201,10 +203,21 @@ def create_probe(
     memory_mib: int = 32,
     tee: bool = True,
 ) -> Probe:
-    """Create a probe domain; the port ``port_name`` joins its console with the board's ``console``."""
-    dom0.run(f"cat >{IMAGE_IN_DOM0}.new && mv {IMAGE_IN_DOM0}.new {IMAGE_IN_DOM0}", stdin=image_path.read_bytes())
+    """Create a probe domain; the port ``port_name`` joins its console with the board's ``console``.
+
+    Raises GuestError when its image does not arrive in dom0 as it is.
+    """
+    upload(dom0, image_path.read_bytes(), IMAGE_IN_DOM0)
     config = GuestConfig(name, IMAGE_IN_DOM0, memory_mib=memory_mib, vcpus=vcpus, tee=tee, network=False)
     domid = dom0.xl.create_attached(config, port_name)
     transport = ConsoleTransport(console)
     transport.hello()
     return Probe(transport, name=name, domid=domid, memory_mib=memory_mib)
+
+
+def upload(dom0: Dom0Like, data: bytes, path: str) -> None:
+    """Put a file into dom0 and compare what arrived: a full /run or a broken connection leaves half of it. Raises
+    GuestError when it is not the same."""
+    done = dom0.run(f"cat >{path}.new && sha256sum {path}.new && mv {path}.new {path}", stdin=data).check()
+    if done.text.split()[:1] != [hashlib.sha256(data).hexdigest()]:
+        raise GuestError(f"{path} did not arrive whole: sha256sum said {done.text[:100]!r}", where="dom0")

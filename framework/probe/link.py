@@ -6,8 +6,9 @@ import base64
 import re
 import struct
 import threading
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -15,11 +16,15 @@ from types import TracebackType
 from typing import Protocol
 
 from framework.common.errors import GuestError, TraceError
-from framework.probe.ops import MAILBOX, PROTOCOL, RESULTS
+from framework.common.host_speed import host_factor
+from framework.console.wait_policy import deadline
+from framework.probe.ops import MAILBOX, PROTOCOL, RESULTS, RESULTS_SIZE
 from framework.trace.format import Kind
 from framework.trace.live import LiveConsumer
 
-_LINE = rb"@([HREN]) ([^\r\n]*)\r?\n"
+_LINE = rb"@([HREN]) ([^@\r\n]{0,1000})\r?\n"
+"""A line of results has 768 characters of base64, which knows no "@"."""
+_HEX = re.compile(rb"[0-9a-fA-F]{1,16}")
 _ATTEMPTS = 3
 _PIECE = 512
 """Bytes typed at a time: Xen's console ring towards a guest holds 1024."""
@@ -61,11 +66,9 @@ class ConsoleTransport:
     def hello(self, timeout_s: float = 20.0) -> None:
         """Wait until the probe answers; raises GuestError when it speaks another protocol."""
         self._console.send(b"\n?\n")
-        fields = self._await(b"H", timeout_s).split()
-        if int(fields[0], 16) != PROTOCOL:
-            raise GuestError(
-                f"it speaks protocol {int(fields[0], 16)}, this client {PROTOCOL}", where=self._console.name
-            )
+        protocol = next(self._number(fields, 0) for kind, fields in self._lines(timeout_s) if kind == b"H")
+        if protocol != PROTOCOL:
+            raise GuestError(f"it speaks protocol {protocol}, this client {PROTOCOL}", where=self._console.name)
 
     def execute(self, program: bytes, timeout_s: float) -> bytes:
         """Send a program as one frame; again when the probe found it damaged."""
@@ -85,27 +88,40 @@ class ConsoleTransport:
         """Nothing: the console belongs to the board."""
 
     def _results(self, timeout_s: float) -> bytes | None:
-        parts: list[bytes] = []
-        while True:
-            match = self._console.expect([_LINE], timeout_s)
-            kind, fields = match[1], match[2].split()
-            if kind == b"H" or int(fields[0], 16) != self._sequence:
+        data = bytearray()
+        for kind, fields in self._lines(timeout_s):
+            if kind == b"H" or self._number(fields, 0) != self._sequence:
                 continue
             if kind == b"N":
                 return None
-            if kind == b"R":
-                parts.append(base64.b64decode(fields[1]))
-                continue
-            data = b"".join(parts)
-            if len(data) != int(fields[1], 16) or zlib.crc32(data) != int(fields[2], 16):
-                raise GuestError("results were damaged on their way", where=self._console.name)
-            return data
+            if kind == b"E":
+                if len(data) != self._number(fields, 1) or zlib.crc32(data) != self._number(fields, 2):
+                    raise GuestError("results were damaged on their way", where=self._console.name)
+                break
+            try:
+                data += base64.b64decode(fields[1], validate=True)
+            except (IndexError, ValueError):
+                raise self._malformed(fields) from None
+            if len(data) > RESULTS_SIZE:
+                raise GuestError(f"it gives more than {RESULTS_SIZE} bytes of results", where=self._console.name)
+        return bytes(data)
 
-    def _await(self, kind: bytes, timeout_s: float) -> bytes:
+    def _lines(self, timeout_s: float) -> Iterator[tuple[bytes, list[bytes]]]:
+        """The lines of the protocol, each with its fields, until :func:`deadline`; a guest may send any for ever."""
+        end = time.monotonic() + deadline(timeout_s) * host_factor()
         while True:
             match = self._console.expect([_LINE], timeout_s)
-            if match[1] == kind:
-                return match[2]
+            yield match[1], match[2].split()
+            if time.monotonic() > end:
+                raise GuestError("it sends lines for ever, and not the one that is due", where=self._console.name)
+
+    def _number(self, fields: Sequence[bytes], at: int) -> int:
+        if at >= len(fields) or not _HEX.fullmatch(fields[at]):
+            raise self._malformed(fields)
+        return int(fields[at], 16)
+
+    def _malformed(self, fields: Sequence[bytes]) -> GuestError:
+        return GuestError(f"a line that is not the probe's: {b' '.join(fields)[:80]!r}", where=self._console.name)
 
 
 class EventLike(Protocol):
@@ -159,8 +175,9 @@ class DoorbellTransport:
         _, sequence, words, version = held.event.regs[:4]
         finished = self._sent != 0 and sequence == self._sent
         if finished:
-            self._answers.put((sequence, held.read_ipa(RESULTS, 8 * words) if words else b""))
+            # Whatever reading them meets, this program is over.
             self._sent = 0
+            self._answers.put((sequence, self._results(held, words)))
         waiting = self._next(self.linger_s if finished else 0.0)
         state, program = self._NONE, b""
         if waiting is not None and version != PROTOCOL:
@@ -170,6 +187,14 @@ class DoorbellTransport:
             state, (self._sent, program) = self._PROGRAM, waiting
         box = struct.pack("<3Q", state, self._sent, len(program) // 8)
         held.release(writes=[(MAILBOX + 8, box + program)])
+
+    def _results(self, held: HeldLike, words: int) -> bytes | GuestError:
+        if 8 * words > RESULTS_SIZE:
+            return GuestError(f"the probe claims {words} words of results; there is room for {RESULTS_SIZE // 8}")
+        try:
+            return held.read_ipa(RESULTS, 8 * words) if words else b""
+        except TraceError as error:
+            return GuestError(f"the probe's results cannot be read: {error.what}")
 
     def execute(self, program: bytes, timeout_s: float) -> bytes:
         """Leave a program for the next ring and wait for its results."""
@@ -190,6 +215,12 @@ class DoorbellTransport:
                 raise answer
             if number == self._given:  # and not of an earlier program, which was given up
                 return answer
+
+    def fail(self, reason: GuestError) -> None:
+        """The program that was handed over last did not arrive."""
+        if self._sent:
+            self._answers.put((self._sent, reason))
+            self._sent = 0
 
     def hang_up(self, reason: GuestError) -> None:
         """Nobody will serve any more: whoever waits, or comes later, is told."""
@@ -220,7 +251,11 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         self.socket = socket
         self._transports: dict[int | None, DoorbellTransport] = {}
         self._gone: GuestError | None = None
-        self._consumer = LiveConsumer(socket, hold={Kind.DOORBELL})
+        self._consumer = LiveConsumer(
+            socket,
+            hold={Kind.DOORBELL},
+            on_failed_write=lambda event, text: self.fail(event.domain, text),
+        )
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
 
     def __enter__(self) -> DoorbellServer:
@@ -245,19 +280,40 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         if transport is not None:
             transport.serve(held)
 
+    def fail(self, domid: int | None, text: str) -> None:
+        """A program could not be handed over: the mailbox is the guest's, which may take it away."""
+        transport = self._transports.get(domid) or self._transports.get(None)
+        if transport is not None:
+            transport.fail(GuestError(f"the probe's mailbox cannot be written: {text}"))
+
     def close(self) -> None:
         """Hang up. Whoever waits for a probe is told."""
         self._consumer.close()
         self._thread.join()
 
+    def _served(self) -> bool:
+        """Answer rings until the board ends; whether it has.
+
+        A guest may give its mailbox away, so that it cannot be written: that is known at the next event, and no matter
+        of the other probes.
+        """
+        try:
+            for held in self._consumer.events():
+                self.serve(held.event.domain, held)
+        except TraceError:
+            return False
+        return True
+
     def _run(self) -> None:
         reason = "the board has ended"
         try:
             self._consumer.accept()
-            self._consumer.serve(lambda held: self.serve(held.event.domain, held))
-        except TraceError as error:
-            reason = f"the lock-step socket broke: {error.what}"
+            while not self._served():
+                continue
+        except Exception as error:
+            reason = f"the lock-step socket broke: {error.what if isinstance(error, TraceError) else repr(error)}"
         finally:
+            self._consumer.close()
             self._gone = GuestError(reason, where=str(self.socket))
             for transport in list(self._transports.values()):
                 transport.hang_up(self._gone)

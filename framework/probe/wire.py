@@ -114,8 +114,12 @@ class Record:
 
 
 def decode(data: bytes, steps: Mapping[int, Op]) -> tuple[Record, ...]:
-    """The records in a result buffer; ``steps`` is what :meth:`Program.encode` gave."""
-    return tuple(_records(struct.unpack(f"<{len(data) // 8}Q", data), steps))
+    """The records in a result buffer; ``steps`` is what :meth:`Program.encode` gave. Raises GuestError for what is no
+    list of records: a guest wrote it."""
+    try:
+        return tuple(_records(struct.unpack(f"<{len(data) // 8}Q", data), steps))
+    except (ValueError, IndexError, KeyError, TypeError, struct.error, RecursionError) as error:
+        raise GuestError(f"the probe's results are no records: {error!r}") from error
 
 
 def _records(words: Sequence[int], steps: Mapping[int, Op]) -> Iterator[Record]:
@@ -141,11 +145,19 @@ def _record(op: Op, status: Status, payload: Sequence[int], steps: Mapping[int, 
 _Payload = Callable[[Any, Sequence[int], Mapping[int, Op]], Record]
 
 
+def _need(words: Sequence[int], count: int) -> None:
+    """Raise ValueError for a payload that is shorter than those who use it may rely on."""
+    if len(words) < count:
+        raise ValueError(f"a payload of {len(words)} words where {count} are due")
+
+
 def _of_call(op: Call, words: Sequence[int], _: Mapping[int, Op]) -> Record:
+    _need(words, CALL_REGS + 1)
     return Record(op, Status.OK, regs=tuple(words[:CALL_REGS]), ticks=words[CALL_REGS])
 
 
 def _of_drive(op: Drive, words: Sequence[int], _: Mapping[int, Op]) -> Record:
+    _need(words, CALL_REGS + 2)
     log = words[CALL_REGS + 2 :]
     rpcs = tuple(Rpc(*log[i : i + 4]) for i in range(0, len(log), 4))
     count, ticks = words[CALL_REGS + 1], words[CALL_REGS]
@@ -153,10 +165,12 @@ def _of_drive(op: Drive, words: Sequence[int], _: Mapping[int, Op]) -> Record:
 
 
 def _of_read(op: Read, words: Sequence[int], _: Mapping[int, Op]) -> Record:
+    _need(words, -(-op.length // 8))
     return Record(op, Status.OK, data=struct.pack(f"<{len(words)}Q", *words)[: op.length])
 
 
 def _of_regs(op: Op, words: Sequence[int], _: Mapping[int, Op]) -> Record:
+    _need(words, 1)
     return Record(op, Status.OK, regs=tuple(words))
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural, visible
 from framework.report import timeline
 from framework.report.markdown import failures, headline
@@ -55,6 +56,7 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         timings=_waterfall(content["timings"]),
         conformance=_conformance(content.get("conformance")),
         tests=[{**test, "kind": outcome(test["status"])} for test in content["tests"]],
+        tell_first=TELL_FIRST,
         tests_private=any(_private(line) for test in content["tests"] for line in test["deviations"]),
         chunks=[lines[start : start + _CHUNK] for start in range(0, len(lines), _CHUNK)],
         marked={line.problem for line in lines if line.problem is not None},
@@ -66,7 +68,7 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
 
 
 def _private(deviation: str) -> bool:
-    return "security team" in deviation
+    return TELL_FIRST in deviation
 
 
 def _environment() -> jinja2.Environment:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural
 from framework.report.model import Outcome, outcome
 
@@ -148,7 +149,7 @@ def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -
         if deviation["status"] == "not seen":
             yield f"- {deviation['id']} had its occasion {deviation['count']} times and did not show"
         else:
-            private = ": report to the Xen security team before publishing" if deviation["report_privately"] else ""
+            private = f" ({TELL_FIRST})" if deviation["report_privately"] else ""
             yield f"- known deviation {deviation['id']} ({deviation['rule']}){private}"
 
 

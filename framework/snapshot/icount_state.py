@@ -13,12 +13,12 @@ from __future__ import annotations
 import struct
 
 from framework.snapshot.vmstate import (
+    FOOTER,
     Register,
     describe,
     read,
     register_number,
     registers_of,
-    section,
     unexpected_format,
     walk,
 )
@@ -28,7 +28,6 @@ _PMCEID0_AARCH32 = 0xF_4E06
 """The low half of the number that QEMU gives the register's AArch32 view: coprocessor 15, 32 bits, c9, c12, 6."""
 _INST_RETIRED = 1 << 8
 
-_FOOTER = 0x7E
 _SUBSECTION = 5
 _TIMER_ICOUNT = b"timer/icount"
 
@@ -51,9 +50,9 @@ def converted(state: bytes) -> bytes:
     timer = next((device for device in devices if device["name"] == "timer"), None)
     if timer is None:
         raise unexpected_format("no clock in it")
-    begin = section(mended, timer)
+    begin = timer["at"]
     end = begin + sum(field["size"] for field in timer["fields"])
-    if mended[end] != _FOOTER:
+    if mended[end] != FOOTER:
         raise unexpected_format("its clock counts instructions already")
     places = dict(walk(timer["fields"], begin))
     if "cpu_clock_offset" not in places:

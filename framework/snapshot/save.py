@@ -73,7 +73,7 @@ def save_whole(board: Board, path: Path) -> list[Woken]:
     """
     _spare_tmpfs(board)
     try:
-        path.touch(mode=0o644)
+        path.touch(mode=0o600)
         _save(board, str(path), shared=False)
         with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as state:
             return wake_timers(state)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from framework.common.qemu_ids import READERS
+
 _BLOCK = 64 * 1024
 _ZERO = bytes(_BLOCK)
 
@@ -21,7 +23,7 @@ def digest(path: Path) -> str:
 
 
 def copy(source: Path, target: Path) -> str:
-    """Copy to a new file, with holes for zeros; return the digest of what was copied.
+    """Copy to a new file of the user's own, with holes for zeros; return the digest of what was copied.
 
     Raises OSError (ENOSPC and the like) with nothing left of ``target``.
     """
@@ -30,6 +32,14 @@ def copy(source: Path, target: Path) -> str:
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def seal(path: Path) -> None:
+    """Make a file with guests' RAM read-only, and readable for this user and the QEMUs that it starts alone."""
+    root = os.geteuid() == 0
+    if root:
+        os.chown(path, 0, READERS, follow_symlinks=False)
+    path.chmod(0o440 if root else 0o400)
 
 
 def allocated(path: Path) -> int:
@@ -48,7 +58,7 @@ def _pass(source: Path, target: Path | None) -> str:
     with source.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         total.update(size.to_bytes(8, "little"))
-        out = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        out = None if target is None else os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if out is not None:
                 os.truncate(out, size)

@@ -92,7 +92,7 @@ class SnapshotStore:
         self._progress = progress or Silent()
         self._tmpfs = tmpfs
         self._copies = TmpfsCache(self.root, tmpfs, self._alone, self._progress.say, most_memory)
-        self._most = mib_of("MEDCHECK_SNAPSHOTS_MIB", DEFAULT_BOUND)
+        self._most = mib_of("MEDCHECK_SNAPSHOTS_MIB", DEFAULT_BOUND, former="MEDCHECK_TEMPLATES_MIB")
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Snapshot]:
@@ -219,8 +219,6 @@ class SnapshotStore:
                     copy_logs(board, folder / "consoles")
                 shutil.rmtree(run_dir)
                 (folder / "state").write_bytes(state)
-                # QEMU's uid owned it; from here on nobody writes it.
-                os.chown(live, os.geteuid(), os.getegid())
                 ram = sparse.digest(live) if fast is None else sparse.copy(live, folder / "ram")
                 files = {str(path.relative_to(folder)): sha256_file(path) for path in _small_files(folder)}
                 document = {
@@ -229,7 +227,8 @@ class SnapshotStore:
                     "seconds": round(time.monotonic() - begin, 1),
                 }  # fmt: skip
                 (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
-                (folder / "ram").chmod(0o444)
+                sparse.seal(folder / "ram")
+                (folder / "state").chmod(0o600)
                 folder.rename(self.root / name)
                 mark_verified(self.root / name / "ram", ram)
                 if fast is not None:

@@ -23,7 +23,6 @@ from framework.snapshot.vmstate import (
     read,
     register_number,
     registers_of,
-    section,
     unexpected_format,
     walk,
 )
@@ -70,7 +69,7 @@ def wake_timers(state: State) -> list[Woken]:
     gic = next((device for device in devices if device["name"] == "arm_gicv3"), None)
     if not cpus or gic is None:
         raise unexpected_format("no Arm CPU or no GICv3 in it")
-    pending = [at for path, at in walk(gic["fields"], section(state, gic)) if path == "cpu.gicr_ipendr0"]
+    pending = [at for path, at in walk(gic["fields"], gic["at"]) if path == "cpu.gicr_ipendr0"]
     if len(pending) != len(cpus):
         raise unexpected_format(f"{len(pending)} redistributors for {len(cpus)} CPUs")
     woken = []

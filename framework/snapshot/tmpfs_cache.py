@@ -37,6 +37,9 @@ MOST_RAM = 2 << 30
 _SPARE = 256 << 20
 """What a copy leaves free on tmpfs: clones' own files and other programs live there too."""
 
+_FOLDER_MODE = 0o711 if os.geteuid() == 0 else 0o700
+"""QEMU's own user goes through it to a file that it knows where there can be no private view of the file system."""
+
 _OWNER = ".owner"
 _PARTIAL = ".partial"
 
@@ -50,9 +53,12 @@ def default_bound() -> int:
     return mib_of("MEDCHECK_TMPFS_MIB", max(psutil.virtual_memory().total // 4, MOST_RAM))
 
 
-def mib_of(variable: str, default: int) -> int:
-    """Return the bytes that a variable of the environment gives in MiB. Raises UsageError when it is no number."""
-    given = os.environ.get(variable, "")
+def mib_of(variable: str, default: int, former: str = "") -> int:
+    """Return the bytes that a variable of the environment, or by its ``former`` name, gives in MiB.
+
+    Raises UsageError when it is no number.
+    """
+    given = os.environ.get(variable, "") or os.environ.get(former, "")
     if not given:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", given):
@@ -113,7 +119,7 @@ class TmpfsCache:
                 working.unlink(missing_ok=True)
                 if not self._make_room(sparse.copied(source)):
                     return None
-                working.parent.mkdir(exist_ok=True)
+                working.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
                 copied = sparse.copy(source, working)
                 if copied == digest:
                     _seal(working, digest)
@@ -136,7 +142,7 @@ class TmpfsCache:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not self._make_room(MOST_RAM):
                     return None
-                folder.mkdir()
+                folder.mkdir(mode=_FOLDER_MODE)
         except OSError:
             return None
         return folder
@@ -205,8 +211,12 @@ class TmpfsCache:
         if self._tmpfs is None or not self._tmpfs.is_dir():
             return False
         try:
-            self._folder.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
-            return _is_own(self._folder)
+            self._folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            own = _is_own(self._folder)
+            if own:
+                # Earlier versions let everybody look.
+                self._folder.chmod(_FOLDER_MODE)
+            return own
         except OSError:
             return False
 
@@ -292,5 +302,5 @@ def _taken(folder: Path) -> int:
 
 
 def _seal(ram: Path, digest: str) -> None:
-    ram.chmod(0o444)
+    sparse.seal(ram)
     mark_verified(ram, digest)

@@ -30,7 +30,7 @@ from framework.probe import parked
 from framework.probe.build import build_probe
 from framework.snapshot.save import wait_until_calm
 from framework.snapshot.store import Snapshot, SnapshotStore
-from framework.target.target import Target
+from framework.target.target import Target, say_remarks
 
 _SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", "guests/*.py", "snapshot/*.py")
 """What decides, beside files and options, which state a board is saved in."""
@@ -173,4 +173,6 @@ def clone_session(
     ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`.
     """
     with snapshot(store, spec, stack, checkpoint, progress) as found:
-        return Target.from_snapshot(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)
+        target = Target.from_snapshot(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)
+    say_remarks(target.board, progress or Silent())
+    return target

@@ -29,9 +29,10 @@ def open_store(offline: bool = False, mirrors: str | None = None, progress: Prog
     return Store(cache_root(), mirrors=found, offline=offline, progress=progress or Silent())
 
 
-def prepare_stack(overrides: Overrides, store: Store, progress: Progress) -> Stack:
-    """The stack in the user's cache. What a user should know of Xen and its tools before anything boots is said."""
-    stack = prepare(cache_root(), store, Lock.load(), overrides, progress)
+def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu: str | None = None) -> Stack:
+    """The stack in the user's cache, for a board with this ``cpu`` if that is known. What a user should know of Xen and
+    its tools before anything boots is said."""
+    stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
     for sentence in stack.hypervisor.said:
         progress.say(sentence)
     return stack

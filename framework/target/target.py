@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,8 @@ from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 
-_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]*"
+_CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
+_DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
 _BOOT_LINES = 400
 """More lines than Xen prints before dom0."""
 
@@ -35,6 +36,17 @@ class Phase:
 
     name: str
     end: float
+
+
+_said: set[str] = set()
+
+
+def say_remarks(board: Board, progress: Progress) -> None:
+    """Say what a user should know about how a board runs, once in this process."""
+    for remark in board.remarks:
+        if remark not in _said:
+            _said.add(remark)
+            progress.say(remark)
 
 
 class Target(AbstractContextManager["Target"]):
@@ -103,13 +115,12 @@ class Target(AbstractContextManager["Target"]):
         path = run_dir / "trace" / "board.trace" if trace else None
         options = trace_options(spec, stack, path, lockstep)
         board = clone(snapshot, spec, stack, run_dir, icount=icount, **options)
-        target = cls(spec, stack, run_dir, board=board)
-        target.trace = path
-        try:
+        with ExitStack() as undo:
+            undo.callback(board.kill)
+            target = undo.enter_context(cls(spec, stack, run_dir, board=board))
+            target.trace = path
             target.adopt(snapshot.about, wake=wake)
-        except BaseException:
-            target.close()
-            raise
+            undo.pop_all()
         return target
 
     def about(self) -> dict[str, Any]:
@@ -151,6 +162,7 @@ class Target(AbstractContextManager["Target"]):
         with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
             self._begin = time.monotonic()
             self.board.start()
+            say_remarks(self.board, progress)
             self._phase("Xen", lambda: self._wait_for_xen())
             task.advance()
             self._phase("dom0 ready", self.dom0.wait_ready)
@@ -178,7 +190,7 @@ class Target(AbstractContextManager["Target"]):
         console = self.board.consoles["xen"]
         try:
             match = console.expect(
-                [_CLIENT_REFUSED, rb"\*\*\* LOADING DOMAIN 0 \*\*\*"], idle_timeout=self.idle_timeout
+                [_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout
             )
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:
@@ -218,7 +230,9 @@ class Target(AbstractContextManager["Target"]):
     def _phase(self, name: str, step: Callable[[], object]) -> None:
         try:
             step()
-        except MedcheckError:
-            self.check_alive()
+        except MedcheckError as error:
+            # Dead is also the board whose end Xen or dom0 has just given the reason for.
+            if not isinstance(error, GuestCrash):
+                self.check_alive()
             raise
         self.phases.append(Phase(name, time.monotonic() - self._begin))

@@ -92,7 +92,8 @@ class PluginOptions:
     pages. ``doorbell``: let guests ring with ``hint #0x30``. ``stop_on_error``, ``stop_on_loss``: end the
     board when the file cannot be written, or the lock-step consumer is gone; otherwise go on without.
     ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
-    each memory parameter at most.
+    each memory parameter at most. ``max_mib``: the trace file never grows beyond this many MiB (0: no limit);
+    what comes then is lost, counted, and the trace is cut.
     """
 
     out: Path | None = None
@@ -108,6 +109,7 @@ class PluginOptions:
     flush_s: float = 0.1
     codec: str = "auto"
     list_pages: int = 40
+    max_mib: int = 4096
     label: str = ""
 
     def arguments(self) -> tuple[str, ...]:
@@ -135,6 +137,7 @@ class PluginOptions:
             f"flush_ms={round(self.flush_s * 1000)}",
             f"codec={self.codec}",
             f"list_pages={self.list_pages}",
+            f"max_mib={self.max_mib}",
         ]
         if self.label:
             found.append(f"label={self.label}")

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from framework.trace.event import Event
+from framework.trace.event import Block, Event
 from framework.trace.format import BlockKind, Kind
 from mediator_ref import abi
 
 _STANDARD = (abi.CALL_WITH_ARG, abi.RETURN_FROM_RPC)
+_MOST_OPEN = 4096
+"""Calls without an answer that are kept; the plugin itself follows 256. What else a file claims is made up."""
+
+
+def message_page(block: Block | None) -> bytes | None:
+    """The page that holds a message; None when it was not read, or is no page."""
+    return block.page() if block is not None and block.is_page else None
 
 
 @dataclass(slots=True)
@@ -50,8 +57,7 @@ class Exchange:
 
     def rpc_page(self) -> bytes | None:
         """The RPC message as the guest received it."""
-        block = self.guest_return.block(BlockKind.GUEST_RPC) if self.guest_return is not None else None
-        return block.page() if block is not None and block.readable else None
+        return message_page(self.guest_return.block(BlockKind.GUEST_RPC)) if self.guest_return is not None else None
 
 
 @dataclass(slots=True)
@@ -98,14 +104,12 @@ class Call:
 
     def argument(self) -> bytes | None:
         """The guest's argument page at the trap."""
-        block = self.start.block(BlockKind.GUEST_ARG)
-        return block.page() if block is not None and block.readable else None
+        return message_page(self.start.block(BlockKind.GUEST_ARG))
 
     def result(self) -> bytes | None:
         """The guest's argument page at the return."""
         end = self.end
-        block = end.block(BlockKind.GUEST_ARG) if end is not None else None
-        return block.page() if block is not None and block.readable else None
+        return message_page(end.block(BlockKind.GUEST_ARG)) if end is not None else None
 
 
 def fold(events: Iterable[Event]) -> Iterator[Call | Event]:
@@ -128,7 +132,7 @@ class _Folder:
         if kind == Kind.GUEST_CALL:
             yield from self._guest_call(event)
         elif kind == Kind.EL3_CALL:
-            self._el3_call(event)
+            yield from self._el3_call(event)
         elif kind == Kind.EL3_RETURN:
             yield from self._el3_return(event)
         elif kind == Kind.GUEST_RETURN:
@@ -156,15 +160,21 @@ class _Folder:
             call = Call([])
         call.exchanges.append(exchange)
         self._open[event.seq] = (call, exchange)
+        if len(self._open) > _MOST_OPEN:
+            yield self._open.pop(next(iter(self._open)))[0]
         if not event.is_tee:  # recorded on request only; its return is not followed
-            del self._open[event.seq]
+            self._open.pop(event.seq, None)
             call.finished = True
             yield call
 
-    def _el3_call(self, event: Event) -> None:
+    def _el3_call(self, event: Event) -> Iterator[Call]:
         call, exchange = self._open.get(event.parent, (None, Exchange()))
         exchange.el3.append((event, None))
         self._asked[event.seq] = (call, exchange, len(exchange.el3) - 1)
+        if len(self._asked) > _MOST_OPEN:
+            owner, oldest, _ = self._asked.pop(next(iter(self._asked)))
+            if owner is None:
+                yield Call([oldest])
 
     def _el3_return(self, event: Event) -> Iterator[Call]:
         if event.parent not in self._asked:
@@ -186,6 +196,8 @@ class _Folder:
             self._suspended[key] = call
             if replaced is not None:
                 yield replaced
+            if len(self._suspended) > _MOST_OPEN:
+                yield self._suspended.pop(next(iter(self._suspended)))
         else:
             call.finished = True
             yield call

@@ -27,6 +27,7 @@ _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
 _BLOCK_KINDS = frozenset(BlockKind)
 _KINDS = frozenset(Kind)
+_PAGES = frozenset(BlockKind) - {BlockKind.TRANSLATIONS, BlockKind.GUEST_ALLOC, BlockKind.TEXT}
 _REGS_OF: dict[int, int] = {
     Kind.GUEST_CALL: 8, Kind.EL3_CALL: 8, Kind.EL3_RETURN: 8, Kind.GUEST_RETURN: 8, Kind.DOORBELL: 1,
     Kind.COUNTERS: len(COUNTERS),
@@ -80,6 +81,11 @@ class Block:
     def readable(self) -> bool:
         """Whether ``data`` is what the memory held."""
         return self.size > 0
+
+    @property
+    def is_page(self) -> bool:
+        """Whether it is a whole page, as the plugin reads them."""
+        return self.size == PAGE and len(self.data) <= PAGE
 
     def page(self) -> bytes:
         """The bytes that were read, whole; empty when nothing could be read."""
@@ -242,7 +248,8 @@ class Event:
         return next((b for b in self.blocks() if b.kind == kind), None)
 
     def check(self) -> None:
-        """Raise :class:`TraceError` unless the kind is known, its registers are there and every block is whole."""
+        """Raise :class:`TraceError` unless the kind is known, its registers are there and every block is whole: a page
+        or nothing, or translations."""
         if self.kind not in _KINDS:
             raise self._malformed(f"there is no kind {self.kind}")
         if len(self.regs) < _REGS_OF.get(self.kind, 0):
@@ -250,6 +257,8 @@ class Event:
         for block in self.blocks():
             if block.kind == BlockKind.TRANSLATIONS:
                 list(block.translations())
+            elif block.kind in _PAGES and block.readable and not block.is_page:
+                raise self._malformed(f"a {block.kind.name} block holds {block.size} bytes, which are no page")
 
     def _malformed(self, what: str) -> TraceError:
         return TraceError(f"record {self.seq} is malformed: {what}", where=f"record {self.seq}")

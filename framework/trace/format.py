@@ -26,8 +26,8 @@ TRANSLATION = struct.Struct("<QQQ")
 PAGE = 4096
 UNKNOWN = 0xFFFF
 """A domain or vCPU id that the plugin could not find out."""
-RECORD_LIMIT = 1 << 26
-"""No record is longer; a length above it is damage, not data."""
+RECORD_LIMIT = 1 << 23
+"""No record, and no chunk of them, is longer (the plugin's are 2 MiB at most); a length above it is damage."""
 
 
 class Codec(IntEnum):

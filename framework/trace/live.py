@@ -14,8 +14,10 @@ the board or goes on without it, as it was told (``PluginOptions.stop_on_loss``)
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +29,8 @@ from typing import Any
 
 from framework.common.errors import TraceError, UsageError
 from framework.trace.event import Event
-from framework.trace.format import Kind
+from framework.trace.format import RECORD_LIMIT, Kind
+from framework.trace.peer import is_welcome
 
 _HEADER = struct.Struct("<IHH")
 _MEMORY = struct.Struct("<QII")
@@ -35,6 +38,7 @@ _LEAF = struct.Struct("<QQII")
 _WAITS = 1
 _RECEIVE = 1 << 18
 _PATH_LIMIT = 107
+_REQUEST_LIMIT = 1 << 20
 
 
 class Message(IntEnum):
@@ -85,20 +89,34 @@ class LiveConsumer:
     """The consumer's end of one board's lock-step socket. A context manager.
 
     ``hold``: the kinds of events at which the vCPU waits; ``send``: kinds that are sent without waiting, in
-    batches.
+    batches. ``on_failed_write``: told of a write given to :meth:`Held.release` that failed, with the event at which
+    it was given and a text; without it, :meth:`events` raises.
+
+    The socket belongs to this process's user alone. To let a QEMU of another user connect, give the socket to that
+    user; of that user's processes only those that this process started are let in.
     """
 
-    def __init__(self, path: Path, *, hold: Collection[Kind] = (), send: Collection[Kind] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        hold: Collection[Kind] = (),
+        send: Collection[Kind] = (),
+        on_failed_write: Callable[[Event, str], None] | None = None,
+    ) -> None:
         if len(str(path)) > _PATH_LIMIT:
             raise UsageError(f"the socket's path is longer than {_PATH_LIMIT} characters: {path}")
         self.path = path
         self.meta: dict[str, Any] = {}
         self._hold, self._send = _mask(hold), _mask(send)
         self._buffer = bytearray()
-        self._owed: deque[str] = deque()  # what was asked for without waiting for the answer
+        self._owed: deque[tuple[Event, str]] = deque()  # what was asked for without waiting for the answer
+        self._on_failed_write = on_failed_write
         self._connection: socket.socket | None = None
         self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Before bind: the file gets the socket's mode. A umask is the whole process's, and threads make files too.
+        os.fchmod(self._listener.fileno(), 0o600)
         self._listener.bind(str(path))
         self._listener.listen(1)
 
@@ -110,23 +128,15 @@ class LiveConsumer:
     ) -> None:
         self.close()
 
-    def accept(self, timeout_s: float | None = None) -> None:
+    def accept(self, timeout_s: float | None = None, *, pid: int | None = None) -> None:
         """Wait for the plugin and greet it.
 
-        Raises :class:`TraceError` when none comes in time, when it hangs up before its greeting, and when
-        another thread calls :meth:`close` meanwhile.
+        ``pid``: QEMU's, when it is known; nothing else is let in then.
+
+        Raises :class:`TraceError` when none comes in time, when it hangs up before its greeting or greets with
+        something else, and when another thread calls :meth:`close` meanwhile.
         """
-        try:
-            self._listener.settimeout(timeout_s)
-            self._connection, _ = self._listener.accept()
-        except TimeoutError as error:
-            raise TraceError(
-                f"no board connected within {timeout_s} s",
-                where=str(self.path),
-                hint="look at QEMU's standard error: did the plugin load?",
-            ) from error
-        except OSError as error:
-            raise self._hung_up() from error
+        self._connection = self._plugins_connection(timeout_s, pid)
         if self._closed:  # between the two lines above
             self._connection.close()
             raise self._hung_up()
@@ -137,13 +147,19 @@ class LiveConsumer:
             raise TraceError("the board hung up before its greeting", where=str(self.path)) from error
         if kind != Message.HELLO:
             raise TraceError(f"the plugin began with message {kind}, not a greeting", where=str(self.path))
-        self.meta = json.loads(payload)
+        try:
+            self.meta = json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"the plugin's greeting is no JSON: {error}", where=str(self.path)) from error
+        if not isinstance(self.meta, dict):
+            raise TraceError("the plugin's greeting is no JSON object", where=str(self.path))
         self._put(Message.SETUP, struct.pack("<II", self._send, self._hold))
         self._connection.settimeout(None)
 
     def events(self) -> Iterator[Held]:
         """Events until the board ends. Going on to the next one lets the vCPU go, unless that was done
-        already. Raises TraceError when a write that :meth:`Held.release` was given failed."""
+        already. Raises TraceError when the plugin breaks the protocol, or a write that :meth:`Held.release` was
+        given failed."""
         while True:
             try:
                 kind, flags, payload = self._receive()
@@ -152,7 +168,7 @@ class LiveConsumer:
             if kind == Message.BYE:
                 return
             if kind == Message.REPLY and self._owed:
-                self._check(flags, self._owed.popleft())
+                self._settle(flags, *self._owed.popleft())
                 continue
             if kind != Message.EVENT:
                 raise TraceError(f"the plugin sent message {kind} where an event was due", where=str(self.path))
@@ -183,6 +199,27 @@ class LiveConsumer:
             end.close()
         self.path.unlink(missing_ok=True)
 
+    def _plugins_connection(self, timeout_s: float | None, pid: int | None) -> socket.socket:
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        refused = 0
+        while True:
+            try:
+                self._listener.settimeout(None if end is None else max(end - time.monotonic(), 1e-3))
+                connection, _ = self._listener.accept()
+            except TimeoutError as error:
+                others = f"; {refused} connections of other processes were refused" if refused else ""
+                raise TraceError(
+                    f"no board connected within {timeout_s} s{others}",
+                    where=str(self.path),
+                    hint="look at QEMU's standard error: did the plugin load?",
+                ) from error
+            except OSError as error:
+                raise self._hung_up() from error
+            if is_welcome(connection, self.path, pid):
+                return connection
+            connection.close()
+            refused += 1
+
     def _hung_up(self) -> TraceError:
         return TraceError("the consumer was closed before a board connected", where=str(self.path))
 
@@ -192,10 +229,12 @@ class LiveConsumer:
             part = self._recv()
             if len(part) >= _HEADER.size:
                 length, kind, flags = _HEADER.unpack_from(part)
-                if len(part) == _HEADER.size + length:
+                if len(part) == _HEADER.size + length <= RECORD_LIMIT:
                     return kind, flags, part[_HEADER.size :]
             self._buffer += part
         length, kind, flags = _HEADER.unpack(self._take(_HEADER.size))
+        if length > RECORD_LIMIT:
+            raise TraceError(f"the plugin sent a message of {length} bytes", where=str(self.path))
         return kind, flags, self._take(length)
 
     def _recv(self) -> bytes:
@@ -239,6 +278,14 @@ class LiveConsumer:
         self._check(error, what)
         return data
 
+    def _settle(self, error: int, event: Event, what: str) -> None:
+        try:
+            self._check(error, what)
+        except TraceError as failure:
+            if self._on_failed_write is None:
+                raise
+            self._on_failed_write(event, failure.what)
+
     def _check(self, error: int, what: str) -> None:
         if error:
             raise TraceError(f"{what}: {_ERRORS.get(error, f'error {error}')}", where=str(self.path))
@@ -259,17 +306,20 @@ class Held:
 
     def write_register(self, name: str, value: int) -> None:
         """Change a register of the waiting vCPU."""
-        self._ask(Message.WRITE_REG, value.to_bytes(8, "little") + name.encode(), f"register {name}")
+        self._ask(Message.WRITE_REG, _word(value, f"register {name}") + name.encode(), f"register {name}")
 
     def read(self, space: Space, address: int, length: int) -> bytes:
         """Memory, at most 1 MiB at a time."""
-        request = _MEMORY.pack(address, length, space)
-        return self._ask(Message.READ_MEM, request, f"{length} bytes at {space.name} {address:#x}")
+        what = f"{length} bytes at {space.name} {address:#x}"
+        data = self._ask(Message.READ_MEM, _memory(address, length, space, what), what)
+        if len(data) != length:
+            raise TraceError(f"{what}: the plugin answered with {len(data)}", where=str(self._consumer.path))
+        return data
 
     def write(self, space: Space, address: int, data: bytes) -> None:
         """Change memory. Code that was translated already may not notice."""
-        request = _MEMORY.pack(address, len(data), space) + data
-        self._ask(Message.WRITE_MEM, request, f"{len(data)} bytes at {space.name} {address:#x}")
+        what = f"{len(data)} bytes at {space.name} {address:#x}"
+        self._ask(Message.WRITE_MEM, _memory(address, len(data), space, what) + data, what)
 
     def read_ipa(self, ipa: int, length: int) -> bytes:
         """Guest memory by guest-physical address."""
@@ -281,7 +331,10 @@ class Held:
 
     def translate(self, ipa: int) -> Leaf:
         """Where the vCPU's stage-2 tables take an IPA."""
-        ma, pte, level, mapped = _LEAF.unpack(self._ask(Message.TRANSLATE, struct.pack("<Q", ipa), f"IPA {ipa:#x}"))
+        answer = self._ask(Message.TRANSLATE, _word(ipa, f"IPA {ipa:#x}"), f"IPA {ipa:#x}")
+        if len(answer) != _LEAF.size:
+            raise TraceError(f"IPA {ipa:#x}: the plugin answered with {len(answer)} bytes")
+        ma, pte, level, mapped = _LEAF.unpack(answer)
         return Leaf(ma if mapped else None, pte, level)
 
     def setup(self, *, hold: Collection[Kind], send: Collection[Kind] = ()) -> None:
@@ -296,13 +349,13 @@ class Held:
         well is known at the next event.
         """
         if self.waiting:
+            named = [(ipa, data, f"{len(data)} bytes at IPA {ipa:#x}") for ipa, data in writes]
+            requests = [_memory(ipa, len(data), Space.IPA, what) + data for ipa, data, what in named]
+            messages = b"".join(_message(Message.WRITE_MEM, request) for request in requests)
             self.waiting = False
-            messages = b""
-            for ipa, data in writes:
-                messages += _message(Message.WRITE_MEM, _MEMORY.pack(ipa, len(data), Space.IPA) + data)
-                self._consumer._owed.append(f"{len(data)} bytes at IPA {ipa:#x}")
-            messages += _message(Message.CONTINUE, struct.pack("<I", round(delay_s * 1e6)))
-            self._consumer._send_all(messages)
+            self._consumer._owed.extend((self.event, what) for *_, what in named)
+            pause = min(max(round(delay_s * 1e6), 0), 0xFFFF_FFFF)
+            self._consumer._send_all(messages + _message(Message.CONTINUE, struct.pack("<I", pause)))
 
     def detach(self) -> None:
         """Let the board go on without a consumer, whatever it was told to do about a lost one."""
@@ -323,6 +376,21 @@ class Held:
     def _ask(self, kind: Message, payload: bytes, what: str) -> bytes:
         self._need()
         return self._consumer._ask(kind, payload, what)
+
+
+def _memory(address: int, length: int, space: Space, what: str) -> bytes:
+    """A request about memory. Address and length may be a guest's words, and so be anything."""
+    if not 0 <= length <= _REQUEST_LIMIT:
+        raise TraceError(f"{what}: at most {_REQUEST_LIMIT} at a time")
+    if not 0 <= address < 1 << 64:
+        raise TraceError(f"{what}: this is no address")
+    return _MEMORY.pack(address, length, space)
+
+
+def _word(value: int, what: str) -> bytes:
+    if not 0 <= value < 1 << 64:
+        raise TraceError(f"{what}: {value:#x} is no number of 64 bits")
+    return value.to_bytes(8, "little")
 
 
 def _message(kind: Message, payload: bytes) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-
-import zstandard
 
 from framework.common.errors import TraceError, UsageError
 from framework.trace.event import Event
@@ -26,9 +25,18 @@ from framework.trace.format import (
     Codec,
     Kind,
 )
+from framework.trace.unpack import LONGEST_BEGINNING, beginnings, most_stored, segment_begins, unpack
 
 _NAMED = "a run leaves its trace in reports/latest/trace/board.trace"
 _SCAN = 1 << 20
+_FIRST_SCAN = 1 << 14
+_MOST_PROBLEMS = 1000
+_SLACK = 64 << 20
+_REREAD = 4
+"""How many times the file's bytes may be read, beside the slack: each false beginning reads some of them again."""
+_MOST_RATIO = 512
+"""How many times its size a file may unpack to, beside the slack: records differ, the best traces reach about 100."""
+_CODECS = frozenset(Codec)
 _ESSENTIALS = struct.Struct("<IB3xQ")
 """Length, kind and sequence number of a record."""
 
@@ -72,8 +80,14 @@ class Segment:
             if wrote != read:
                 found.append(f"the plugin wrote {wrote} {kind.name} records, {read} were read")
         if self.counters["lost"]:
-            found.append(f"the plugin lost {self.counters['lost']} records: the file could not be written")
+            found.append(
+                f"the plugin lost {self.counters['lost']} records: the file could not be written, or {self._limit()}"
+            )
         return found
+
+    def _limit(self) -> str:
+        most = self.meta.get("max_mib")
+        return f"it reached its limit of {most} MiB (max_mib)" if isinstance(most, int) and most else "it was full"
 
 
 def named_trace(path: Path) -> Path:
@@ -98,21 +112,26 @@ class Reader:
     """Reads a trace file.
 
     ``recover=False`` (the default) raises :class:`TraceError` at the first damage, except that a file which
-    was cut off simply ends after its last whole record, with :attr:`truncated` set. ``recover=True`` goes on
-    after damage and notes it in :attr:`problems`, as it does for lost records.
+    was cut off simply ends after its last whole record, with :attr:`truncated` set; so does one that reached the
+    limit its plugin was given. ``recover=True`` goes on after damage and notes it in :attr:`problems`, as it does
+    for lost records.
 
     :attr:`segments` grows while reading; each one's :meth:`Segment.disagreements` proves whether a record was
     lost.
+
+    Whatever the file holds: memory is bounded by the longest record, time by the file's size, and nothing is
+    raised but :class:`TraceError`.
     """
 
     def __init__(self, path: Path | str, *, recover: bool = False) -> None:
         self.path = Path(path)
         self.recover = recover
         self.segments: list[Segment] = []
-        self.problems: list[Problem] = []
         self.truncated = False
+        self._problems: list[Problem] = []
+        self._unlisted = 0
         self._offset = 0
-        self._zstd = zstandard.ZstdDecompressor()
+        self._read = self._unpacked = 0
         with self._open() as stream:
             self._segment_header(stream)
 
@@ -120,6 +139,13 @@ class Reader:
     def meta(self) -> dict[str, Any]:
         """The first segment's description."""
         return self.segments[0].meta
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was wrong with the file so far; of a thousand and more the first, and how many there are beside."""
+        if not self._unlisted:
+            return list(self._problems)
+        return [*self._problems, Problem(self._offset, f"{self._unlisted} more problems are not listed")]
 
     def events(self) -> Iterator[Event]:
         """All records, in order. May be called again; each call reads the file anew."""
@@ -137,13 +163,14 @@ class Reader:
 
     def records(self) -> Iterator[bytes]:
         """All records as bytes, in order, checked for completeness and sequence."""
-        self.segments, self.problems, self.truncated = [], [], False
+        self.segments, self._problems, self.truncated = [], [], False
+        self._unlisted = self._read = self._unpacked = 0
         with self._open() as stream:
             self._segment_header(stream)
             while True:
                 self._offset = stream.tell()
                 magic = stream.read(len(CHUNK_MAGIC))
-                if not magic:
+                if not magic or self._is_too_much(stream):
                     break
                 stream.seek(self._offset)
                 if magic == CHUNK_MAGIC:
@@ -171,23 +198,43 @@ class Reader:
     def _damage(self, text: str) -> None:
         if not self.recover:
             raise TraceError(text, where=self._where(), hint="--recover (recover=True) reads on behind the damage")
-        self.problems.append(Problem(self._offset, text))
+        self._note(text)
 
     def _cut(self, text: str) -> None:
         self.truncated = True
-        self.problems.append(Problem(self._offset, f"the file ends {text}"))
+        self._note(f"the file ends {text}")
+
+    def _note(self, text: str, offset: int | None = None) -> None:
+        if len(self._problems) < _MOST_PROBLEMS:
+            self._problems.append(Problem(self._offset if offset is None else offset, text))
+        else:
+            self._unlisted += 1
+
+    def _is_too_much(self, stream: IO[bytes]) -> bool:
+        """Whether reading on would take time out of all proportion to the file's size."""
+        size = os.fstat(stream.fileno()).st_size
+        if self._read <= _REREAD * size + _SLACK and self._unpacked <= _MOST_RATIO * size + _SLACK:
+            return False
+        self._damage("this was made to take long to read: the rest is left")
+        self.truncated = True
+        return True
 
     def _segment_header(self, stream: IO[bytes]) -> None:
+        """Begin the next segment. Only behind the first one there is something to go on with."""
         raw = stream.read(SEGMENT.size)
         if len(raw) < SEGMENT.size or not raw.startswith(SEGMENT_MAGIC):
-            if self.segments and SEGMENT_MAGIC.startswith(raw[:8]):
+            if not self.segments:
+                raise TraceError(
+                    "this is not a medcheck trace",
+                    where=self._where(),
+                    hint="traces begin with the bytes MEDTRACE",
+                )
+            if SEGMENT_MAGIC.startswith(raw[:8]) or raw.startswith(SEGMENT_MAGIC):
                 self._cut("in the middle of a segment's header")
-                return
-            raise TraceError(
-                "this is not a medcheck trace",
-                where=self._where(),
-                hint="traces begin with the bytes MEDTRACE",
-            )
+            else:
+                self._damage("neither a chunk nor a segment begins here")
+                self._resync(stream, self._offset + 1)
+            return
         _, major, minor, length, started, text_length, crc = SEGMENT.unpack(raw)
         if major != MAJOR:
             raise TraceError(
@@ -196,19 +243,31 @@ class Reader:
                 hint="read it with the medcheck that wrote it, or a newer one",
             )
         text = stream.read(min(length - SEGMENT.size, _SCAN)) if length >= SEGMENT.size else b""
+        self._read += len(text)
         if len(text) < text_length:
-            if self.segments:
-                self._cut("in the middle of a segment's header")
-                return
-            raise TraceError("the trace ends within its header", where=self._where())
-        body = raw[: SEGMENT.size - 4] + b"\0\0\0\0" + text
-        if zlib.crc32(body) != crc:
-            raise TraceError("the segment header is damaged: its CRC does not match", where=self._where())
+            if not self.segments:
+                raise TraceError("the trace ends within its header", where=self._where())
+            self._cut("in the middle of a segment's header")
+            return
+        wrong, meta = self._meta(raw, text, text_length, crc)
+        if wrong and not self.segments:
+            raise TraceError(wrong, where=self._where())
+        if wrong:
+            self._damage(wrong)
+            self._resync(stream, self._offset + 1)
+            return
+        self.segments.append(Segment(meta, started, minor, self._offset))
+
+    @staticmethod
+    def _meta(raw: bytes, text: bytes, text_length: int, crc: int) -> tuple[str, dict[str, Any]]:
+        """What is wrong with a segment's header, or its JSON object."""
+        if zlib.crc32(text, zlib.crc32(raw[: SEGMENT.size - 4] + bytes(4))) != crc:
+            return "the segment header is damaged: its CRC does not match", {}
         try:
             meta = json.loads(text[:text_length])
         except (ValueError, RecursionError) as error:
-            raise TraceError(f"the segment header holds no JSON: {error}", where=self._where()) from error
-        self.segments.append(Segment(meta, started, minor, self._offset))
+            return f"the segment header holds no JSON: {error}", {}
+        return ("", meta) if isinstance(meta, dict) else ("the segment header holds no JSON object", {})
 
     def _chunk(self, stream: IO[bytes]) -> tuple[bytes, bool]:
         """The next chunk's records in one piece, and whether they are all it held."""
@@ -217,13 +276,20 @@ class Reader:
             self._cut("in the middle of a chunk's header")
             return b"", False
         _, codec, stored, raw_size, count, crc, first, _, header_crc = CHUNK.unpack(header)
-        if zlib.crc32(header[:-4]) != header_crc or raw_size > RECORD_LIMIT:
-            self._damage("a chunk's header is damaged: its CRC does not match")
+        if zlib.crc32(header[:-4]) != header_crc or raw_size > RECORD_LIMIT or stored > most_stored(raw_size):
+            self._damage("a chunk's header is damaged: its CRC does not match, or its sizes are impossible")
             self._resync(stream, self._offset + 1)
             return b"", False
-        payload = stream.read(stored)
+        if codec not in _CODECS:
+            raise TraceError(
+                f"a chunk is packed with codec {codec}, which this medcheck does not know",
+                where=self._where(),
+            )
+        left = os.fstat(stream.fileno()).st_size - self._offset - CHUNK.size
+        payload = stream.read(min(stored, max(left, 0)))
+        self._read += len(payload)
         whole = len(payload) == stored
-        torn = -1 if whole else payload.find(SEGMENT_MAGIC)
+        torn = -1 if whole else next((at for at in beginnings(payload) if segment_begins(payload, at)), -1)
         if torn >= 0:
             self._damage("a chunk is torn: a later run was appended behind its first half")
             stream.seek(self._offset + CHUNK.size + torn)
@@ -232,32 +298,22 @@ class Reader:
             self._cut("in the middle of a chunk")
         elif zlib.crc32(payload) != crc:
             self._damage(f"a chunk of {count} records, from {first}, is damaged: its CRC does not match")
-            self._resync(stream, self._offset + CHUNK.size)  # its length may be what is damaged
+            self._resync(stream, self._offset + CHUNK.size)  # a later run may be what follows the half of it
             return b"", False
-        return self._unpack(codec, payload, raw_size, whole), whole
+        return self._records_of(codec, payload, raw_size, whole), whole
 
-    def _unpack(self, codec: int, payload: bytes, raw_size: int, whole: bool) -> bytes:
+    def _records_of(self, codec: int, payload: bytes, raw_size: int, whole: bool) -> bytes:
         """The chunk's records; of a chunk that was cut, all that its remaining bytes give."""
-        unpackers: dict[int, Callable[[], bytes]] = {
-            Codec.NONE: lambda: payload,
-            Codec.ZSTD: lambda: (
-                self._zstd.decompress(payload, max_output_size=raw_size)
-                if whole
-                else self._zstd.decompressobj().decompress(payload)
-            ),
-            Codec.ZLIB: lambda: zlib.decompressobj().decompress(payload),
-        }
-        if codec not in unpackers:
-            raise TraceError(
-                f"a chunk is packed with codec {codec}, which this medcheck does not know",
-                where=self._where(),
-            )
         try:
-            raw = unpackers[codec]()
-        except (zstandard.ZstdError, zlib.error) as error:
+            raw = unpack(codec, payload, raw_size)
+        except TraceError as error:
             if whole:
-                self._damage(f"a chunk cannot be unpacked: {error}")
+                self._damage(error.what)
             return b""
+        self._unpacked += len(raw)
+        if len(raw) > raw_size:
+            self._damage(f"a chunk unpacks to more than the {raw_size} bytes that its header says")
+            return raw[:raw_size]
         if whole and len(raw) != raw_size:
             self._damage(f"a chunk unpacks to {len(raw)} bytes, its header says {raw_size}")
         return raw
@@ -276,17 +332,30 @@ class Reader:
             record = raw[at : at + length]
             at += length
             if seq != segment.last_seq + 1:
-                self._damage(
-                    f"records {segment.last_seq + 1} to {seq - 1} are missing"
-                    if seq > segment.last_seq
-                    else f"record {seq} follows record {segment.last_seq}"
-                )
+                self._gap(segment, seq, Event(record))
             segment.last_seq = seq
             segment.records += 1
             by_kind[kind] = by_kind.get(kind, 0) + 1
             if kind == counters:
                 self._closing(segment, Event(record))
             yield record
+
+    def _gap(self, segment: Segment, seq: int, event: Event) -> None:
+        """A record that does not follow the last one: damage, unless it is the plugin's own word for where it ended."""
+        missing = seq - segment.last_seq - 1
+        if missing < 0:
+            self._damage(f"record {seq} follows record {segment.last_seq}")
+        elif event.kind == Kind.COUNTERS and self._lost(event) == missing:
+            self._cut(f"before its time: records {segment.last_seq + 1} to {seq - 1} were not written any more")
+        else:
+            self._damage(f"records {segment.last_seq + 1} to {seq - 1} are missing")
+
+    @staticmethod
+    def _lost(event: Event) -> int:
+        try:
+            return event.counters().get("lost", 0)
+        except TraceError:
+            return 0
 
     def _closing(self, segment: Segment, event: Event) -> None:
         """Take the plugin's counters; a record of gibberish that only claims to hold them is damage."""
@@ -301,23 +370,24 @@ class Reader:
         segment.counters = counters
 
     def _resync(self, stream: IO[bytes], start: int) -> None:
-        """Move to the next byte that may begin a chunk or a segment, or to the end."""
+        """Move to the next header whose CRC is right, or to the end."""
         stream.seek(start)
-        base, window = start, b""
-        while True:
-            block = stream.read(_SCAN)
+        base, window, step = start, b"", _FIRST_SCAN
+        while block := stream.read(step):
+            self._read += len(block)
             window += block
-            hits = [at for at in (window.find(CHUNK_MAGIC), window.find(SEGMENT_MAGIC)) if at >= 0]
-            if hits or not block:
-                stream.seek(base + min(hits) if hits else base + len(window))
+            sure = len(window) - (LONGEST_BEGINNING if len(block) == step else 0)
+            for at in beginnings(window):
+                if at >= sure:
+                    break  # one that lies in this window only in part may lie before it
+                stream.seek(base + at)
                 return
-            keep = len(SEGMENT_MAGIC) - 1
-            base += len(window) - keep
-            window = window[-keep:]
+            base, window, step = base + sure, window[sure:], min(2 * step, _SCAN)
+        stream.seek(0, os.SEEK_END)
 
     def _compare(self) -> None:
         for segment in self.segments:
             for text in segment.disagreements():
                 if not self.recover and not self.truncated:
                     raise TraceError(text, where=str(self.path))
-                self.problems.append(Problem(segment.offset, text))
+                self._note(text, segment.offset)

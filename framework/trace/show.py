@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from framework.common.errors import UsageError
-from framework.trace.calls import Call, Exchange, fold
+from framework.trace.calls import Call, Exchange, fold, message_page
 from framework.trace.event import Event
 from framework.trace.format import BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
@@ -121,14 +121,15 @@ def _call_lines(call: Call) -> Iterator[str]:
     first = call.exchanges[0]
     prefix = "" if first.guest_call is not None and not start.is_tee else "OPTEE_SMC_"
     yield f"{_head(start)} {prefix}{_call_text(call)} ({', '.join(marks)})"
-    for exchange in call.exchanges:
+    for number, exchange in enumerate(call.exchanges):
         for there, back in exchange.el3:
             if there.regs[0] != start.regs[0] and not _is_resume(there):
                 yield f"{'':<14} #{there.seq:<7}    Xen asks EL3: {describe_call(there.regs)}"
             if back is None:
                 yield f"{'':<14} #{there.seq:<7}    EL3 has not answered"
         if exchange.rpc is not None:
-            yield from _rpc_lines(call, exchange)
+            following = call.exchanges[number + 1] if number + 1 < len(call.exchanges) else None
+            yield from _rpc_lines(exchange, following)
     yield _end_line(call)
 
 
@@ -181,7 +182,7 @@ def _param(index: int, param: abi.Param, event: Event | None) -> str:
     return " ".join([attr, *(f"{name}={value:#x}" for name, value in words if value)])
 
 
-def _rpc_lines(call: Call, exchange: Exchange) -> Iterator[str]:
+def _rpc_lines(exchange: Exchange, following: Exchange | None) -> Iterator[str]:
     back = exchange.guest_return
     assert back is not None
     page = exchange.rpc_page() if exchange.rpc == abi.RpcFunc.CMD else None
@@ -194,22 +195,21 @@ def _rpc_lines(call: Call, exchange: Exchange) -> Iterator[str]:
         text += f" size={back.regs[1]:#x}"
     elif exchange.rpc == abi.RpcFunc.FREE:
         text += f" cookie={abi.pair(back.regs[1], back.regs[2]):#x}"
-    answer = _answer(call, exchange)
+    answer = _answer(exchange, following)
     yield f"{'':<14} #{back.seq:<7}    -> {text}" + (f" <- {answer}" if answer else "")
 
 
-def _answer(call: Call, exchange: Exchange) -> str | None:
+def _answer(exchange: Exchange, following: Exchange | None) -> str | None:
     """What the guest said to an RPC: the call of the next exchange."""
-    at = next(i for i, one in enumerate(call.exchanges) if one is exchange) + 1
-    if at >= len(call.exchanges) or (event := call.exchanges[at].guest_call) is None:
+    if following is None or (event := following.guest_call) is None:
         return None
     if exchange.rpc == abi.RpcFunc.ALLOC:
         x = event.regs
         return f"page {abi.pair(x[1], x[2]):#x} cookie={abi.pair(x[4], x[5]):#x}"
-    block = event.block(BlockKind.GUEST_RPC) if exchange.rpc == abi.RpcFunc.CMD else None
-    if block is None or not block.readable:
+    page = message_page(event.block(BlockKind.GUEST_RPC)) if exchange.rpc == abi.RpcFunc.CMD else None
+    if page is None:
         return None
-    arg = abi.decode_arg(block.page())
+    arg = abi.decode_arg(page)
     return f"ret={_name(abi.Tee, arg.ret)} params={_params(arg, event)}"
 
 

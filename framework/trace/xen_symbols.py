@@ -7,12 +7,21 @@ the RPC buffers that guests handed out before a trace began (a restored board).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from elftools.common.exceptions import ELFError
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 from framework.common.errors import TraceError
@@ -38,6 +47,18 @@ _TEE_OFFSETS = {
 }
 _TEE_UNIT = "tee/optee.c"
 _CORE_UNIT = "common/domain.c"
+_HINT = "give the xen-syms of the very Xen that runs, not xen itself"
+
+CPU_S = 60
+"""Processor time that reading may take; a debug Xen takes 2 s."""
+_MEMORY = 2 << 30
+_WALL_S = 600.0
+_FILE_LIMIT = 512 << 20
+_SECTIONS = 1000
+_UNITS = 10_000
+_SYMBOL = struct.Struct("<IBBHQQ")
+_NUMBER = range(1 << 64)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +72,48 @@ class XenLayout:
     tee: dict[str, int]
 
     @classmethod
-    def load(cls, xen_syms: Path) -> XenLayout:
-        """Read ``xen_syms``.
+    def load(cls, xen_syms: Path, *, cpu_s: int = CPU_S) -> XenLayout:
+        """Read ``xen_syms`` in a process of its own, which may use ``cpu_s`` seconds of processor time and 2 GiB.
+
+        Debug information is a program for its reader, and the reader is made for files of friends.
 
         Raises :class:`TraceError` when the file is not an ELF file with symbols and DWARF
-        (``CONFIG_DEBUG_INFO``), or a symbol or member is missing in this version of Xen.
+        (``CONFIG_DEBUG_INFO``), a symbol or member is missing in this version of Xen, or a limit was reached.
         """
+        where = str(xen_syms)
+        if not xen_syms.is_file():  # a pipe has no end
+            raise TraceError("cannot read Xen's symbols: there is no such file", where=where, hint=_HINT)
+        # -P, and not the caller's working folder, which may hold anything.
+        command = [sys.executable, "-P", "-m", __name__, where, str(cpu_s)]
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_WALL_S, check=False,
+                env=os.environ | {"PYTHONPATH": path},
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise TraceError(f"cannot read Xen's symbols: {error}", where=where, hint=_HINT) from error
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+            why = said or f"it takes more than {cpu_s} s or {_MEMORY >> 30} GiB"
+            raise TraceError(f"cannot read Xen's symbols: {why}", where=where, hint=_HINT)
+        answer = json.loads(done.stdout)
+        if "what" in answer:
+            raise TraceError(answer["what"], where=where, hint=answer["hint"])
+        return cls(core=answer["core"], tee=answer["tee"])
+
+    @classmethod
+    def parse(cls, xen_syms: Path, *, cpu_s: float = CPU_S) -> XenLayout:
+        """Read ``xen_syms`` in this process; as :meth:`load`, but a single step of the ELF library may take longer."""
         where = str(xen_syms)
         try:
             with xen_syms.open("rb") as stream:
-                elf = ELFFile(stream)
-                core = _symbols(elf, where)
-                units = _units(elf, where)
-                unit = units.get(_TEE_UNIT) or units.get(_CORE_UNIT)
-                if unit is None:
-                    raise TraceError(f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where)
-                structs = _structs(unit)
-                core |= {name: _offset(structs, *path, where) for name, path in _OFFSETS.items()}
-                tee: dict[str, int] = {}
-                if _TEE_UNIT in units:
-                    tee = {name: _offset(structs, *path, where) for name, path in _TEE_OFFSETS.items()}
-                return cls(core=core, tee=tee)
-        except (ELFError, OSError) as error:
-            raise TraceError(
-                f"cannot read Xen's symbols: {error}",
-                where=where,
-                hint="give the xen-syms of the very Xen that runs, not xen itself",
-            ) from error
+                return _parse(stream, where, _Budget(where, cpu_s))
+        except TraceError:
+            raise
+        except Exception as error:  # whatever the library raises at bytes that it did not expect
+            what = f"cannot read Xen's symbols: {type(error).__name__} {str(error)[:200]}".rstrip()
+            raise TraceError(what, where=where, hint=_HINT) from error
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's ``key=value`` arguments."""
@@ -85,61 +121,157 @@ class XenLayout:
         return ("xen=on", f"xen_tee={'on' if self.tee else 'off'}", *numbers)
 
 
+class _Budget:
+    """What reading may cost: looked at between the steps of the ELF library."""
+
+    def __init__(self, where: str, cpu_s: float) -> None:
+        self.where = where
+        self._cpu_s = cpu_s
+        self._end = time.process_time() + cpu_s
+
+    def steps(self, items: Iterable[_T], most: int | None = None) -> Iterator[_T]:
+        """``items`` for as long as there is time; more than ``most`` is an error."""
+        for item in islice(items, None if most is None else most + 1):
+            if time.process_time() > self._end:
+                raise TraceError(f"reading Xen's symbols takes more than {self._cpu_s} s", where=self.where, hint=_HINT)
+            if most is not None:
+                most -= 1
+                if most < 0:
+                    raise TraceError("the file has more parts than any Xen", where=self.where, hint=_HINT)
+            yield item
+
+
+def _parse(stream: Any, where: str, budget: _Budget) -> XenLayout:
+    elf = ELFFile(stream)
+    _check_sections(elf, os.fstat(stream.fileno()).st_size, where, budget)
+    core = _symbols(elf, where)
+    units = _units(elf, where, budget)
+    unit = units.get(_TEE_UNIT) or units.get(_CORE_UNIT)
+    if unit is None:
+        raise TraceError(f"neither {_TEE_UNIT} nor {_CORE_UNIT} has debug information", where=where)
+    structs = _structs(unit, budget)
+    core |= {name: _offset(structs, *path, budget) for name, path in _OFFSETS.items()}
+    tee: dict[str, int] = {}
+    if _TEE_UNIT in units:
+        tee = {name: _offset(structs, *path, budget) for name, path in _TEE_OFFSETS.items()}
+    if not all(type(value) is int and value in _NUMBER for value in (core | tee).values()):
+        raise TraceError("a symbol or offset is no number of 64 bits", where=where, hint=_HINT)
+    return XenLayout(core=core, tee=tee)
+
+
+def _check_sections(elf: Any, size: int, where: str, budget: _Budget) -> None:
+    """Refuse what would make the ELF library unpack, read or loop without end."""
+    header = elf.header
+    if size > _FILE_LIMIT or elf.elfclass != 64 or not elf.little_endian or header["e_shentsize"] != 64:
+        raise TraceError("this is no little-endian 64-bit ELF file of a Xen's size", where=where, hint=_HINT)
+    if not 0 < header["e_shnum"] <= _SECTIONS:
+        raise TraceError(f"the file has {header['e_shnum']} sections", where=where, hint=_HINT)
+    for section in budget.steps(elf.iter_sections()):
+        packed = section["sh_flags"] & SH_FLAGS.SHF_COMPRESSED or section.name.startswith(".zdebug")
+        if packed:
+            raise TraceError("its debug information is compressed", where=where, hint="build Xen without -gz")
+        if section["sh_type"] != "SHT_NOBITS" and section["sh_offset"] + section["sh_size"] > size:
+            raise TraceError(f"section {section.name} lies outside the file", where=where, hint=_HINT)
+
+
 def _symbols(elf: Any, where: str) -> dict[str, int]:
+    """The symbols' values, from the table itself: looked up by name the library reads every name of the file."""
     table = elf.get_section_by_name(".symtab")
-    if table is None:
+    if table is None or table["sh_type"] != "SHT_SYMTAB":
         raise TraceError("the file has no symbol table", where=where, hint="use xen-syms, not xen")
+    names, data = table.stringtable.data(), table.data()
+    values: dict[int, int] = {}
+    for name, *_, value, _ in _SYMBOL.iter_unpack(data[: len(data) // _SYMBOL.size * _SYMBOL.size]):
+        values.setdefault(name, value)
     found = {}
     for argument, name in _SYMBOLS.items():
-        symbols = table.get_symbol_by_name(name)
-        if not symbols:
+        value = next((values[at] for at in _places(names, name.encode()) if at in values), None)
+        if value is None:
             raise TraceError(f"no symbol {name}", where=where, hint="is this the xen-syms of an arm64 Xen?")
-        found[argument] = int(symbols[0]["st_value"])
+        found[argument] = value
     return found
 
 
-def _units(elf: Any, where: str) -> dict[str, Any]:
+def _places(names: bytes, name: bytes) -> Iterator[int]:
+    """Where a name stands in a string table, the ends of longer names among them."""
+    at = names.find(name + b"\0")
+    while at >= 0:
+        yield at
+        at = names.find(name + b"\0", at + 1)
+
+
+def _units(elf: Any, where: str, budget: _Budget) -> dict[str, Any]:
     """The two compilation units that matter, by the end of their file name."""
     if not elf.has_dwarf_info():
         raise TraceError("the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y")
     found = {}
-    for unit in elf.get_dwarf_info().iter_CUs():
-        name = unit.get_top_DIE().attributes.get("DW_AT_name")
-        text = name.value.decode(errors="replace") if name else ""
+    dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
+    for unit in budget.steps(dwarf.iter_CUs(), _UNITS):
+        text = _name(unit.get_top_DIE()) or ""
         for wanted in (_TEE_UNIT, _CORE_UNIT):
             if text.endswith(wanted):
                 found[wanted] = unit
     return found
 
 
-def _structs(unit: Any) -> dict[str, Any]:
+def _name(die: Any) -> str | None:
+    name = die.attributes.get("DW_AT_name")
+    return name.value.decode(errors="replace") if name else None
+
+
+def _structs(unit: Any, budget: _Budget) -> dict[str, Any]:
     structs: dict[str, Any] = {}
-    for die in unit.get_top_DIE().iter_children():
-        if die.tag == "DW_TAG_structure_type" and "DW_AT_name" in die.attributes and die.has_children:
-            structs.setdefault(die.attributes["DW_AT_name"].value.decode(), die)
+    for die in budget.steps(unit.get_top_DIE().iter_children()):
+        if die.tag == "DW_TAG_structure_type" and die.has_children and (name := _name(die)) is not None:
+            structs.setdefault(name, die)
     return structs
 
 
-def _members(struct: Any) -> Iterator[tuple[str | None, int, Any]]:
-    for child in struct.iter_children():
+def _members(struct: Any, budget: _Budget) -> Iterator[tuple[str | None, int, Any]]:
+    for child in budget.steps(struct.iter_children()):
         if child.tag == "DW_TAG_member":
-            name = child.attributes.get("DW_AT_name")
             offset = child.attributes.get("DW_AT_data_member_location")
-            yield name.value.decode() if name else None, offset.value if offset else 0, child
+            yield _name(child), offset.value if offset else 0, child
 
 
-def _offset(structs: dict[str, Any], struct: str, path: tuple[str, ...], where: str) -> int:
-    if struct not in structs:
-        raise TraceError(f"no struct {struct} in the debug information", where=where)
-    total, die = 0, structs[struct]
+def _offset(structs: dict[str, Any], struct_name: str, path: tuple[str, ...], budget: _Budget) -> int:
+    if struct_name not in structs:
+        raise TraceError(f"no struct {struct_name} in the debug information", where=budget.where)
+    total, die = 0, structs[struct_name]
     for part in path:
-        for name, offset, member in _members(die):
+        for name, offset, member in _members(die, budget):
             if name == part:
                 total += offset
-                die = member.get_DIE_from_attribute("DW_AT_type")
-                while die.tag == "DW_TAG_typedef":
-                    die = die.get_DIE_from_attribute("DW_AT_type")
+                die = _type(member, budget)
                 break
         else:
-            raise TraceError(f"struct {struct} has no member {'.'.join(path)}", where=where)
+            raise TraceError(f"struct {struct_name} has no member {'.'.join(path)}", where=budget.where)
     return total
+
+
+def _type(member: Any, budget: _Budget) -> Any:
+    """A member's type behind all its names."""
+
+    def behind(die: Any) -> Iterator[Any]:
+        while True:
+            die = die.get_DIE_from_attribute("DW_AT_type")
+            yield die
+
+    return next(die for die in budget.steps(behind(member), _UNITS) if die.tag != "DW_TAG_typedef")
+
+
+def _main(xen_syms: str, cpu_s: str) -> None:
+    """:meth:`XenLayout.load`'s other process: the layout, or the error, as JSON."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    with suppress(ValueError):  # a lower limit that we were given is as good
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s) + 1, int(cpu_s) + 2))
+    try:
+        layout = XenLayout.parse(Path(xen_syms), cpu_s=int(cpu_s))
+        answer: dict[str, object] = {"core": layout.core, "tee": layout.tee}
+    except TraceError as error:
+        answer = {"what": error.what, "hint": error.hint}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

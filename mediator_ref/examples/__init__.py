@@ -1,6 +1,6 @@
-"""For every rule that can be checked one good and one bad trace, small enough to read, made with the model.
+"""For every rule that can be checked one good and one bad trace, small enough to read, made with the simulator.
 
-``EXAMPLES[rule]`` is an :class:`~mediator_ref.examples.edit.Example`. Bad traces are judged without the list of known
+``EXAMPLES[rule]`` is an :class:`~mediator_ref.examples.mutate.Example`. Bad traces are judged without the list of known
 deviations: what is listed must still be seen as what it is.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mediator_ref.examples import calls, entry, life, memory, rpc
-from mediator_ref.examples.edit import Example
+from mediator_ref.examples import calls, entry, lifecycle, memory, rpc
+from mediator_ref.examples.mutate import Example
 
 EXAMPLES: Mapping[str, Example] = {
     example.rule: example
-    for module in (entry, calls, memory, rpc, life)
+    for module in (entry, calls, memory, rpc, lifecycle)
     for example in (make() for make in module.EXAMPLES)
 }
 """Examples by rule id."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mediator_ref import abi
 from mediator_ref.events import El3Call, Event, GuestReturn, PageKind
-from mediator_ref.examples.edit import (
+from mediator_ref.examples.mutate import (
     Example,
     board,
     example,
@@ -16,8 +16,8 @@ from mediator_ref.examples.edit import (
     with_register,
     with_shadow_bytes,
 )
-from mediator_ref.model.board import ARG, Board
-from mediator_ref.model.optee import INTR
+from mediator_ref.simulator.board import ARG, Board
+from mediator_ref.simulator.optee import INTR
 
 VALUE = abi.Param(abi.Attr.VALUE_INOUT, 1, 2, 3)
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND, VALUE, func=7, session=0x51, cancel_id=9)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mediator_ref import abi
 from mediator_ref.events import DomainCreated, El3Call, Event, GuestCall, GuestReturn
-from mediator_ref.examples.edit import Example, board, example, with_register
-from mediator_ref.model.board import Board
+from mediator_ref.examples.mutate import Example, board, example, with_register
+from mediator_ref.simulator.board import Board
 
 GARBAGE = (0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mediator_ref import abi
 from mediator_ref.events import El3Call, FrameReleased, GuestReturn
 from mediator_ref.examples.calls import shadow_of
-from mediator_ref.examples.edit import (
+from mediator_ref.examples.mutate import (
     Example,
     board,
     example,
@@ -14,7 +14,7 @@ from mediator_ref.examples.edit import (
     with_shadow_bytes,
 )
 from mediator_ref.limits import Limits
-from mediator_ref.model.board import ARG, DATA, Board
+from mediator_ref.simulator.board import ARG, DATA, Board
 
 REGISTER = abi.MsgCmd.REGISTER_SHM
 INVOKE = abi.MsgCmd.INVOKE_COMMAND

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mediator_ref import abi
 from mediator_ref.events import El3Call, GuestCall, GuestReturn
 from mediator_ref.examples.calls import INVOKE, shadow_of
-from mediator_ref.examples.edit import (
+from mediator_ref.examples.mutate import (
     Example,
     board,
     example,
@@ -15,8 +15,8 @@ from mediator_ref.examples.edit import (
     with_register,
     with_shadow_bytes,
 )
-from mediator_ref.model.board import ARG, RPC, Board
-from mediator_ref.model.optee import INTR, alloc, ask
+from mediator_ref.simulator.board import ARG, RPC, Board
+from mediator_ref.simulator.optee import INTR, alloc, ask
 
 COOKIE = 0xC0
 RET = abi.ARG_FIELDS["ret"]

@@ -25,6 +25,7 @@ from framework.board.qemu import Bundle, Ram
 from framework.board.spec import BoardSpec
 from framework.common.errors import BoardError, GuestCrash
 from framework.common.host_speed import host_factor
+from framework.diagnosis.hang import watch
 from testcases.unit.board.processes import gone
 
 pytestmark = pytest.mark.artifacts
@@ -102,7 +103,7 @@ def make(emulator: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             path.write_bytes(b"nothing")
         files.flash.write_bytes(payload(text))
         os.truncate(files.flash, 64 << 20)
-        board = Board(SPEC, files, folder / "run", **options)  # type: ignore[arg-type]
+        board = watch(Board(SPEC, files, folder / "run", **options))  # type: ignore[arg-type]
         boards.append(board)
         return board
 

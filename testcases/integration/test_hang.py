@@ -99,7 +99,7 @@ def test_a_place_in_linux_is_named_although_the_kernel_has_moved_itself(board, d
         assert int(address, 16) - int(offset, 16) in addresses[name]
 
 
-@pytest.mark.traced
+@pytest.mark.mc_traced
 def test_recorded_calls_are_movement_and_their_absence_is_not(board, domu, target):
     target.dom0.run_on_console("true")
     said, written = silence(board)

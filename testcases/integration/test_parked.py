@@ -22,7 +22,7 @@ from framework.target.checkpoints import PARKED, inputs_of, take_over_parked
 from framework.target.target import Target
 from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, SmcReturn
 
-pytestmark = [pytest.mark.checkpoint("parked"), pytest.mark.traced]
+pytestmark = [pytest.mark.mc_checkpoint("parked"), pytest.mark.mc_traced]
 
 IN_THE_MIDDLE = "started in the middle"
 
@@ -70,9 +70,9 @@ def test_the_call_is_completed_in_a_clone(target: Target, parked: Parked) -> Non
     assert (of(result, "STD-9").passed, of(result, "STD-9").not_checked) == (6, 1)
 
 
-def test_clones_go_different_ways(boards, target, parked, make_probe, judge, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_clones_go_different_ways(target_provider, target, parked, make_probe, judge, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """One finishes the call; in the other the domain is destroyed while it waits, and a new one takes its place."""
-    with boards.clone(tmp_path / "other", PARKED, trace=True) as other:
+    with target_provider.clone(tmp_path / "other", PARKED, trace=True) as other:
         judge(other)
         theirs = take_over_parked(other)
         target.dom0.xl.destroy(parked.probe.domid)

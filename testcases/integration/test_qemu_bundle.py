@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.elf import needed
+from framework.artifacts.elf import Elf
 from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
 from framework.common.errors import ArtifactError
 from framework.common.paths import cache_root
+
+_X86_64 = 62
 
 pytestmark = pytest.mark.artifacts
 
@@ -60,13 +62,13 @@ def test_it_knows_the_boards_machine_and_devices(bundle: QemuBundle) -> None:
 
 def test_no_package_is_pinned_that_nothing_needs(bundle: QemuBundle, tmp_path: Path) -> None:
     libraries = bundle.root / "usr/lib/x86_64-linux-gnu"
-    todo = list(needed((bundle.root / "usr/bin/qemu-system-aarch64").read_bytes()))
+    todo = list(Elf((bundle.root / "usr/bin/qemu-system-aarch64").read_bytes(), _X86_64).needed())
     reached: set[str] = set()
     while todo:
         name = todo.pop().split("/")[-1]
         if name not in reached and (libraries / name).exists():
             reached.add(name)
-            todo += needed((libraries / name).read_bytes())
+            todo += Elf((libraries / name).read_bytes(), _X86_64).needed()
     pins = [pin for pin in Lock.load().group("qemu") if pin.name != "qemu-system-arm"]
     for name, path in Store(cache_root(), offline=True).fetch(pins).items():
         members: list[str] = []

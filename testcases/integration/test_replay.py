@@ -42,7 +42,7 @@ def replayed(
         return [replay(found, spec, stack, folder / str(number)) for number in range(runs)]
 
 
-@pytest.mark.board
+@pytest.mark.mc_board
 def test_ten_runs_of_a_stimulus_give_one_trace(
     boards: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
 ) -> None:
@@ -57,7 +57,7 @@ def test_ten_runs_of_a_stimulus_give_one_trace(
     assert check_file(runs[0].trace).failed == 0
 
 
-@pytest.mark.board
+@pytest.mark.mc_board
 def test_another_stimulus_gives_another_trace(
     boards: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
 ) -> None:

@@ -26,10 +26,10 @@ CLOCK_SECONDS = 30
 """A restored guest's clock may be as wrong as the wake-up took; unset, it is wrong by decades."""
 
 
-def test_clones_are_private_and_the_snapshot_stays_as_it_was(boards, stack, spec, tmp_path):
-    with snapshot(boards._store, spec, stack, READY) as found:
+def test_clones_are_private_and_the_snapshot_stays_as_it_was(target_provider, stack, spec, tmp_path):
+    with snapshot(target_provider._store, spec, stack, READY) as found:
         before = sparse.digest(found.ram), sha256(found.state)
-        with boards.clone(tmp_path / "a") as first, boards.clone(tmp_path / "b") as second:
+        with target_provider.clone(tmp_path / "a") as first, target_provider.clone(tmp_path / "b") as second:
             first.dom0.ssh.run("echo mine >/run/mark").check()
             first.guests["vm1"].ssh.run("echo mine >/run/mark").check()
             assert second.dom0.ssh.run("test -e /run/mark").rc == 1
@@ -62,7 +62,7 @@ def test_the_consoles_go_on_where_the_snapshot_was_saved(target):
     assert stamp >= float(lines[at][1:11])
 
 
-@pytest.mark.traced
+@pytest.mark.mc_traced
 def test_calls_are_traced_in_a_clone(target, domu):
     assert domu.ssh.run("xtest -t regression 1004").rc == 0
     target.close()
@@ -71,14 +71,14 @@ def test_calls_are_traced_in_a_clone(target, domu):
 
 
 @pytest.mark.usefixtures("doorbells")
-def test_a_board_in_lockstep_runs_as_whoever_any_board_runs_as(boards, target, tmp_path):
-    with boards.clone(tmp_path / "plain") as plain:
+def test_a_board_in_lockstep_runs_as_whoever_any_board_runs_as(target_provider, target, tmp_path):
+    with target_provider.clone(tmp_path / "plain") as plain:
         owners = [psutil.Process(session.board.pid).uids().real for session in (plain, target)]
     assert owners[0] == owners[1]
 
 
-def test_a_killed_clone_is_named_and_its_neighbour_lives(boards, target, tmp_path):
-    with boards.clone(tmp_path / "other") as other:
+def test_a_killed_clone_is_named_and_its_neighbour_lives(target_provider, target, tmp_path):
+    with target_provider.clone(tmp_path / "other") as other:
         os.kill(other.board.pid, signal.SIGKILL)
         with pytest.raises((BoardError, GuestError), match="SIGKILL"):
             other.board.consoles["dom0"].expect(b"never", idle_timeout=30)
@@ -102,14 +102,14 @@ def test_a_kept_board_comes_back_as_it_was(target, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_a_thousand_clones_in_a_row_leave_nothing_behind(boards, stack, spec, tmp_path):
+def test_a_thousand_clones_in_a_row_leave_nothing_behind(target_provider, stack, spec, tmp_path):
     """Processes, threads, open files (a memfd is one), memory on the heap: as after the first few."""
     me = psutil.Process()
 
     def held() -> tuple[int, int, int]:
         return me.num_fds(), me.num_threads(), len(me.children(recursive=True))
 
-    with snapshot(boards._store, spec, stack, READY) as found:
+    with snapshot(target_provider._store, spec, stack, READY) as found:
         for number in range(CLONES):
             with clone(found, spec, stack, tmp_path / str(number)) as board:
                 board.consoles["dom0"].sendline('echo ans""wer')

@@ -146,7 +146,7 @@ def test_requests_that_cannot_be_met_say_why_and_hurt_nobody(lockstep: Lockstep)
         "the address is not m",
         "the address is not m",
         "the memory there can",
-        "the plugin does not ",
+        "at most 1048576 at a",
     ]
 
 

@@ -60,6 +60,17 @@ def test_a_full_disk_stops_the_board_or_is_counted(bench: Bench, stop: bool) -> 
     assert sum(1 for _ in reader.events()) > 0 and reader.truncated and not reader.segments[0].complete
 
 
+def test_a_trace_at_its_limit_is_cut_and_the_board_goes_on(bench: Bench) -> None:
+    path = bench.folder / "limit.mct"
+    done = bench.run(PluginOptions(out=path, codec="none", max_mib=1), rounds=1000)
+    assert done.returncode == 0 and "has reached its limit of 1 MiB; the board goes on" in done.stderr
+    assert path.stat().st_size <= 1 << 20
+    reader = Reader(path)
+    last = list(reader.events())[-1].counters()
+    assert last["lost"] > 0 and last["records"] == reader.segments[0].records + last["lost"]
+    assert reader.truncated and not reader.segments[0].complete
+
+
 def test_arguments_that_make_no_sense_are_refused(bench: Bench) -> None:
     for options, text in (
         (PluginOptions(out=Path("/no/such/folder/t")), "cannot write the trace file /no/such/folder/t"),

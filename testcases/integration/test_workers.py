@@ -53,7 +53,7 @@ import os
 import pytest
 from framework.target.checkpoints import Checkpoint
 
-pytestmark = pytest.mark.checkpoint(Checkpoint(os.environ["MOMENT"], guests=False))
+pytestmark = pytest.mark.mc_checkpoint(Checkpoint(os.environ["MOMENT"], guests=False))
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_board_answers(dom0, number):
@@ -62,7 +62,7 @@ def test_a_board_answers(dom0, number):
 TOGETHER = """
 import os
 import pytest
-pytestmark = pytest.mark.checkpoint("dom0")
+pytestmark = pytest.mark.mc_checkpoint("dom0")
 
 @pytest.mark.xdist_group("reader")
 def test_reads(dom0):
@@ -77,7 +77,7 @@ def test_writes(dom0):
 """
 WAITING = """
 import pytest
-pytestmark = pytest.mark.checkpoint("dom0")
+pytestmark = pytest.mark.mc_checkpoint("dom0")
 
 @pytest.mark.parametrize("number", range(2))
 def test_waits(board, number):
@@ -85,7 +85,7 @@ def test_waits(board, number):
 """
 FAILING = """
 import pytest
-pytestmark = pytest.mark.checkpoint("dom0")
+pytestmark = pytest.mark.mc_checkpoint("dom0")
 
 @pytest.mark.parametrize("number", range(2))
 def test_one_fails(dom0, number):
@@ -107,7 +107,7 @@ class Run:
         self._notes.touch()
         command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", *arguments,
                    "--rootdir", str(folder), "--basetemp", str(folder / "base"),
-                   "--board-logs", str(folder / "logs"), str(folder / "test_inner.py")]  # fmt: skip
+                   "--mc-board-logs", str(folder / "logs"), str(folder / "test_inner.py")]  # fmt: skip
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={**os.environ, "MEDCHECK_OFFLINE": "1", "MEDCHECK_BOARDS": str(slots), MARK: self.mark,
@@ -254,7 +254,7 @@ def test_no_board_outlives_workers_that_are_interrupted_or_whose_master_is_kille
 
 
 def test_a_board_that_does_not_exist_is_said_once(start):
-    run = start(GOOD, "--board", "nonsense", slots=1)
+    run = start(GOOD, "--mc-board", "nonsense", slots=1)
     output = run.output()
     assert run.process.returncode == pytest.ExitCode.USAGE_ERROR, output
     assert "there is no board called 'nonsense'" in output

@@ -41,7 +41,7 @@ def _imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return {name for name in names if name.split(".")[0] in ("framework", "mediator_ref", "testcases")}
+    return {name for name in names if name.split(".")[0] in ("framework", "mediator_ref", "medcheck", "testcases")}
 
 
 def _room(module: str) -> str:
@@ -49,14 +49,14 @@ def _room(module: str) -> str:
     return words[0] if words[0] == "mediator_ref" else ".".join(words[:2])
 
 
-def test_every_module_has_a_room():
+def test_every_module_has_a_room() -> None:
     assert sorted(path.name for path in (ROOT / "framework").glob("*.py")) == ["__init__.py"]
     rooms = {f"framework.{path.name}" for path in (ROOT / "framework").iterdir() if list(path.glob("*.py"))}
     assert rooms | {"mediator_ref"} == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room):
+def test_imports_go_one_way(room: str) -> None:
     allowed = ROOMS[: ROOMS.index(room) + 1]
     if room == "framework.common":
         allowed = ("framework.common",)
@@ -65,7 +65,7 @@ def test_imports_go_one_way(room):
             assert _room(name) in allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_pytest_is_known_only_to_the_plugin_and_the_tests():
+def test_pytest_is_known_only_to_the_plugin_and_the_tests() -> None:
     knowing = [
         path.relative_to(ROOT)
         for path in (ROOT / "framework").rglob("*.py")
@@ -79,7 +79,7 @@ def _tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.decode().split("\0") if name]
 
 
-def test_nothing_large_and_no_private_key_is_committed():
+def test_nothing_large_and_no_private_key_is_committed() -> None:
     for path in _tracked():
         if path.is_file():
             data = path.read_bytes()
@@ -88,7 +88,7 @@ def test_nothing_large_and_no_private_key_is_committed():
 
 
 @pytest.mark.parametrize("tool", [["mypy"], ["ruff", "check", "--quiet"]])
-def test_types_and_style(tool):
+def test_types_and_style(tool: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *tool, *(["."] if tool[0] == "ruff" else [])],
         cwd=ROOT, capture_output=True, text=True, check=False,

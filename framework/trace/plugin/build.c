@@ -8,7 +8,12 @@
 
 #include "trace.h"
 
-#define RECORD_LIMIT (4U << 20)
+#define RECORD_LIMIT (2U << 20)
+/*
+ * What the page lists of one record may take, translations included: more than all that a mediator may take at once
+ * (Xen: 16384 pages for a domain, 540 KiB), and little enough for a guest that repeats its worst call for ever.
+ */
+#define LISTS_LIMIT (1U << 20)
 #define ATTR_TYPE 0xff
 #define ATTR_NONCONTIG 0x200
 #define LIST_ENTRIES 511
@@ -21,7 +26,7 @@ static bool reserve(size_t extra)
         return true;
     if (rec.used + extra > RECORD_LIMIT)
         return false;
-    size_t room = rec.room ? rec.room * 2 : 65536;
+    size_t room = rec.room ? rec.room * 2 : RECORD_START;
     while (room < rec.used + extra)
         room *= 2;
     uint8_t *grown = realloc(rec.data, room);
@@ -32,12 +37,16 @@ static bool reserve(size_t extra)
     return true;
 }
 
+bool rec_init(void)
+{
+    return reserve(RECORD_START);
+}
+
 struct record *rec_begin(unsigned cpu, int kind, int el, unsigned nregs)
 {
-    rec.used = 0;
-    size_t length = sizeof(struct record) + nregs * 8;
-    if (!reserve(length))
-        abort(); /* 64 KiB at start-up */
+    MUST_BE_INSIDE();
+    rec.used = rec.lists = 0;
+    size_t length = sizeof(struct record) + nregs * 8; /* at most 64 registers: rec_init has made room */
     memset(rec.data, 0, length);
     struct record *r = (struct record *)rec.data;
     rec.used = length;
@@ -55,10 +64,16 @@ uint64_t *rec_regs(void)
     return (uint64_t *)(rec.data + sizeof(struct record));
 }
 
+static void truncated(void)
+{
+    ((struct record *)rec.data)->flags |= REC_F_TRUNCATED;
+}
+
 struct block *rec_block(int kind, size_t room)
 {
+    MUST_BE_INSIDE();
     if (!reserve(sizeof(struct block) + room + 8)) {
-        ((struct record *)rec.data)->flags |= REC_F_TRUNCATED;
+        truncated();
         return NULL;
     }
     struct block *b = (struct block *)(rec.data + rec.used);
@@ -180,6 +195,7 @@ static void capture_list(unsigned cpu, bool guest, const uint64_t *param, unsign
     uint64_t pages = param[2] / PAGE + (param[2] % PAGE + offset + PAGE_MASK) / PAGE;
     static uint64_t list[PAGE / 8];
     for (unsigned ordinal = 0; pages; ordinal++) {
+        size_t before = rec.used;
         struct block *b = guest ? capture_guest_page(cpu, BLK_GUEST_LIST, next, index, cookie)
                                 : capture_ma_page(BLK_SHADOW_LIST, next, index, cookie);
         if (!b)
@@ -189,8 +205,11 @@ static void capture_list(unsigned cpu, bool guest, const uint64_t *param, unsign
             return;
         unsigned here = pages > LIST_ENTRIES ? LIST_ENTRIES : (unsigned)pages;
         bool more = (pages -= here) != 0;
-        if (more && ordinal + 1 >= options.list_pages) {
+        size_t entries = guest ? sizeof *b + here * sizeof(struct translation) : 0;
+        rec.lists += rec.used - before + entries;
+        if (more && (ordinal + 1 >= options.list_pages || rec.lists >= LISTS_LIMIT)) {
             b->flags |= BLK_F_LIMIT;
+            truncated();
             pages = 0;
         }
         if (guest)
@@ -208,8 +227,13 @@ static void capture_lists(unsigned cpu, bool guest, const struct block *message)
     for (uint32_t i = 0; i < count && i < 127; i++) {
         const uint64_t *param = page + 4 + i * 4;
         uint64_t type = param[0] & ATTR_TYPE;
-        if (type >= 9 && type <= 11 && param[0] & ATTR_NONCONTIG && param[1])
-            capture_list(cpu, guest, param, i);
+        if (type < 9 || type > 11 || !(param[0] & ATTR_NONCONTIG) || !param[1])
+            continue;
+        if (rec.lists >= LISTS_LIMIT) {
+            truncated();
+            return;
+        }
+        capture_list(cpu, guest, param, i);
     }
 }
 

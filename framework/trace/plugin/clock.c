@@ -32,7 +32,8 @@ const char *clock_choose(void)
 
 static uint64_t icount_clock(void)
 {
-    static uint64_t latest; /* under the plugin's lock, as all of this */
+    static uint64_t latest;
+    MUST_BE_INSIDE();
     if (!current_cpu)
         current_cpu = dlsym(RTLD_DEFAULT, "current_cpu");
     if (!current_cpu || !icount_update)

@@ -11,6 +11,7 @@
 
 #include "trace.h"
 
+/* Written while vCPUs begin, which may be while others run already. */
 static const void *states[MAX_CPUS];
 static bool useless; /* a machine, or a QEMU, where this does not hold: what QEMU tells must do */
 
@@ -22,23 +23,28 @@ static const void *current_state(void)
     return current_cpu ? *current_cpu : NULL;
 }
 
+static const void *state_of(unsigned cpu)
+{
+    return __atomic_load_n(&states[cpu], __ATOMIC_RELAXED);
+}
+
 void cpu_begins(unsigned cpu)
 {
     const void *state = current_state();
     for (unsigned i = 0; i < MAX_CPUS; i++)
-        if (!state || (i != cpu && states[i] == state))
-            useless = true;
+        if (!state || (i != cpu && state_of(i) == state))
+            __atomic_store_n(&useless, true, __ATOMIC_RELAXED);
     if (cpu < MAX_CPUS)
-        states[cpu] = state;
+        __atomic_store_n(&states[cpu], state, __ATOMIC_RELAXED);
 }
 
 unsigned cpu_running(unsigned told)
 {
-    const void *state = useless ? NULL : current_state();
-    if (!state || states[told] == state)
+    const void *state = __atomic_load_n(&useless, __ATOMIC_RELAXED) ? NULL : current_state();
+    if (!state || state_of(told) == state)
         return told;
     for (unsigned i = 0; i < MAX_CPUS; i++)
-        if (states[i] == state)
+        if (state_of(i) == state)
             return i;
     return told;
 }

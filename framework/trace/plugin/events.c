@@ -27,7 +27,7 @@ struct options options = {.memory = true, .doorbell = true, .stop_on_error = tru
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t sequence;
 static bool finished;
-static __thread bool inside; /* this thread holds the lock */
+__thread bool inside;
 
 static struct { /* what EL2 asked of EL3 and has not been answered */
     uint64_t seq, parent;
@@ -234,7 +234,7 @@ void on_el2_eret(unsigned told, void *unused)
 {
     unsigned cpu = cpu_running(told);
     (void)unused;
-    if (!__atomic_load_n(&guest_calls_open, __ATOMIC_ACQUIRE))
+    if (!guest_calls_pending())
         return;
     uint64_t spsr = reg_read(cpu, R_SPSR_EL2);
     if (!(spsr & 0x10) && (spsr & 0xc) >= 8) /* stays in EL2 */
@@ -269,9 +269,13 @@ void on_domain(unsigned told, void *udata)
     unsigned cpu = cpu_running(told);
     int kind = (int)(uintptr_t)udata;
     uint64_t domain = reg_read(cpu, R_X0);
-    uint16_t id = xen_domain_of(cpu, domain);
-    if (id >= FIRST_RESERVED_DOMAIN || !enter())
+    if (!enter())
         return;
+    uint16_t id = xen_domain_of(cpu, domain);
+    if (id >= FIRST_RESERVED_DOMAIN) {
+        leave();
+        return;
+    }
     /* Xen enters domain_kill again for every continuation, hundreds of times: the first tells all. */
     static uint64_t killed[65536 / 64];
     bool again = kind == REC_DOMAIN_KILL && killed[id / 64] >> (id % 64) & 1;
@@ -317,16 +321,15 @@ void events_finish(void)
 {
     if (inside) /* QEMU gave up below us, in one of our own calls: the record under construction is incomplete */
         return;
-    pthread_mutex_lock(&lock);
-    if (!finished) {
+    if (enter()) {
         begin(0, REC_COUNTERS, 0, C_COUNT);
         counters[C_RECORDS]++;
         counters[C_KIND0 + REC_COUNTERS]++;
-        counters[C_LOST] = sink_lost();
+        counters[C_LOST] = sink_settle();
         memcpy(rec_regs(), counters, sizeof counters);
         if (sink_is_open())
-            sink_append(rec.data, rec.used, sequence);
+            sink_append_last(rec.data, rec.used, sequence);
         finished = true;
+        leave();
     }
-    pthread_mutex_unlock(&lock);
 }

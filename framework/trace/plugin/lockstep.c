@@ -112,7 +112,8 @@ static bool put(int type, int flags, const void *data, size_t length)
     if (sizeof h + length > BATCH)
         return send_all(&h, sizeof h) && send_all(data, length);
     memcpy(l.batch + l.batched, &h, sizeof h);
-    memcpy(l.batch + l.batched + sizeof h, data, length);
+    if (length)
+        memcpy(l.batch + l.batched + sizeof h, data, length);
     l.batched += sizeof h + length;
     return true;
 }
@@ -198,7 +199,12 @@ static bool serve(unsigned cpu, uint32_t *delay)
         l.room = h.length + 4096;
         l.request = malloc(l.room);
     }
-    if (!l.request || !receive(l.request, h.length))
+    if (!l.request) {
+        l.room = 0;
+        lost("no memory for its request");
+        return false;
+    }
+    if (!receive(l.request, h.length))
         return false;
     l.request[h.length] = 0;
     uint8_t *p = l.request;
@@ -259,6 +265,7 @@ bool lockstep_wants(int kind)
 
 uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind)
 {
+    MUST_BE_INSIDE();
     bool hold = l.hold >> kind & 1;
     uint32_t delay = 0;
     if (l.fd < 0 || !put(WIRE_EVENT, hold, record, length) || !hold)

@@ -13,17 +13,20 @@
 #include "sink.h"
 #include "trace.h"
 
+#define MOST_MIB (1ULL << 30)
+
 QEMU_EXPORT int qemu_plugin_version = QEMU_API_VERSION;
 QEMU_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
 
 static const char *out, *lockstep, *label = "";
 static bool append;
 static int codec = CODEC_AUTO;
-static uint64_t flush_ms = 100, timeout_ms = 60000, list_pages = 40;
+static uint64_t flush_ms = 100, timeout_ms = 60000, list_pages = 40, max_mib = 4096;
 static bool stop_on_loss = true;
 
 static const struct { const char *name; uint64_t *value; } numbers[] = {
     {"flush_ms", &flush_ms}, {"timeout_ms", &timeout_ms}, {"list_pages", &list_pages},
+    {"max_mib", &max_mib},
     {"xen_curr_vcpu", &xen.curr_vcpu}, {"xen_create", &xen.create}, {"xen_kill", &xen.kill},
     {"xen_destroy", &xen.destroy}, {"xen_vcpu_domain", &xen.vcpu_domain}, {"xen_vcpu_id", &xen.vcpu_id},
     {"xen_domain_id", &xen.domain_id}, {"xen_domain_tee", &xen.domain_tee}, {"xen_tee_rpcs", &xen.tee_rpcs},
@@ -44,9 +47,9 @@ void board_stop(const char *why)
     kill(getpid(), SIGTERM); /* QEMU shuts down in its main loop, with its exit handlers */
 }
 
-static void sink_failed(const char *text)
+static void sink_failed(const char *text, bool full)
 {
-    if (options.stop_on_error)
+    if (options.stop_on_error && !full) /* a guest that talks a lot must not end the board: its trace is cut */
         board_stop(text);
     else
         fprintf(stderr, "medcheck_trace: %s; the board goes on, its events are counted as lost\n", text);
@@ -92,7 +95,7 @@ static void on_exit_of_board(void *unused)
     events_finish();
     sink_close();
     if (sink_lost())
-        fprintf(stderr, "medcheck_trace: %llu records were lost: the trace file could not be written\n",
+        fprintf(stderr, "medcheck_trace: %llu records were lost: the trace file could not be written, or is full\n",
                 (unsigned long long)sink_lost());
     lockstep_close();
 }
@@ -130,20 +133,23 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
             fprintf(stderr, "medcheck_trace: cannot understand the argument \"%s\"\n", argv[i]);
             return 1;
         }
+    if (max_mib > MOST_MIB)
+        return refuse("max_mib is larger than any disk");
     if (!out && !lockstep)
         return refuse("needs out=FILE, lockstep=SOCKET or both");
     options.list_pages = (unsigned)list_pages;
     options.lockstep = lockstep != NULL;
-    rec_begin(0, 0, 0, 0); /* the record buffer's first allocation */
+    if (!rec_init())
+        return refuse("no memory for its records");
     hooks_init(id);
     clean_label(clean, sizeof clean);
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
-             "\"lockstep\":%s,\"label\":\"%s\"}",
+             "\"lockstep\":%s,\"max_mib\":%llu,\"label\":\"%s\"}",
              info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
-             lockstep ? "true" : "false", clean);
-    const char *wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, json, sink_failed) : NULL;
+             lockstep ? "true" : "false", (unsigned long long)max_mib, clean);
+    const char *wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, max_mib << 20, json, sink_failed) : NULL;
     if (!wrong && lockstep)
         wrong = lockstep_open(lockstep, json, (unsigned)timeout_ms, stop_on_loss);
     if (wrong)

@@ -9,6 +9,8 @@
 #include "trace.h"
 
 #define ADDRESS 0x0000fffffffff000ULL
+#define LEAST_BITS 25 /* of an address, with a 4 KiB granule and entries of 48 bits */
+#define MOST_BITS 48
 
 static GByteArray *io;
 
@@ -26,6 +28,7 @@ void memory_begin(void)
 
 bool ma_read(uint64_t ma, void *data, size_t length)
 {
+    MUST_BE_INSIDE();
     if (!io)
         io = g_byte_array_new();
     if (qemu_plugin_read_memory_hwaddr(ma, io, length) != 0)
@@ -36,6 +39,7 @@ bool ma_read(uint64_t ma, void *data, size_t length)
 
 bool ma_write(uint64_t ma, const void *data, size_t length)
 {
+    MUST_BE_INSIDE();
     if (!io)
         io = g_byte_array_new();
     g_byte_array_set_size(io, (unsigned)length);
@@ -87,6 +91,7 @@ static bool walk(uint64_t table, int level, uint64_t address, int size_bits, str
 
 bool stage2(unsigned cpu, uint64_t ipa, struct leaf *leaf)
 {
+    MUST_BE_INSIDE();
     if (last.valid && last.key == ipa >> 21) {
         uint64_t pte = last.entries[(ipa >> 12) & 511];
         *leaf = (struct leaf){.ma = (pte & ADDRESS) | (ipa & PAGE_MASK), .pte = pte, .level = 3,
@@ -102,7 +107,7 @@ bool stage2(unsigned cpu, uint64_t ipa, struct leaf *leaf)
         *leaf = (struct leaf){.ma = ipa, .level = 0, .valid = true};
         return true;
     }
-    if ((vtcr >> 14 & 3) != 0 || sl0 > 2 || bits < 25 || ipa >> bits)
+    if ((vtcr >> 14 & 3) != 0 || sl0 > 2 || bits < LEAST_BITS || bits > MOST_BITS || ipa >> bits)
         return false;
     return walk(reg_read(cpu, R_VTTBR_EL2) & ADDRESS & ~1ULL, 2 - sl0, ipa, bits, leaf, true);
 }
@@ -111,8 +116,8 @@ bool xen_va(unsigned cpu, uint64_t va, uint64_t *ma)
 {
     struct leaf leaf;
     int bits = 64 - (int)(reg_read(cpu, R_TCR_EL2) & 0x3f);
-    if (bits < 25 || va >> bits || !walk(reg_read(cpu, R_TTBR0_EL2) & ADDRESS, 3 - (bits - 13) / 9, va, bits, &leaf,
-                                         false))
+    if (bits < LEAST_BITS || bits > MOST_BITS || va >> bits ||
+        !walk(reg_read(cpu, R_TTBR0_EL2) & ADDRESS, 3 - (bits - 13) / 9, va, bits, &leaf, false))
         return false;
     *ma = leaf.ma;
     return true;

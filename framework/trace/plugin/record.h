@@ -32,7 +32,7 @@ enum record_flags {
     REC_F_HVC = 2,       /* conduit of a guest call or return; clear: SMC */
     REC_F_AARCH32 = 4,   /* the guest ran in AArch32 */
     REC_F_SECURE = 8,    /* SCR_EL3.NS was 0 */
-    REC_F_TRUNCATED = 16 /* blocks were left out: the record reached its size limit */
+    REC_F_TRUNCATED = 16 /* blocks were left out: the record, or its page lists, reached a limit */
 };
 
 struct record {

@@ -38,10 +38,9 @@ void regs_init(unsigned cpu)
                 cpus[cpu].known[r] = cpus[cpu].all[i].handle;
     }
     cpus[cpu].buffer = g_byte_array_new();
-    static bool warned;
+    static bool warned; /* CPUs may begin at the same time */
     for (unsigned r = R_SP; r < R_COUNT; r++)
-        if (!cpus[cpu].known[r] && !warned) {
-            warned = true;
+        if (!cpus[cpu].known[r] && !__atomic_exchange_n(&warned, true, __ATOMIC_RELAXED)) {
             fprintf(stderr, "medcheck_trace: this machine has no %s: it needs secure=on,virtualization=on\n", names[r]);
         }
 }

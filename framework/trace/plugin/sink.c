@@ -1,7 +1,7 @@
 /*
  * Chunks of records on their way to a file. The vCPU threads only copy into the current chunk; one thread compresses
  * and writes, so that a slow disk costs the board nothing until all chunks are in use, and then it waits: no record
- * is dropped while the file can be written.
+ * is dropped while the file can be written and is not full. A guest decides how much it says, so the file has a limit.
  *
  * zstd and zlib are the libraries that QEMU itself is linked with, found at run time.
  *
@@ -24,6 +24,7 @@
 
 #define CHUNK_BYTES (256 * 1024)
 #define CHUNKS 8
+#define CLOSING_ROOM 1024 /* kept free below the limit for the closing record */
 
 struct chunk {
     struct chunk *next;
@@ -31,7 +32,10 @@ struct chunk {
     size_t used, room;
     uint32_t records;
     uint64_t first_seq;
+    bool last; /* the closing record's: written beyond the limit */
 };
+
+enum outcome { WRITTEN, FAILED, FULL };
 
 typedef size_t (*zstd_compress_fn)(void *, size_t, const void *, size_t, int);
 typedef unsigned (*zstd_error_fn)(size_t);
@@ -44,10 +48,10 @@ static struct {
     pthread_t thread;
     struct chunk *current, *spare, *queue, **tail;
     unsigned queued, spares;
-    bool open, closing, failed;
+    bool open, closing, failed, full; /* failed: nothing more is written; full: only the closing record is */
     int fd, codec;
     unsigned flush_ms;
-    uint64_t lost;
+    uint64_t lost, written, limit;
     uint8_t *out;
     size_t out_room;
     sink_failed_cb on_failure;
@@ -101,6 +105,7 @@ static bool write_all(const void *data, size_t length)
             return false;
         p += n;
         length -= (size_t)n;
+        s.written += (uint64_t)n;
     }
     return true;
 }
@@ -128,7 +133,7 @@ static size_t compress_chunk(const struct chunk *c)
     return 0;
 }
 
-static bool write_chunk(const struct chunk *c)
+static enum outcome write_chunk(const struct chunk *c)
 {
     struct chunk_header h = {.magic = CHUNK_MAGIC, .raw = (uint32_t)c->used, .records = c->records,
                              .first_seq = c->first_seq};
@@ -138,11 +143,13 @@ static bool write_chunk(const struct chunk *c)
     h.stored = (uint32_t)(stored ? stored : c->used);
     h.crc = sink_crc32(0, payload, h.stored);
     h.header_crc = sink_crc32(0, &h, offsetof(struct chunk_header, header_crc));
+    if (s.limit && !c->last && s.written + sizeof h + h.stored + CLOSING_ROOM > s.limit)
+        return FULL;
     if (stored) {
         memcpy(s.out, &h, sizeof h);
-        return write_all(s.out, sizeof h + stored);
+        return write_all(s.out, sizeof h + stored) ? WRITTEN : FAILED;
     }
-    return write_all(&h, sizeof h) && write_all(c->data, c->used);
+    return write_all(&h, sizeof h) && write_all(c->data, c->used) ? WRITTEN : FAILED;
 }
 
 static void queue_current(void)
@@ -165,9 +172,21 @@ static void recycle(struct chunk *c)
     }
     c->used = 0;
     c->records = 0;
+    c->last = false;
     c->next = s.spare;
     s.spare = c;
     s.spares++;
+}
+
+static void gave_up(enum outcome outcome, int error)
+{
+    char text[256];
+    if (outcome == FULL)
+        snprintf(text, sizeof text, "the trace file has reached its limit of %llu MiB",
+                 (unsigned long long)(s.limit >> 20));
+    else
+        snprintf(text, sizeof text, "cannot write the trace file: %s", strerror(error));
+    s.on_failure(text, outcome == FULL);
 }
 
 static void *writer(void *unused)
@@ -194,22 +213,23 @@ static void *writer(void *unused)
         s.queue = c->next;
         if (!s.queue)
             s.tail = &s.queue;
-        bool write = !s.failed;
+        bool write = !s.failed && (!s.full || c->last);
         pthread_mutex_unlock(&s.lock);
-        bool ok = write && write_chunk(c);
+        enum outcome outcome = write ? write_chunk(c) : FAILED;
         int error = errno;
         pthread_mutex_lock(&s.lock);
-        s.queued--;
-        if (!ok)
+        if (outcome != WRITTEN)
             s.lost += c->records;
-        if (write && !ok) {
-            char text[256];
-            s.failed = true;
-            snprintf(text, sizeof text, "cannot write the trace file: %s", strerror(error));
+        if (write && outcome == FAILED && s.full) {
+            s.failed = true; /* not even the closing record; that the trace is cut was said */
+        } else if (write && outcome != WRITTEN) {
+            s.full = outcome == FULL;
+            s.failed = outcome == FAILED;
             pthread_mutex_unlock(&s.lock);
-            s.on_failure(text);
+            gave_up(outcome, error);
             pthread_mutex_lock(&s.lock);
         }
+        s.queued--;
         recycle(c);
         pthread_cond_broadcast(&s.room);
     }
@@ -242,7 +262,7 @@ static bool write_segment_header(const char *json)
     return write_all(&h, sizeof h) && write_all(json, text);
 }
 
-const char *sink_open(const char *path, bool append, int codec, unsigned flush_ms, const char *json,
+const char *sink_open(const char *path, bool append, int codec, unsigned flush_ms, uint64_t max_bytes, const char *json,
                       sink_failed_cb failed)
 {
     static char text[512];
@@ -250,6 +270,9 @@ const char *sink_open(const char *path, bool append, int codec, unsigned flush_m
     if (s.codec < 0)
         return "the codec that was asked for is not in this QEMU; use codec=auto";
     s.fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (append ? O_APPEND : O_TRUNC), 0644);
+    off_t held = s.fd < 0 ? 0 : lseek(s.fd, 0, SEEK_END);
+    s.written = held > 0 ? (uint64_t)held : 0;
+    s.limit = max_bytes;
     if (s.fd < 0 || !write_segment_header(json)) {
         snprintf(text, sizeof text, "cannot write the trace file %s: %s", path, strerror(errno));
         return text;
@@ -269,12 +292,12 @@ bool sink_is_open(void)
     return s.open;
 }
 
-bool sink_append(const void *record, size_t length, uint64_t seq)
+static bool append_record(const void *record, size_t length, uint64_t seq, bool last)
 {
     pthread_mutex_lock(&s.lock);
     if (s.current && s.current->used + length > s.current->room)
         queue_current();
-    while (!s.current && !s.failed) {
+    while (!s.current && !s.failed && (!s.full || last)) {
         size_t room = length > CHUNK_BYTES ? length : CHUNK_BYTES;
         if (s.queued >= CHUNKS) {
             pthread_cond_wait(&s.room, &s.lock);
@@ -287,8 +310,9 @@ bool sink_append(const void *record, size_t length, uint64_t seq)
         }
     }
     struct chunk *c = s.current;
-    bool ok = c && !s.failed;
+    bool ok = c && !s.failed && (!s.full || last);
     if (ok) {
+        c->last = last;
         if (!c->records++)
             c->first_seq = seq;
         memcpy(c->data + c->used, record, length);
@@ -298,6 +322,27 @@ bool sink_append(const void *record, size_t length, uint64_t seq)
     }
     pthread_mutex_unlock(&s.lock);
     return ok;
+}
+
+bool sink_append(const void *record, size_t length, uint64_t seq)
+{
+    return append_record(record, length, seq, false);
+}
+
+uint64_t sink_settle(void)
+{
+    pthread_mutex_lock(&s.lock);
+    if (s.current && s.current->used)
+        queue_current();
+    while (s.queued)
+        pthread_cond_wait(&s.room, &s.lock);
+    pthread_mutex_unlock(&s.lock);
+    return sink_lost();
+}
+
+void sink_append_last(const void *record, size_t length, uint64_t seq)
+{
+    append_record(record, length, seq, true);
 }
 
 uint64_t sink_lost(void)

@@ -27,7 +27,7 @@
 static struct tee_call calls[CALLS];
 static struct tee_rpc rpcs[RPCS];
 static struct guest_call open_calls[OPEN];
-unsigned guest_calls_open;
+static unsigned calls_open; /* read without the lock: see guest_calls_pending */
 
 static uint64_t pair(uint64_t high, uint64_t low)
 {
@@ -40,8 +40,20 @@ static bool is_rpc(uint64_t x0)
     return (value & RPC_PREFIX) == RPC_PREFIX && value != RPC_UNKNOWN_FUNCTION;
 }
 
+bool guest_calls_pending(void)
+{
+    return __atomic_load_n(&calls_open, __ATOMIC_ACQUIRE) != 0;
+}
+
+static void count_open(int more)
+{
+    MUST_BE_INSIDE();
+    __atomic_store_n(&calls_open, calls_open + (unsigned)more, __ATOMIC_RELEASE);
+}
+
 struct guest_call *guest_call_find(uint64_t key)
 {
+    MUST_BE_INSIDE();
     for (unsigned i = 0; key && i < OPEN; i++)
         if (open_calls[i].key == key)
             return &open_calls[i];
@@ -51,10 +63,10 @@ struct guest_call *guest_call_find(uint64_t key)
 struct guest_call *guest_call_open(uint64_t key)
 {
     struct guest_call *call = guest_call_find(key);
-    for (unsigned i = 0; !call && i < OPEN; i++)
+    for (unsigned i = 0; key && !call && i < OPEN; i++) /* a vCPU that is not known (0) cannot be followed */
         if (!open_calls[i].key) {
             call = &open_calls[i];
-            guest_calls_open++;
+            count_open(1);
         }
     if (!call) {
         counters[C_TABLE_FULL]++;
@@ -67,7 +79,7 @@ struct guest_call *guest_call_open(uint64_t key)
 void guest_call_close(struct guest_call *call)
 {
     call->key = 0;
-    guest_calls_open--;
+    count_open(-1);
 }
 
 struct tee_call *tee_call_find(uint16_t owner, int32_t thread)
@@ -114,6 +126,7 @@ static void tee_rpc_drop(uint16_t owner, uint64_t cookie)
 
 void tee_rpc_add(uint16_t owner, uint64_t cookie, uint64_t shadow, uint64_t ipa)
 {
+    MUST_BE_INSIDE();
     struct tee_rpc *rpc = (struct tee_rpc *)tee_rpc_find(owner, cookie);
     for (unsigned i = 0; !rpc && i < RPCS; i++)
         if (!rpcs[i].used)
@@ -126,6 +139,7 @@ void tee_rpc_add(uint16_t owner, uint64_t cookie, uint64_t shadow, uint64_t ipa)
 
 void tee_forget(uint16_t owner)
 {
+    MUST_BE_INSIDE();
     for (unsigned i = 0; i < CALLS; i++)
         if (calls[i].owner == owner)
             calls[i].used = false;
@@ -174,6 +188,7 @@ static void shadow_message(int kind, uint64_t ma, uint64_t cookie, bool lists)
 
 void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x)
 {
+    MUST_BE_INSIDE();
     if (call->fid == FID_CALL_WITH_ARG) {
         call->ipa = pair(x[1], x[2]);
         guest_message(cpu, BLK_GUEST_ARG, call->ipa, 0, true);
@@ -197,6 +212,7 @@ void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x)
 
 void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const uint64_t *x)
 {
+    MUST_BE_INSIDE();
     uint32_t fid = (uint32_t)x[0];
     struct tee_call *call = running_on(cpu);
     if (call)
@@ -227,6 +243,7 @@ void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const
 
 void tee_el3_return(unsigned cpu, uint32_t fid, uint16_t owner, const uint64_t *x)
 {
+    MUST_BE_INSIDE();
     struct tee_call *call = running_on(cpu);
     if (fid == FID_DISABLE_SHM_CACHE && x[0] == 0)
         tee_rpc_drop(owner, pair(x[1], x[2]));

@@ -1,12 +1,13 @@
 /*
  * The plugin's parts and what they share. One lock (in events.c) serialises all of it: it makes the sequence number
- * total across vCPUs, and everything below may use static buffers.
+ * total across vCPUs, and what is marked so below may use static buffers. A vCPU's own registers may be read without.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #ifndef MEDCHECK_TRACE_H
 #define MEDCHECK_TRACE_H
 
+#include <assert.h>
 #include <stdio.h>
 
 #include "qemu_api.h"
@@ -38,7 +39,14 @@ enum reg {
     R_COUNT
 };
 
-/* regs.c */
+/*
+ * Whether this thread is inside an event and so holds the plugin's lock. Without it another vCPU's bytes would end up
+ * in this one's record, and QEMU's heap would be damaged: better no trace than that one.
+ */
+extern __thread bool inside;
+#define MUST_BE_INSIDE() assert(inside)
+
+/* regs.c: the registers of the vCPU that runs in this thread; no lock */
 void regs_init(unsigned cpu);
 uint64_t reg_read(unsigned cpu, enum reg reg);
 bool reg_read_named(unsigned cpu, const char *name, uint64_t *value);
@@ -48,7 +56,7 @@ bool reg_write_named(unsigned cpu, const char *name, uint64_t value);
 void cpu_begins(unsigned cpu);
 unsigned cpu_running(unsigned told);
 
-/* memory.c: all addresses named ma are machine (host physical) addresses of the non-secure address space */
+/* memory.c, under the lock: all addresses named ma are machine (host physical) addresses, non-secure */
 struct leaf {
     uint64_t ma;
     uint64_t pte;
@@ -63,11 +71,14 @@ bool xen_va(unsigned cpu, uint64_t va, uint64_t *ma);
 bool xen_read(unsigned cpu, uint64_t va, void *data, size_t length);
 bool leaf_is_ram(const struct leaf *leaf);
 
-/* build.c: the record under construction */
+/* build.c, under the lock: the record under construction */
+#define RECORD_START (64U << 10) /* room that every record has */
 extern struct builder {
     uint8_t *data;
     size_t used, room;
+    size_t lists; /* of `used`: page lists */
 } rec;
+bool rec_init(void); /* once, before there is any vCPU; false: no memory */
 struct record *rec_begin(unsigned cpu, int kind, int el, unsigned nregs);
 uint64_t *rec_regs(void);
 struct block *rec_block(int kind, size_t room);
@@ -80,7 +91,7 @@ void capture_guest_lists(unsigned cpu, const struct block *message);
 void capture_shadow_lists(const struct block *message);
 const uint8_t *block_data(const struct block *block);
 
-/* xen.c: who runs */
+/* xen.c, under the lock: who runs */
 struct who {
     uint64_t vcpu; /* address of Xen's struct vcpu: identity of a guest's thread of execution; 0 unknown */
     uint16_t domain, id, vmid;
@@ -99,7 +110,7 @@ void xen_forget(void);
 uint16_t xen_domain_of(unsigned cpu, uint64_t domain);
 void xen_learn(unsigned cpu, const struct who *who);
 
-/* tee.c: which pages belong to which call */
+/* tee.c, under the lock: which pages belong to which call */
 struct tee_call {
     bool used;
     uint16_t owner;
@@ -124,7 +135,7 @@ struct guest_call { /* a guest call that Xen has not answered yet */
     uint16_t owner;
     uint8_t flags;
 };
-extern unsigned guest_calls_open;
+bool guest_calls_pending(void); /* whether there is any; no lock */
 void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x);
 void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const uint64_t *x);
 void tee_el3_return(unsigned cpu, uint32_t fid, uint16_t owner, const uint64_t *x);
@@ -172,14 +183,14 @@ void on_domain(unsigned told, void *kind);
 void on_doorbell(unsigned told, void *level);
 void board_stop(const char *why);
 
-/* clock.c */
+/* clock.c, under the lock */
 const char *clock_choose(void); /* its name */
 uint64_t clock_now(void);
 
 /* hooks.c */
 void hooks_init(qemu_plugin_id_t id);
 
-/* lockstep.c */
+/* lockstep.c, under the lock once the board runs */
 const char *lockstep_open(const char *path, const char *json, unsigned timeout_ms, bool stop_on_loss);
 bool lockstep_wants(int kind);
 /* Sends the record; when the consumer holds this kind, serves its requests until it lets go. Returns a delay in us. */

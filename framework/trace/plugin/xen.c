@@ -24,6 +24,7 @@ static uint64_t learned[65536 / 64]; /* domains whose RPC buffers from before th
 
 void xen_forget(void)
 {
+    MUST_BE_INSIDE();
     memset(cache, 0, sizeof cache);
 }
 
@@ -46,6 +47,7 @@ static uint64_t current_vcpu(unsigned cpu)
 
 void xen_who(unsigned cpu, struct who *who)
 {
+    MUST_BE_INSIDE();
     who->vttbr = reg_read(cpu, R_VTTBR_EL2);
     who->vmid = (uint16_t)(who->vttbr >> 48);
     who->domain = who->id = UNKNOWN16;

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.ops import Call
-from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling
+from medcheck import MakeProbe, Probe
+from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling, SmcFunction
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))
 """Distinct values for x1..x17; x7 among them is a client id the guest has no right to."""
@@ -16,7 +16,8 @@ FORWARDED = [row for row in FUNCTIONS.values() if row.handling is Handling.FORWA
 NOBODYS = (0xF2000004, 0x72000004, 0xB20000FF, 0x320000FF, 0xBFFFFFFF, 0xB2010000, 0x30000000, 0xB0000000)
 
 
-@pytest.mark.rule("R6", "R10", "DISP-2", "REGS-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R6", "R10", "DISP-2", "REGS-1")
 @pytest.mark.parametrize("conduit", CONDUITS)
 def test_r6_hidden_functions_are_unknown(probe: Probe, conduit: str) -> None:
     """What only the hypervisor may ask for, and what no mediator offers, is -1 and leaves all other registers."""
@@ -26,10 +27,10 @@ def test_r6_hidden_functions_are_unknown(probe: Probe, conduit: str) -> None:
         assert record.regs == (SMCCC_UNKNOWN_FUNCTION, *PATTERN), f"function {fid:#x}"
 
 
-@pytest.mark.rule("R10", "R11", "FAST-1", "FAST-2", "REGS-1", "CID-1")
+@pytest.mark.mc_rule("R10", "R11", "FAST-1", "FAST-2", "REGS-1", "CID-1")
 @pytest.mark.parametrize("conduit", CONDUITS)
 @pytest.mark.parametrize("row", FORWARDED, ids=lambda row: row.name)
-def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: object, conduit: str) -> None:
+def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: SmcFunction, conduit: str) -> None:
     """A forwarded call gives back its documented registers; the guest's x7 does not choose the client."""
     plain = probe.smc(row.fid, conduit=conduit)
     marked = probe.smc(row.fid, *PATTERN, conduit=conduit)
@@ -40,14 +41,14 @@ def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: o
     }
 
 
-@pytest.mark.rule("R6", "FAST-2")
+@pytest.mark.mc_rule("R6", "FAST-2")
 def test_the_api_is_optees(probe: Probe) -> None:
     """CALLS_UID and CALLS_REVISION name OP-TEE's API, revision 2.0."""
     assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
     assert probe.smc(FID["CALLS_REVISION"])[:2] == (2, 0)
 
 
-@pytest.mark.rule("FAST-3", "R10")
+@pytest.mark.mc_rule("FAST-3", "R10")
 @pytest.mark.parametrize("conduit", CONDUITS)
 def test_local_functions(probe: Probe, conduit: str) -> None:
     """CALLS_COUNT and GET_SHM_CONFIG are the mediator's own and leave all other registers."""
@@ -55,7 +56,7 @@ def test_local_functions(probe: Probe, conduit: str) -> None:
         assert probe.smc(FID[name], *PATTERN, conduit=conduit) == (answer, *PATTERN), name
 
 
-@pytest.mark.rule("CAPS-1", "CAPS-2", "R6", "R10")
+@pytest.mark.mc_rule("CAPS-1", "CAPS-2", "R6", "R10")
 @pytest.mark.parametrize("given", [0, 1, 0xFF, 0xFFFF_FFFF_FFFF_FFFF])
 def test_capabilities(probe: Probe, given: int) -> None:
     """A guest sees UNREGISTERED_SHM, DYNAMIC_SHM and MEMREF_NULL at most, whatever it says of itself."""
@@ -66,13 +67,13 @@ def test_capabilities(probe: Probe, given: int) -> None:
     assert regs[2:] == PATTERN[1:]
 
 
-@pytest.mark.rule("DISP-2")
+@pytest.mark.mc_rule("DISP-2")
 def test_only_the_low_half_of_x0_is_the_function(probe: Probe) -> None:
     """SMCCC: a function id is 32 bits wide."""
     assert probe.smc(0xDEAD_BEEF << 32 | FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
 
 
-@pytest.mark.rule("DISP-1", "R2")
+@pytest.mark.mc_rule("DISP-1", "R2")
 @pytest.mark.parametrize("conduit", CONDUITS)
 @pytest.mark.parametrize("imm", [1, 0x7FFF, 0xFEFF])
 def test_other_immediates_are_undefined(probe: Probe, conduit: str, imm: int) -> None:
@@ -86,15 +87,15 @@ def test_other_immediates_are_undefined(probe: Probe, conduit: str, imm: int) ->
     assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
 
 
-@pytest.mark.rule("CACHE-1", "R6")
+@pytest.mark.mc_rule("CACHE-1", "R6")
 def test_shm_cache_can_be_switched(probe: Probe) -> None:
     """ENABLE_SHM_CACHE and DISABLE_SHM_CACHE work for a guest; an empty cache is ENOTAVAIL."""
     assert probe.smc(FID["ENABLE_SHM_CACHE"], *PATTERN) == (0, *PATTERN)
     assert probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN) == (7, *PATTERN)
 
 
-@pytest.mark.rule("DISP-4", "R6")
-def test_a_domain_without_tee_finds_nothing(make_probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("DISP-4", "R6")
+def test_a_domain_without_tee_finds_nothing(make_probe: MakeProbe) -> None:
     """A domain created without ``tee`` gets -1 for everything, and no call of it reaches OP-TEE."""
     probe = make_probe("bare", tee=False)
     for row in FUNCTIONS.values():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from medcheck import Deviations, Probe
 from mediator_ref.abi import (
     RETURN_FROM_RPC,
     RPC_ALLOC_ATTR,
@@ -21,14 +21,15 @@ from mediator_ref.abi import (
 )
 
 
-@pytest.mark.rule("RPC-1", "R12")
+@pytest.mark.mc_rule("RPC-1", "R12")
 @pytest.mark.parametrize("thread", [0, 1, 2, 0x7FFF_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF])
 def test_r12_nothing_to_resume(probe: Probe, thread: int) -> None:
     """A thread OP-TEE did not name cannot be resumed: ERESUME. -1 is what the mediator calls "none" inside."""
     assert probe.smc(RETURN_FROM_RPC, 0, 0, thread, 4)[:5] == (SmcReturn.ERESUME, 0, 0, thread, 4)
 
 
-@pytest.mark.rule("RPC-1", "R12")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-1", "R12")
 def test_r12_other_threads_of_a_waiting_call(probe: Probe) -> None:
     """While a call waits, only its own thread can be resumed, and the call is none the worse for a wrong try."""
     with probe.parked_at(RpcFunc.ALLOC) as call:
@@ -39,7 +40,7 @@ def test_r12_other_threads_of_a_waiting_call(probe: Probe) -> None:
     assert probe.smc(RETURN_FROM_RPC, 0, 0, call.thread)[0] == SmcReturn.ERESUME
 
 
-@pytest.mark.rule("RPC-2", "RPC-5", "RPC-6", "R7", "R22")
+@pytest.mark.mc_rule("RPC-2", "RPC-5", "RPC-6", "R7", "R22")
 def test_every_request_by_hand(probe: Probe) -> None:
     """OPEN_SESSION of an unknown TA, each request answered by the client: ALLOC, SHM_ALLOC, files, LOAD_TA, frees."""
     call = probe.begin(OpenSession(NO_TA), park=list(RpcFunc))
@@ -73,7 +74,7 @@ def test_every_request_by_hand(probe: Probe) -> None:
     assert {"ALLOC", "CMD SHM_ALLOC", "CMD LOAD_TA", "CMD SHM_FREE"} <= set(seen)
 
 
-@pytest.mark.rule("RPC-2", "RPC-3", "R3")
+@pytest.mark.mc_rule("RPC-2", "RPC-3", "R3")
 @pytest.mark.parametrize("ipa", [0x0, 0x4050_0008, 0x0900_0000, 0x7000_0000])
 def test_r3_alloc_answered_with_no_page(probe: Probe, ipa: int) -> None:
     """A misaligned address, a device or nothing as RPC page: OP-TEE is told there is none, and the call fails."""
@@ -85,7 +86,8 @@ def test_r3_alloc_answered_with_no_page(probe: Probe, ipa: int) -> None:
     assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
 
 
-@pytest.mark.rule("RPC-8", "R3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-8", "R3")
 @pytest.mark.parametrize("ret", [Tee.OUT_OF_MEMORY, Tee.GENERIC, 1])
 def test_r3_shm_alloc_refused(probe: Probe, ret: int) -> None:
     """A guest that has no memory for OP-TEE says so; the call ends and the next one works."""
@@ -97,7 +99,8 @@ def test_r3_shm_alloc_refused(probe: Probe, ret: int) -> None:
     assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
 
 
-@pytest.mark.rule("RPC-8", "RPC-9", "R8", "R18", "D3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-8", "RPC-9", "R8", "R18", "D3")
 def test_r18_shm_alloc_answered_with_bad_pages(expendable_probe: Probe) -> None:
     """A reply whose list names memory the guest does not have: the mediator asks the guest to free it (SHM_FREE).
 
@@ -117,7 +120,8 @@ def test_r18_shm_alloc_answered_with_bad_pages(expendable_probe: Probe) -> None:
     assert (call.x0, call.arg.ret != 0) == (0, True)
 
 
-@pytest.mark.rule("RPC-7", "R7")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-7", "R7")
 def test_r7_foreign_interrupts_are_the_guests_to_resume(probe: Probe) -> None:
     """A call that an interrupt suspends comes back to the guest, which resumes it; x1 and x2 do not matter."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.FOREIGN_INTR, RpcFunc.ALLOC])
@@ -130,8 +134,11 @@ def test_r7_foreign_interrupts_are_the_guests_to_resume(probe: Probe) -> None:
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
 
 
-@pytest.mark.rule("RPC-4", "RPC-7", "D4", "R2", "R4")
-def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-4", "RPC-7", "D4", "R2", "R4")
+def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(
+    expendable_probe: Probe, deviations: Deviations
+) -> None:
     """The ABI says a1 and a2 are not used on return from RPC_CMD: with zeros there the call goes on all the same.
 
     On a board of its own: where the call is lost, a debug Xen asserts when the domain is destroyed.
@@ -147,7 +154,8 @@ def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(expendable_prob
     assert (call.x0, call.arg.ret) == (SmcReturn.OK, Tee.OUT_OF_MEMORY)
 
 
-@pytest.mark.rule("RPC-4", "RPC-9", "R18", "D15")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-4", "RPC-9", "R18", "D15")
 def test_d15_unreadable_answer_to_the_mediators_own_request(expendable_probe: Probe) -> None:
     """The mediator asks for memory to be freed and gets an answer that does not fit a page: that request is over.
 

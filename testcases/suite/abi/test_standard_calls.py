@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -21,6 +20,7 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Fill
+from medcheck import Deviations, Probe
 from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, U32, Param, RpcFunc, SmcReturn, Tee, split
 
 JUNK = bytes(range(1, 256)) + b"\xee"
@@ -33,7 +33,7 @@ def session_of(probe: Probe) -> int:
     return call.arg.session
 
 
-@pytest.mark.rule("STD-2", "R3")
+@pytest.mark.mc_rule("STD-2", "R3")
 @pytest.mark.parametrize("offset", [1, 8, 0x800, 0xFFF])
 def test_r3_misaligned_argument_page(probe: Probe, offset: int) -> None:
     """An argument page that is not a page: EBADADDR, nothing else changes."""
@@ -43,14 +43,14 @@ def test_r3_misaligned_argument_page(probe: Probe, offset: int) -> None:
     assert probe.smc(CALL_WITH_ARG, high, low, 5, 6)[:5] == (SmcReturn.EBADADDR, high, low, 5, 6)
 
 
-@pytest.mark.rule("STD-2", "R3", "R15")
+@pytest.mark.mc_rule("STD-2", "R3", "R15")
 @pytest.mark.parametrize("ipa", [0x0, 0x0900_0000, 0x7000_0000, 0x2_0000_0000, 0xFFFF_FFFF_FFFF_F000])
 def test_r3_argument_page_that_is_no_ram(probe: Probe, ipa: int) -> None:
     """Nothing, a device, or beyond all memory: EBADADDR."""
     assert probe.smc(CALL_WITH_ARG, *split(ipa))[0] == SmcReturn.EBADADDR
 
 
-@pytest.mark.rule("STD-4", "R6")
+@pytest.mark.mc_rule("STD-4", "R6")
 @pytest.mark.parametrize("cmd", [6, 7, 8, 9, 0x7F, 0xFFFF_FFFF])
 def test_r6_commands_that_are_not_mediated(probe: Probe, cmd: int) -> None:
     """DO_BOTTOM_HALF, STOP_ASYNC_NOTIF and everything later: EBADCMD, and the page stays as it is."""
@@ -59,9 +59,10 @@ def test_r6_commands_that_are_not_mediated(probe: Probe, cmd: int) -> None:
     assert call.page == call.sent
 
 
-@pytest.mark.rule("STD-3", "R3", "D8")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("STD-3", "R3", "D8")
 @pytest.mark.parametrize("count", [MAX_NUM_PARAMS + 1, 0x1000, 0xFFFF_FFFF])
-def test_d8_too_many_parameters(probe: Probe, deviations, count: int) -> None:  # type: ignore[no-untyped-def]
+def test_d8_too_many_parameters(probe: Probe, deviations: Deviations, count: int) -> None:
     """More parameters than a page holds: BAD_PARAMETERS in the page, and a return code in x0."""
     call = probe.call_with_arg(Message(0, num_params=count))
     assert (call.arg.ret, call.arg.ret_origin) == (Tee.BAD_PARAMETERS, 2)
@@ -71,7 +72,7 @@ def test_d8_too_many_parameters(probe: Probe, deviations, count: int) -> None:  
     assert call.x0 == SmcReturn.OK
 
 
-@pytest.mark.rule("STD-3", "R3")
+@pytest.mark.mc_rule("STD-3", "R3")
 def test_r3_as_many_parameters_as_fit(probe: Probe) -> None:
     """127 parameters fit the page: the call reaches OP-TEE, whose answer comes back."""
     call = probe.call_with_arg(Message(1, session=1, params=(value(),) * MAX_NUM_PARAMS))
@@ -79,7 +80,7 @@ def test_r3_as_many_parameters_as_fit(probe: Probe) -> None:
     assert call.arg.ret == Tee.BAD_PARAMETERS
 
 
-@pytest.mark.rule("STD-9", "R10")
+@pytest.mark.mc_rule("STD-9", "R10")
 def test_values_go_both_ways(probe: Probe) -> None:
     """An INOUT value: a = a + b; what nobody wrote stays."""
     call = probe.call_with_arg(Invoke(session_of(probe), PTA_CMD_PARAMS, [value(3, 4, 5)]))
@@ -87,7 +88,7 @@ def test_values_go_both_ways(probe: Probe) -> None:
     assert call.arg.params[0] == Param(3, 7, 4, 5)
 
 
-@pytest.mark.rule("MEM-1", "MEM-9", "R8", "R19")
+@pytest.mark.mc_rule("MEM-1", "MEM-9", "R8", "R19")
 @pytest.mark.parametrize(("pages", "offset"), [(1, 0), (1, 0xFFF), (3, 0x10), (129, 0), (64, 0x7FF)])
 def test_r19_offset_into_the_first_page(probe: Probe, pages: int, offset: int) -> None:
     """OP-TEE sees every byte of a buffer, from its offset on, and its write lands at the first of them."""
@@ -105,7 +106,8 @@ def test_r19_offset_into_the_first_page(probe: Probe, pages: int, offset: int) -
         assert probe.read(buffer.pages[0] + offset - 1, 1)[0] == 1
 
 
-@pytest.mark.rule("STD-9", "R22", "ISO-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("STD-9", "R22", "ISO-1")
 def test_r22_only_results_are_written_back(probe: Probe) -> None:
     """After a call with a buffer the page differs from what was sent in nothing but results: no translated address."""
     session = session_of(probe)
@@ -126,7 +128,8 @@ def test_r22_only_results_are_written_back(probe: Probe) -> None:
     assert call.arg.params[0].a == call.buffer().buf_ptr
 
 
-@pytest.mark.rule("R22", "STD-6", "R15")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R22", "STD-6", "R15")
 def test_r22_the_page_is_read_once(probe: Probe) -> None:
     """What a guest writes into the argument page while the call runs changes nothing."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
@@ -138,14 +141,15 @@ def test_r22_the_page_is_read_once(probe: Probe) -> None:
     assert call.page[32:96] == b"\xff" * 64
 
 
-@pytest.mark.rule("MEM-3")
+@pytest.mark.mc_rule("MEM-3")
 def test_null_buffer(probe: Probe) -> None:
     """A NULL buffer needs no pages and reaches the TA as NULL."""
     call = probe.call_with_arg(Invoke(session_of(probe), PTA_CMD_MEMREF_NULL, [null_tmem()]))
     assert (call.x0, call.arg.ret) == (0, 0)
 
 
-@pytest.mark.rule("STD-5", "CID-1", "R11")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("STD-5", "CID-1", "R11")
 def test_r11_other_registers_of_the_call_are_ignored(probe: Probe) -> None:
     """x3..x7 of CALL_WITH_ARG do not reach OP-TEE: not the cache attribute, not another client's id."""
     call = probe.begin(OpenSession(INVOKE_TESTS), regs=(0, 11, 12, 13, 1))
@@ -154,7 +158,8 @@ def test_r11_other_registers_of_the_call_are_ignored(probe: Probe) -> None:
     assert (closed.x0, closed.arg.ret) == (0, 0)
 
 
-@pytest.mark.rule("MEM-3", "R8", "R17")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("MEM-3", "R8", "R17")
 def test_r8_contiguous_memory_is_refused(probe: Probe) -> None:
     """Memory named by its address, without a page list, is BAD_PARAMETERS: a guest has no address OP-TEE could use."""
     page = probe.pages(1)

@@ -14,6 +14,7 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Call, Drive, Join, Loop, Op, Read, Run, SetFlag, WaitFlag, Write
+from medcheck import MakeProbe
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     FID,
@@ -33,8 +34,8 @@ def meet(index: int, count: int) -> tuple[Op, ...]:
     return SetFlag(index, 1, add=True), WaitFlag(index, count)
 
 
-@pytest.mark.rule("R5", "R14", "STD-6")
-def test_r14_two_calls_at_once(make_probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R5", "R14", "STD-6")
+def test_r14_two_calls_at_once(make_probe: MakeProbe) -> None:
     """Two vCPUs invoke a TA at the same time, again and again: each gets its own result in its own page."""
     probe = make_probe("pair", vcpus=2)
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
@@ -57,8 +58,8 @@ def test_r14_two_calls_at_once(make_probe) -> None:  # type: ignore[no-untyped-d
     ]
 
 
-@pytest.mark.rule("R12", "R14", "RPC-1")
-def test_r12_a_call_moves_to_another_vcpu(make_probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R12", "R14", "RPC-1")
+def test_r12_a_call_moves_to_another_vcpu(make_probe: MakeProbe) -> None:
     """A call that one vCPU began is resumed by another: the thread is the domain's, not the vCPU's."""
     probe = make_probe("pair", vcpus=2)
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
@@ -69,8 +70,8 @@ def test_r12_a_call_moves_to_another_vcpu(make_probe) -> None:  # type: ignore[n
     assert decode_arg(page.data).ret == TEE_ITEM_NOT_FOUND
 
 
-@pytest.mark.rule("R12", "R14", "RPC-1")
-def test_r12_only_one_of_two_resumes_a_call(make_probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R12", "R14", "RPC-1")
+def test_r12_only_one_of_two_resumes_a_call(make_probe: MakeProbe) -> None:
     """Two vCPUs resume the same thread at the same time: one goes on with the call, the other gets ERESUME."""
     probe = make_probe("pair", vcpus=2)
     for attempt in range(10):
@@ -103,8 +104,8 @@ def _known(page: tuple[int, int]) -> tuple[Op, ...]:
     return (RpcPage(ipa, ipa),)
 
 
-@pytest.mark.rule("R5", "R7", "R14")
-def test_r5_fast_calls_while_a_call_waits(make_probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R5", "R7", "R14")
+def test_r5_fast_calls_while_a_call_waits(make_probe: MakeProbe) -> None:
     """One vCPU's call is suspended in the guest; another's calls are answered meanwhile, each within a second."""
     probe = make_probe("pair", vcpus=2)
     with probe.parked_at(RpcFunc.ALLOC) as call:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -20,10 +19,11 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.xen import FREE_SPACE, balloon_out, grant, map_grant, unmap_grant
+from medcheck import Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RpcFunc, SmcReturn, Tee, split
 
 
-@pytest.mark.rule("R12", "RPC-1", "ISO-1")
+@pytest.mark.mc_rule("R12", "RPC-1", "ISO-1")
 def test_r12_another_domains_call_cannot_be_resumed(probe_pair: tuple[Probe, Probe]) -> None:
     """The thread that one domain's call waits in is ERESUME for another."""
     first, second = probe_pair
@@ -34,7 +34,8 @@ def test_r12_another_domains_call_cannot_be_resumed(probe_pair: tuple[Probe, Pro
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
 
 
-@pytest.mark.rule("R5", "R11", "CID-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R5", "R11", "CID-1")
 def test_r11_sessions_and_cookies_are_per_domain(probe_pair: tuple[Probe, Probe]) -> None:
     """Equal session numbers and cookies of two domains mean different things; a7 does not change whose they are."""
     first, second = probe_pair
@@ -54,7 +55,8 @@ def test_r11_sessions_and_cookies_are_per_domain(probe_pair: tuple[Probe, Probe]
     assert first.call_with_arg(CloseSession(session)).arg.ret == 0
 
 
-@pytest.mark.rule("R8", "MEM-2")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-2")
 @pytest.mark.parametrize("readonly", [False, True])
 def test_r8_granted_pages_are_not_a_guests_own(expendable_probe: Probe, readonly: bool) -> None:
     """A page mapped by a grant can be used by the guest, but not shared on with OP-TEE.
@@ -77,7 +79,8 @@ def test_r8_granted_pages_are_not_a_guests_own(expendable_probe: Probe, readonly
     unmap_grant(borrower, mapping)
 
 
-@pytest.mark.rule("R8", "R14", "MEM-1", "MEM-8")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R14", "MEM-1", "MEM-8")
 def test_r8_shared_pages_outlive_the_guests_mapping(probe: Probe) -> None:
     """A guest that gives a registered page back to Xen loses it; OP-TEE works on it until it is unregistered."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session

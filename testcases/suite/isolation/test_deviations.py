@@ -1,13 +1,12 @@
 """The isolation findings of the list of deviations, as far as the guest's own view shows them.
 
-D1, D2, D11, D13, D14: the Xen security team is told before details are published.
+The mediator's maintainers are told of each before details are published: see SECURITY.md.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -19,6 +18,7 @@ from framework.probe.message import (
     null_tmem,
     tmem,
 )
+from medcheck import Deviations, MakeProbe, Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RPC_ALLOC_ATTR, Attr, Param, RpcCmd, RpcFunc, Tee
 from mediator_ref.events import PAGE_SIZE
 
@@ -29,8 +29,9 @@ COMMS = 2
 LIES = 4
 
 
-@pytest.mark.rule("R8", "R22", "RPC-8", "D1")
-def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R22", "RPC-8", "D1")
+def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations: Deviations) -> None:
     """A reply to SHM_ALLOC that names an address instead of a page list never reaches OP-TEE."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
     cookie = probe.cookie()
@@ -48,8 +49,9 @@ def test_d1_contiguous_reply_to_shm_alloc(probe: Probe, deviations) -> None:  # 
     assert (call.x0, call.arg.ret != 0) == (0, True)
 
 
-@pytest.mark.rule("R8", "MEM-4", "MEM-8", "MEM-10", "D2")
-def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-4", "MEM-8", "MEM-10", "D2")
+def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations: Deviations) -> None:
     """A NULL buffer with the cookie of registered memory does not unregister it."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
     assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0
@@ -62,8 +64,9 @@ def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations) -> No
         return
 
 
-@pytest.mark.rule("R8", "RPC-4", "RPC-8", "D11")
-def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "RPC-4", "RPC-8", "D11")
+def test_d11_shm_alloc_answered_under_another_name(make_probe: MakeProbe, deviations: Deviations) -> None:
     """OP-TEE asked for memory: a page list in the reply is translated or refused, whatever the reply's ``cmd`` says.
 
     The list lies at the guest's address that is, as a machine address, OP-TEE's static shared memory: where the list
@@ -85,8 +88,9 @@ def test_d11_shm_alloc_answered_under_another_name(make_probe, deviations) -> No
     assert not asked or any(param.c == cookie for param in asked[0].params)
 
 
-@pytest.mark.rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
-def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
+def test_d11_another_answer_passed_off_as_memory(make_probe: MakeProbe, deviations: Deviations) -> None:
     """OP-TEE asked for a file: a reply that calls itself SHM_ALLOC's shares no memory, and costs no slot."""
     probe = make_probe("liar")
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.FS])
@@ -107,8 +111,9 @@ def test_d11_another_answer_passed_off_as_memory(make_probe, deviations) -> None
     assert not refused
 
 
-@pytest.mark.rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
-def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
+def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations: Deviations) -> None:
     """An ALLOC answered with the cookie of another call's RPC page is refused, and that page lives on.
 
     On a board of its own: where it does not, its call can never be answered, and OP-TEE keeps using a page of Xen's.
@@ -131,8 +136,9 @@ def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, d
     second.finish()
 
 
-@pytest.mark.rule("R8", "MEM-8", "MEM-10", "D14")
-def test_d14_shm_free_releases_only_what_was_given(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-8", "MEM-10", "D14")
+def test_d14_shm_free_releases_only_what_was_given(probe: Probe, deviations: Deviations) -> None:
     """A NULL answer to SHM_ALLOC under the cookie of registered memory: OP-TEE's SHM_FREE does not unregister it."""
     assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])

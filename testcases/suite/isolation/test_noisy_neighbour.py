@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.guests.xtest import run_xtest
-from framework.probe.call import StdCall
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession, RegisterShm, UnregisterShm, tmem
 from framework.probe.ops import Add, Drive, Loop, Op, Write
+from medcheck import MakeProbe, Probe, Slowdown, StdCall, Target
 from mediator_ref.abi import CALL_WITH_ARG, RpcFunc, SmcReturn, split
-from testcases.suite.limits.test_threads import MOST
-from testcases.suite.robustness.test_gibberish import function_id
-from testcases.suite.robustness.test_malformed import message, word
 
-if TYPE_CHECKING:
-    from framework.target.target import Target
-    from testcases.conftest import MakeProbe, Slowdown
+from ..lib.domains import MOST_CALLS
+from ..lib.random_calls import function_id, message, word
 
 CASES = ("1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008")
 CALLS = 2000
@@ -89,7 +83,7 @@ class Attacker:
     def _threads(self) -> None:
         """Calls wait in OP-TEE until it has no thread left for this guest; then a hundred more."""
         waiting: list[StdCall] = []
-        while len(waiting) < MOST and not self._stop.is_set():
+        while len(waiting) < MOST_CALLS and not self._stop.is_set():
             call = self.probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC], page=self.probe.pages(1))
             if call.done:
                 # Later, OP-TEE may have no memory left for this guest and answer at once.
@@ -102,8 +96,8 @@ class Attacker:
 
 
 @pytest.mark.slow
-@pytest.mark.checkpoint("ready")
-@pytest.mark.rule("R2", "R5", "R14", "R18", "STD-1", "STD-6")
+@pytest.mark.mc_checkpoint("ready")
+@pytest.mark.mc_rule("R2", "R5", "R14", "R18", "STD-1", "STD-6")
 def test_r5_xtest_beside_an_attacker(make_probe: MakeProbe, target: Target, slowdown: Slowdown) -> None:
     """A probe attacks with all it has; a Linux guest's xtest passes meanwhile. How much longer it takes is reported."""
     name, guest = next(iter(target.guests.items()))

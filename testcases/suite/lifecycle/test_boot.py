@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.conformance.checker import check_file
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
+from medcheck import TargetProvider
 from mediator_ref.abi import CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED
 
-if TYPE_CHECKING:
-    from framework.target.provider import TargetProvider
 
-
-@pytest.mark.board
+@pytest.mark.mc_board
 @pytest.mark.slow
-@pytest.mark.rule("LIFE-6", "D10")
-def test_d10_registers_of_the_probe_calls(boards: TargetProvider, results_dir: Path) -> None:
+@pytest.mark.mc_rule("LIFE-6", "D10")
+def test_d10_registers_of_the_probe_calls(target_provider: TargetProvider, results_dir: Path) -> None:
     """A board from power-on: Xen's three questions to OP-TEE carry nothing but their arguments."""
-    with boards.cold(results_dir, trace=True) as session:
+    with target_provider.cold(results_dir, trace=True) as session:
         trace = session.trace
         assert trace is not None
     asked = []

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,34 +26,16 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Drive, Loop, Op
+from medcheck import Deviations, MakeProbe, Target
 from mediator_ref.abi import CALL_WITH_ARG, RpcCmd, RpcFunc, split
 
-if TYPE_CHECKING:
-    from framework.target.target import Target
-    from testcases.conftest import Deviations, MakeProbe
+from ..lib.domains import REQUESTS, free_pages
 
 PARTITIONS = 4
 """CFG_VIRT_GUEST_COUNT of images/firmware.yaml: dom0 and three domUs."""
 FEW = 20
 """As many domains may come and go before finding O1 costs a partition."""
 FOR_EVER = 10_000_000
-_HEAP = re.compile(r"heap\[node=\d+\]\[zone=\d+\] -> (\d+) pages")
-
-
-def free_pages(target: Target) -> int:
-    """Xen's free pages, to the page: the sum over its heap, as the debug key H prints it."""
-    console = target.board.consoles["xen"]
-    found: list[int] = []
-    target.dom0.run("xl debug-keys H").check()
-    for _ in range(100):
-        said = console.tail(200)
-        begin = max((i for i, line in enumerate(said) if "'H' pressed" in line), default=0)
-        counted = [int(match[1]) for line in said[begin:] if (match := _HEAP.search(line))]
-        if counted and counted == found:
-            return sum(counted)
-        found = counted
-        time.sleep(0.05)
-    raise GuestError("Xen does not tell its free memory", where="console xen")
 
 
 @dataclass(frozen=True)
@@ -144,9 +124,6 @@ def parked(point: RpcFunc | RpcCmd) -> Callable[[Probe], None]:
     return at_request
 
 
-REQUESTS = (RpcFunc.ALLOC, RpcCmd.SHM_ALLOC, RpcCmd.FS, RpcCmd.LOAD_TA, RpcCmd.SHM_FREE, RpcFunc.FREE)
-"""What OP-TEE asks for while a session with a missing TA is opened, in this order."""
-
 POINTS: dict[str, Callable[[Probe], None]] = {
     "before the first call": nothing,
     "between calls": idle,
@@ -186,8 +163,11 @@ def come_and_go(make_probe: MakeProbe, target: Target, point: Callable[[Probe], 
     return left
 
 
-@pytest.mark.rule("R1", "R5", "R14", "R18", "R20", "R21", "LIFE-1", "LIFE-2", "LIFE-3", "LIFE-5")
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.nightly])])
+@pytest.mark.mc_rule("R1", "R5", "R14", "R18", "R20", "R21", "LIFE-1", "LIFE-2", "LIFE-3", "LIFE-5")
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(10, marks=pytest.mark.mc_core), pytest.param(200, marks=[pytest.mark.slow, pytest.mark.nightly])],
+)
 def test_r1_domains_come_and_go(make_probe: MakeProbe, target: Target, deviations: Deviations, rounds: int) -> None:
     """A domain opens a session, registers a buffer and is destroyed: Xen's memory is the same to the page.
 
@@ -203,7 +183,7 @@ def test_r1_domains_come_and_go(make_probe: MakeProbe, target: Target, deviation
 
 @pytest.mark.slow
 @pytest.mark.nightly
-@pytest.mark.rule("R1", "R5", "R14", "R18", "R21", "LIFE-2", "LIFE-3")
+@pytest.mark.mc_rule("R1", "R5", "R14", "R18", "R21", "LIFE-2", "LIFE-3")
 @pytest.mark.parametrize("name", POINTS)
 def test_r1_destroyed_at_each_point_again_and_again(make_probe: MakeProbe, target: Target, name: str) -> None:
     """Ten domains in a row destroyed at the same point of their lives, some of them in the middle of a call."""

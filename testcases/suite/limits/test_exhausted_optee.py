@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
@@ -18,6 +17,7 @@ from framework.probe.message import (
     tmem,
 )
 from framework.probe.ops import Add, Break, Drive, If, Loop
+from medcheck import Deviations, Probe
 from mediator_ref.abi import ARG_FIELDS, CALL_WITH_ARG, U32, RpcCmd, RpcFunc, SmcReturn, Tee, decode_arg, split
 
 BUFFERS = 16
@@ -80,8 +80,8 @@ def exhaust(probe: Probe) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R4", "R18", "MEM-6", "MEM-8", "MEM-10", "D12")
-def test_d12_what_optee_turned_away_is_not_done(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R2", "R4", "R18", "MEM-6", "MEM-8", "MEM-10", "D12")
+def test_d12_what_optee_turned_away_is_not_done(expendable_probe: Probe, deviations: Deviations) -> None:
     """EBADADDR from OP-TEE: a buffer is not registered then, and one that was to be unregistered still is."""
     probe = expendable_probe
     registered = exhaust(probe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import (
     INVOKE_TESTS,
     PTA_CMD_PARAMS,
@@ -18,6 +17,7 @@ from framework.probe.message import (
     tmem,
 )
 from framework.probe.ops import Add, Break, Drive, If, Loop
+from medcheck import Deviations, Probe
 from mediator_ref.abi import CALL_WITH_ARG, Param, Tee, split
 
 BUFFERS = 16
@@ -39,7 +39,8 @@ def unregister(probe: Probe, ref: int) -> int:
     return call.arg.ret
 
 
-@pytest.mark.rule("R4", "R18", "MEM-6", "MEM-8")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R4", "R18", "MEM-6", "MEM-8")
 def test_r4_sixteen_buffers(probe: Probe) -> None:
     """Sixteen registered buffers, no more; one that is unregistered makes room for one."""
     assert [register(probe, ref=100 + i) for i in range(BUFFERS)] == [0] * BUFFERS
@@ -49,7 +50,8 @@ def test_r4_sixteen_buffers(probe: Probe) -> None:
     assert register(probe, ref=501) == Tee.OUT_OF_MEMORY
 
 
-@pytest.mark.rule("R17", "MEM-5")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R17", "MEM-5")
 @pytest.mark.parametrize(("pages", "offset"), [(PAGES, 0), (PAGES, 0xFFF)])
 def test_r17_largest_buffer(probe: Probe, pages: int, offset: int) -> None:
     """129 pages are allowed, the offset's page among them."""
@@ -57,7 +59,7 @@ def test_r17_largest_buffer(probe: Probe, pages: int, offset: int) -> None:
     assert unregister(probe, 1) == 0
 
 
-@pytest.mark.rule("R17", "MEM-5")
+@pytest.mark.mc_rule("R17", "MEM-5")
 @pytest.mark.parametrize(
     ("offset", "size"),
     [(0, (PAGES + 1) << 12), (1, PAGES << 12), (0, 1 << 31), (0, (1 << 32) - 4096), (0xFFF, 1 << 43)],
@@ -69,11 +71,12 @@ def test_r17_too_large(probe: Probe, offset: int, size: int) -> None:
     assert register(probe, ref=1) == 0
 
 
-@pytest.mark.rule("R3", "R17", "MEM-5", "D9")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R3", "R17", "MEM-5", "D9")
 @pytest.mark.parametrize(
     ("offset", "size"), [(0xFFF, (1 << 64) - 1), (0, (1 << 44) + 4096)], ids=["wraps", "cut to 32 bits"]
 )
-def test_d9_size_that_overflows(probe: Probe, deviations, offset: int, size: int) -> None:  # type: ignore[no-untyped-def]
+def test_d9_size_that_overflows(probe: Probe, deviations: Deviations, offset: int, size: int) -> None:
     """A size whose end is beyond 64 bits, or whose number of pages is beyond 32: the mediator refuses it itself."""
     call = probe.call_with_arg(RegisterShm(tmem(pages=1, offset=offset, size=size, ref=1)))
     assert call.x0 == 0
@@ -84,7 +87,7 @@ def test_d9_size_that_overflows(probe: Probe, deviations, offset: int, size: int
     assert call.arg.ret in (Tee.OUT_OF_MEMORY, Tee.BAD_PARAMETERS)
 
 
-@pytest.mark.rule("R3", "MEM-4", "MEM-10")
+@pytest.mark.mc_rule("R3", "MEM-4", "MEM-10")
 def test_r3_one_cookie_one_buffer(probe: Probe) -> None:
     """A cookie that is in use names nothing else; afterwards it may."""
     assert register(probe, ref=7) == 0
@@ -93,7 +96,8 @@ def test_r3_one_cookie_one_buffer(probe: Probe) -> None:
     assert register(probe, ref=7) == 0
 
 
-@pytest.mark.rule("R8", "R18", "MEM-2", "D3")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R18", "MEM-2", "D3")
 def test_r8_pages_that_are_not_the_guests_ram(expendable_probe: Probe) -> None:
     """A list that names a device, nothing, or an address beyond memory, or that itself lies there: BAD_PARAMETERS.
 
@@ -113,7 +117,8 @@ def test_r8_pages_that_are_not_the_guests_ram(expendable_probe: Probe) -> None:
     assert [register(probe, ref=100 + i) for i in range(BUFFERS)] == [0] * BUFFERS
 
 
-@pytest.mark.rule("R8", "R18", "MEM-7")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "R18", "MEM-7")
 def test_r18_buffers_of_calls_are_given_back(probe: Probe) -> None:
     """Forty calls with a buffer of 129 pages: more than fits at once, but each ends before the next."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
@@ -123,7 +128,8 @@ def test_r18_buffers_of_calls_are_given_back(probe: Probe) -> None:
         assert (again.x0, again.arg.ret) == (0, 0)
 
 
-@pytest.mark.rule("R4", "MEM-8")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R4", "MEM-8")
 def test_r4_registered_memory_is_used_by_reference(probe: Probe) -> None:
     """RMEM parameters reach registered memory; unregistered cookies reach nothing."""
     session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
@@ -137,8 +143,9 @@ def test_r4_registered_memory_is_used_by_reference(probe: Probe) -> None:
     assert probe.call_with_arg(Invoke(session, PTA_CMD_PARAMS, [rmem(9, 300)])).arg.ret == Tee.BAD_PARAMETERS
 
 
-@pytest.mark.rule("R4", "R18", "MEM-6", "MEM-7", "D5")
-def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R4", "R18", "MEM-6", "MEM-7", "D5")
+def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations: Deviations) -> None:
     """A call whose second parameter is refused leaves nothing of its first behind."""
     page = probe.pages(1)
     for _ in range(BUFFERS):
@@ -152,8 +159,8 @@ def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations) -
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R4", "R18", "MEM-7", "D3")
-def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_rule("R2", "R4", "R18", "MEM-7", "D3")
+def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations: Deviations) -> None:
     """140 registrations of 129 pages whose first page is bad, then a good one of one page.
 
     On a board of its own: where the count is wrong, a debug Xen asserts when the domain is destroyed.

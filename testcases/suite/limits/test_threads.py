@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from medcheck import Probe
 from mediator_ref.abi import RpcFunc, SmcReturn
 
-MOST = 64
-"""More threads than any OP-TEE configuration in use has."""
+from ..lib.domains import MOST_CALLS
 
 
-@pytest.mark.rule("R4", "STD-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R4", "STD-1")
 def test_r4_calls_at_once(probe: Probe) -> None:
     """Calls wait in OP-TEE until it has no thread left: ETHREAD_LIMIT; all of them still complete afterwards."""
     waiting = []
-    for _ in range(MOST):
+    for _ in range(MOST_CALLS):
         call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
         if call.done:
             break
@@ -32,12 +32,13 @@ def test_r4_calls_at_once(probe: Probe) -> None:
     assert probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.ret == 0
 
 
-@pytest.mark.rule("R5", "STD-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R5", "STD-1")
 def test_r5_one_domains_load_is_not_anothers(probe_pair: tuple[Probe, Probe]) -> None:
     """A domain that uses all it may does not keep another from working."""
     greedy, other = probe_pair
     waiting = []
-    for _ in range(MOST):
+    for _ in range(MOST_CALLS):
         call = greedy.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
         if call.done:
             break

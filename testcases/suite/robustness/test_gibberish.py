@@ -6,17 +6,15 @@ import random
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, OpenSession
 from framework.probe.ops import Drive, Write
-from framework.target.target import Target
+from medcheck import Probe, Target
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     CALLS_UID,
     FUNCTIONS,
     OPTEE_MSG_UID,
     SMCCC_UNKNOWN_FUNCTION,
-    TRUSTED_OWNERS,
     U32,
     U64,
     Handling,
@@ -25,11 +23,11 @@ from mediator_ref.abi import (
     fid_of,
     split,
 )
-from testcases.suite.robustness.test_malformed import DEFINED_X0, message, word
+
+from ..lib.random_calls import DEFINED_X0, function_id, message, word
 
 PAGES = 4000
 FUNCTION_IDS = 4000
-NEAR = tuple(FUNCTIONS)
 
 
 def everybody_lives(probe: Probe, target: Target) -> None:
@@ -40,20 +38,8 @@ def everybody_lives(probe: Probe, target: Target) -> None:
     target.check_alive()
 
 
-def function_id(rng: random.Random) -> int:
-    """A function of the trusted owners: a known one, one with a bit wrong, or any. x0's high half is noise."""
-    known = rng.choice(NEAR)
-    owner = rng.choice(TRUSTED_OWNERS)
-    fid = rng.choice([
-        known,
-        known ^ 1 << rng.randrange(24),
-        rng.getrandbits(2) << 30 | owner << 24 | rng.choice([rng.randrange(32), rng.getrandbits(24)]),
-    ])  # fmt: skip
-    return rng.choice([0, rng.getrandbits(32)]) << 32 | fid
-
-
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
+@pytest.mark.mc_rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
 def test_r3_thousands_of_argument_pages(fast_probe: Probe, target: Target) -> None:
     """Each message by itself, so that each answer is seen before the next: x0 is a defined return code."""
     rng = random.Random(20)
@@ -66,7 +52,7 @@ def test_r3_thousands_of_argument_pages(fast_probe: Probe, target: Target) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R3", "R6", "DISP-2", "REGS-1")
+@pytest.mark.mc_rule("R2", "R3", "R6", "DISP-2", "REGS-1")
 def test_r6_thousands_of_function_ids(fast_probe: Probe, target: Target) -> None:
     """Any function id with any registers: unknown ones give -1 and change nothing else, calls a defined return code."""
     rng = random.Random(21)

@@ -6,51 +6,18 @@ import random
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
 from framework.probe.ops import Drive, Op, Read, Write
+from medcheck import Probe
 from mediator_ref.abi import CALL_WITH_ARG, U32, Arg, Param, RpcFunc, decode_arg, encode_arg, split
 
+from ..lib.random_calls import DEFINED_X0, message, word
+
 BATCH = 20
-DEFINED_X0 = {0, 1, 4, 5, 6, 7}
-INTERESTING = (
-    0,
-    1,
-    0xFFF,
-    0x1000,
-    0x40000000,
-    0x40400000,
-    0x70000000,
-    1 << 31,
-    1 << 32,
-    1 << 63,
-    (1 << 64) - 1,
-)
-
-
-def word(rng: random.Random) -> int:
-    """A 64-bit number of the kind that finds boundaries."""
-    return rng.choice([rng.choice(INTERESTING), rng.getrandbits(64), rng.getrandbits(16)])
-
-
-def message(rng: random.Random) -> bytes:
-    """An argument page that is nearly right in most of its fields."""
-    params = tuple(
-        Param(
-            rng.choice([0, 1, 2, 3, 5, 6, 7, 9, 0xA, 0xB, 0x209, 0x20A, 0x20B, 0x101, rng.getrandbits(32)]),
-            word(rng), word(rng), word(rng),
-        )
-        for _ in range(rng.randrange(6))
-    )  # fmt: skip
-    # Too many parameters have a test of their own (D8: x0 is not set).
-    count = rng.choice([len(params), len(params), rng.randrange(128)])
-    cmd = rng.choice([0, 0, 1, 1, 2, 3, 4, 5, 6, rng.getrandbits(32)])
-    arg = Arg(cmd, rng.randrange(16), rng.randrange(2), 0, 0, rng.getrandbits(32), 0, count, params)
-    return encode_arg(arg, fill=rng.choice([b"\0", b"\xff", b"\x5a"]))
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
+@pytest.mark.mc_rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
 @pytest.mark.parametrize("seed", range(2))
 def test_r3_gibberish_in_the_argument_page(expendable_probe: Probe, seed: int) -> None:
     """Random messages from a seed: x0 is a defined return code, and the guest is answered afterwards.
@@ -71,7 +38,7 @@ def test_r3_gibberish_in_the_argument_page(expendable_probe: Probe, seed: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.rule("R2", "R3", "RPC-4", "RPC-8", "RPC-9")
+@pytest.mark.mc_rule("R2", "R3", "RPC-4", "RPC-8", "RPC-9")
 @pytest.mark.parametrize("seed", range(2))
 def test_r3_gibberish_in_answers(expendable_probe: Probe, seed: int) -> None:
     """Random answers to OP-TEE's commands: every call ends with a defined return code."""
@@ -100,7 +67,8 @@ def test_r3_gibberish_in_answers(expendable_probe: Probe, seed: int) -> None:
     assert final.arg.ret in (TEE_ITEM_NOT_FOUND, 0xFFFF000C)
 
 
-@pytest.mark.rule("R2")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R2")
 def test_r2_the_probe_itself_survives_a_fault(probe: Probe) -> None:
     """An access to nothing is reported with its address, and the guest and Xen go on."""
     (record,) = probe.run(Read(0x9000_0000, 8, catch=True))

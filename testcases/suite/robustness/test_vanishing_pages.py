@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from framework.probe.client import Probe
 from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession
 from framework.probe.ops import Drive
 from framework.probe.xen import balloon_in, balloon_out
+from medcheck import Deviations, Probe
 from mediator_ref.abi import SMCCC_UNKNOWN_FUNCTION, RpcCmd, RpcFunc, SmcReturn
 
 
-@pytest.mark.rule("R15", "STD-10", "D7")
-def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R15", "STD-10", "D7")
+def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations: Deviations) -> None:
     """The results cannot be written: EBADADDR, for nobody may think that an unchanged page holds them."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     balloon_out(probe, call.arg_page)
@@ -25,8 +26,9 @@ def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations) -> N
     assert record.x0 == SmcReturn.EBADADDR
 
 
-@pytest.mark.rule("R15", "RPC-11", "D6")
-def test_d6_command_page_that_is_gone(expendable_probe: Probe, deviations) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R15", "RPC-11", "D6")
+def test_d6_command_page_that_is_gone(expendable_probe: Probe, deviations: Deviations) -> None:
     """A command cannot be delivered: the mediator tells OP-TEE so by CALL_RETURN_FROM_RPC, and the call ends.
 
     On a board of its own: where the mediator resumes with a wrong function, OP-TEE loses a thread.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.artifacts import repin
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.repin import compare, compare_versions, read_wishes, update, verified_text
@@ -102,7 +103,7 @@ def packages(tmp_path: Path) -> Path:
 
 
 def again(packages: Path, suite: Suite) -> list[str]:
-    return update(packages, packages.with_name("lock.yaml"), Mirrors((suite.archive.url,))).lines()
+    return update(packages, packages.with_name("lock.yaml"), Mirrors((suite.archive.url,)), unsigned=True).lines()
 
 
 def test_everything_is_pinned_by_the_newest_that_fits(packages: Path, suite: Suite) -> None:
@@ -212,6 +213,54 @@ def test_a_suite_nobody_has_and_a_mirror_that_is_down(packages: Path, suite: Sui
         again(packages, suite)
 
 
+def test_without_a_signature_nothing_is_pinned(packages: Path, suite: Suite) -> None:
+    lock = packages.with_name("lock.yaml")
+    with pytest.raises(ArtifactError, match="not signed") as caught:
+        update(packages, lock, Mirrors((suite.archive.url,)))
+    assert "--unsigned" in str(caught.value)
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("lacking", ["gpgv", "debian-archive-keyring"])
+def test_a_signature_that_cannot_be_checked_counts_as_none(
+    packages: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    text = suite.archive.files["dists/stable/Release"]
+    suite.archive.files["dists/stable/InRelease"] = b"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n" + text
+    if lacking == "gpgv":
+        monkeypatch.setattr(repin.shutil, "which", lambda _name: None)
+    else:
+        monkeypatch.setattr(repin.shutil, "which", lambda _name: "/bin/true")
+        monkeypatch.setattr(repin, "_KEYRINGS", ("no/such/keyring",))
+    with pytest.raises(ArtifactError, match=f"{lacking} is not installed"):
+        update(packages, packages.with_name("lock.yaml"), Mirrors((suite.archive.url,)))
+    assert len(again(packages, suite)) == 6
+
+
+def test_the_release_file_of_another_suite_is_refused(packages: Path, suite: Suite) -> None:
+    text = suite.archive.files["dists/stable/Release"]
+    suite.archive.files["dists/stable/Release"] = text.replace(b"Suite: stable", b"Suite: oldstable")
+    with pytest.raises(ArtifactError, match="that of oldstable"):
+        again(packages, suite)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Size: 8\n", "Size: eight\n"), ("Size: 8\n", f"Size: {'9' * 5000}\n"), ("Size: 8\n", ""),
+        ("Filename: pool/main/emulator", "Filename: ../../emulator"), ("SHA256: ", "SHA256: z"),
+    ],
+)  # fmt: skip
+def test_a_malformed_index_is_an_error_of_the_archive(packages: Path, suite: Suite, old: str, new: str) -> None:
+    name = "main/binary-amd64/Packages.xz"
+    assert old in suite.indexes[name]
+    suite.indexes[name] = suite.indexes[name].replace(old, new)
+    suite.publish()
+    with pytest.raises(ArtifactError, match="malformed entry for emulator"):
+        again(packages, suite)
+    assert not packages.with_name("lock.yaml").exists()
+
+
 def test_a_missing_signature_is_said(packages: Path, suite: Suite) -> None:
     said: list[str] = []
 
@@ -219,7 +268,7 @@ def test_a_missing_signature_is_said(packages: Path, suite: Suite) -> None:
         def say(self, text: str) -> None:
             said.append(text)
 
-    update(packages, packages.with_name("lock.yaml"), Mirrors((suite.archive.url,)), Teller())
+    update(packages, packages.with_name("lock.yaml"), Mirrors((suite.archive.url,)), Teller(), unsigned=True)
     assert any("not signed" in text for text in said)
 
 

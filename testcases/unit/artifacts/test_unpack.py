@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.artifacts import unpack
 from framework.artifacts.unpack import unpack_deb, unpack_source
 from framework.common.errors import ArtifactError, BuildError, InfrastructureError
 from testcases.unit.artifacts.archive import deb, special, tar
@@ -111,6 +112,86 @@ def test_damaged_packages(tmp_path: Path, dest: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ArtifactError):
             unpack_deb(path, dest)
+
+
+@pytest.mark.parametrize("name", [".config", "..config", ".config/.hidden", "config"])
+def test_a_leading_dot_is_part_of_a_name(tmp_path: Path, dest: Path, name: str) -> None:
+    entries: Entries = {f"./{name}": b"dotted", "./config" if name == ".config" else "./other": b"plain"}
+    unpack_deb(package(tmp_path, entries), dest)
+    assert (dest / name).read_bytes() == b"dotted"
+
+
+def test_a_source_keeps_its_dotted_files(tmp_path: Path, dest: Path) -> None:
+    orig: Entries = {"thing-1.0/.gitignore": b"dotted", "thing-1.0/gitignore": b"plain"}
+    unpack_source(*source(tmp_path, {"debian/control": b""}, orig), dest)
+    assert (dest / ".gitignore").read_bytes() == b"dotted"
+    assert (dest / "gitignore").read_bytes() == b"plain"
+
+
+LOOP = {"./d": special(tarfile.SYMTYPE, ".")}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {**LOOP, "./d/d/d/link": special(tarfile.SYMTYPE, "../../../evil")},
+        {**LOOP, "./link": special(tarfile.SYMTYPE, "d/../evil")},
+        {"./link": special(tarfile.SYMTYPE, "d/../evil"), **LOOP},
+        {"./a/b/c": b"", "./d": special(tarfile.SYMTYPE, "a/b"), "./link": special(tarfile.SYMTYPE, "d/../../../x")},
+    ],
+)  # fmt: skip
+def test_a_link_that_leaves_the_tree_by_way_of_another_is_refused(
+    tmp_path: Path, dest: Path, entries: Entries
+) -> None:
+    with pytest.raises(ArtifactError, match="leaves the tree"):
+        unpack_deb(package(tmp_path, entries), dest)
+    assert not (dest / "link").is_symlink()
+
+
+def test_a_link_that_another_package_makes_leave_the_tree_is_refused(tmp_path: Path, dest: Path) -> None:
+    unpack_deb(package(tmp_path, {"./link": special(tarfile.SYMTYPE, "d/../evil")}), dest)
+    with pytest.raises(ArtifactError, match="leaves the tree"):
+        unpack_deb(package(tmp_path, LOOP), dest)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"./a": b"file", "./a/b": b"in it"},
+        {"./a/b": b"in it", "./a": b"file"},
+        {"./a/b": b"in it", "./a": special(tarfile.SYMTYPE, "c")},
+        {"./a": b"file", "./a/b/": special(tarfile.DIRTYPE)},
+        {"./a/b": b"in it", "./c": b"", "./a": special(tarfile.LNKTYPE, "./c")},
+        {"./" + "x" * 300: b"too long"},
+        {"./a": special(tarfile.SYMTYPE, "b"), "./b": special(tarfile.SYMTYPE, "a"), "./a/c": b""},
+    ],
+)
+def test_a_file_and_a_folder_of_one_name_are_an_error_of_the_archive(
+    tmp_path: Path, dest: Path, entries: Entries
+) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        unpack_deb(package(tmp_path, entries), dest)
+    assert caught.value.where == "x.deb"
+
+
+@pytest.mark.parametrize("compression", ["xz", "gz", "zst"])
+def test_what_a_small_package_unpacks_to_is_bounded(
+    tmp_path: Path, dest: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "_MOST", 1 << 20)
+    path = package(tmp_path, {"./zeros": bytes(2 << 20)}, compression)
+    assert path.stat().st_size < 1 << 16
+    with pytest.raises(ArtifactError, match="more than"):
+        unpack_deb(path, dest)
+
+
+def test_a_header_of_any_size_is_not_read_into_memory(tmp_path: Path, dest: Path) -> None:
+    info = tarfile.TarInfo("./PaxHeaders")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 40
+    path = tmp_path / "orig.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    with pytest.raises(ArtifactError, match="a header of"):
+        unpack_source(path, path, dest)
 
 
 PATCH = """\

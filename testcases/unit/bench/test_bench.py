@@ -83,3 +83,16 @@ def test_a_trace_without_records_measured_nothing(rig: Rig, tmp_path: Path) -> N
             pass
     with pytest.raises(TraceError), traced(rig, tmp_path / "elsewhere"):
         pass
+
+
+def test_a_benchmark_has_its_old_name_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an argument, and beside the new name in the file, which is read by machines."""
+    for number, name in enumerate(("snapshot_beyond_boot_s", "template_beyond_boot_s")):
+        fake = {"snapshot_beyond_boot_s": command.Benchmark("s", "", lambda _: [3.0])}
+        monkeypatch.setattr(command, "BENCHMARKS", fake)
+        file = tmp_path / f"{number}.json"
+        command.bench([name], False, file, Overrides(), argparse.Namespace(), Output(quiet=True))
+        found = json.loads(file.read_text())
+        assert list(found) == ["snapshot_beyond_boot_s", "template_beyond_boot_s"]
+        assert found["snapshot_beyond_boot_s"] == found["template_beyond_boot_s"]
+        assert found["snapshot_beyond_boot_s"]["median"] == 3.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
+
+from framework.common.polling import readable
 
 
 def gone(pid: int, seconds: float = 20.0) -> bool:
@@ -13,6 +14,6 @@ def gone(pid: int, seconds: float = 20.0) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], seconds)[0])
+        return readable(handle, seconds)
     finally:
         os.close(handle)

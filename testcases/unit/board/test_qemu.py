@@ -46,30 +46,17 @@ def test_plugin_and_its_arguments() -> None:
         qemu.plugin_argv(None, ["out=x"])
 
 
-def test_root_gives_up_its_uid_only_when_nobody_can_reach_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("framework.board.qemu._open_to_all", lambda path: path != tmp_path / "private")
-    assert qemu.choose_uid("auto", [tmp_path / "public"], []) == 65534
-    assert qemu.choose_uid("auto", [tmp_path / "public", tmp_path / "private"], []) is None
-    assert qemu.choose_uid("keep", [tmp_path / "public"], []) is None
-    assert qemu.choose_uid(1234, [tmp_path / "private"], []) == 1234
-    with pytest.raises(UsageError, match="run_as is 'me'"):
-        qemu.choose_uid("me", [], [])
+def test_guests_have_no_network_but_what_comes_in() -> None:
+    fds = dict.fromkeys([*qemu.console_names(SPEC), "qmp"], 3)
+    (network,) = after(qemu.device_argv(SPEC, fds), "-netdev")
+    assert {"restrict=on", "hostfwd=tcp:127.0.0.1:0-:22"} <= set(network.split(","))
 
 
-def test_unprivileged_user_stays_who_he_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert qemu.choose_uid("auto", [Path("/")], []) is None
-
-
-def test_file_below_a_private_folder_is_not_open_to_all(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir(mode=0o700)
-    (folder / "file").touch(mode=0o644)
-    assert not qemu._open_to_all(folder / "file")
-    assert qemu._open_to_all(Path("/etc/passwd"))
+def test_files_of_a_bundle_are_its_own_and_those_of_another_program_are_the_systems() -> None:
+    bundle = ["/b/ld.so", "--inhibit-cache", "--library-path", "/b/lib", "--argv0", "qemu", "/b/bin/qemu"]
+    own = [Path("/b/ld.so"), Path("/b/lib"), Path("/b/bin/qemu")]
+    assert qemu.program_files(bundle) == own
+    assert {Path("/usr/bin/qemu"), Path("/usr"), Path("/lib64")} <= set(qemu.program_files(["/usr/bin/qemu"]))
 
 
 @pytest.fixture
@@ -84,6 +71,16 @@ def test_slow_host_waits_longer_and_is_measured_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hostspeed, "_measure", lambda: next(seconds))
     assert hostspeed.host_factor() == pytest.approx(4)
     assert hostspeed.host_factor() == pytest.approx(4)
+    hostspeed.host_factor.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_factor")
+def test_a_sample_that_was_interrupted_does_not_make_all_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDCHECK_HOST_FACTOR", raising=False)
+    usual = hostspeed._REFERENCE_SECONDS
+    samples = iter([20 * usual, *[1.5 * usual] * (hostspeed._SAMPLES - 3), 9 * usual, 1.5 * usual])
+    monkeypatch.setattr(hostspeed, "_sample", lambda: next(samples))
+    assert hostspeed.host_factor() == pytest.approx(1.5)
     hostspeed.host_factor.cache_clear()
 
 

@@ -32,7 +32,7 @@ ram = folder / "ram"
 ram.touch()
 entry = janitor.write_entry(board, [ram], folder)
 argv = [sys.executable, "-c", "import time; time.sleep(600)", "-name", f"medcheck-{board}"]
-process = QemuProcess(Job(argv, [], None, folder / "qemu.log", entry, [ram]))
+process = QemuProcess(Job(argv, [], "keep", folder / "qemu.log", entry, [ram]))
 while process.pid is None:
     process.read_status()
 print(process.pid, process.supervisor_pid, board, flush=True)
@@ -50,7 +50,14 @@ def start(folder: Path, code: str = SLEEP, *, temporary: list[Path] | None = Non
     board = janitor.new_board_id(time.monotonic_ns())
     entry = janitor.write_entry(board, temporary or [], folder)
     argv = [sys.executable, "-c", code, "-name", f"medcheck-{board}"]
-    return QemuProcess(Job(argv, [], None, folder / "qemu.log", entry, temporary or []))
+    return QemuProcess(Job(argv, [], "keep", folder / "qemu.log", entry, temporary or []))
+
+
+def wait_started(process: QemuProcess) -> int:
+    """What the reader's thread of a board does until QEMU runs."""
+    while not process.started.is_set():
+        process.read_status()
+    return process.wait_started()
 
 
 def wait_status(process: QemuProcess) -> None:
@@ -155,8 +162,7 @@ def test_exit_status_is_told(tmp_path: Path, cache: Path) -> None:
 def test_signal_from_outside_is_told(tmp_path: Path, cache: Path) -> None:
     assert cache
     process = start(tmp_path)
-    process.read_status()
-    os.kill(process.wait_started(), signal.SIGSEGV)
+    os.kill(wait_started(process), signal.SIGSEGV)
     wait_status(process)
     assert process.exit_code == -signal.SIGSEGV
     assert process.ending == "QEMU was ended by signal 11 (SIGSEGV)"
@@ -165,7 +171,7 @@ def test_signal_from_outside_is_told(tmp_path: Path, cache: Path) -> None:
 def test_lost_sitter_is_told(tmp_path: Path, cache: Path) -> None:
     assert cache
     process = start(tmp_path)
-    process.read_status()
+    wait_started(process)
     os.kill(process.supervisor_pid, signal.SIGKILL)
     wait_status(process)
     assert "supervisor ended without a word" in process.ending
@@ -175,7 +181,7 @@ def test_lost_sitter_is_told(tmp_path: Path, cache: Path) -> None:
 def test_program_that_does_not_exist_is_told(tmp_path: Path, cache: Path) -> None:
     assert cache
     entry = janitor.write_entry(janitor.new_board_id(1), [], tmp_path)
-    process = QemuProcess(Job(["/no/such/qemu"], [], None, tmp_path / "qemu.log", entry, []))
+    process = QemuProcess(Job(["/no/such/qemu"], [], "keep", tmp_path / "qemu.log", entry, []))
     wait_status(process)
     assert "cannot start QEMU" in process.ending and "No such file" in process.ending
 
@@ -185,8 +191,7 @@ def test_kill_ends_it_and_removes_temporary_files(tmp_path: Path, cache: Path) -
     ram = tmp_path / "ram"
     ram.touch()
     process = start(tmp_path, temporary=[ram])
-    pid = process.wait_started() if not process.read_status() else process.pid
-    assert pid is not None
+    pid = wait_started(process)
     process.kill()
     process.kill()
     wait_status(process)
@@ -198,7 +203,7 @@ def test_kill_ends_it_and_removes_temporary_files(tmp_path: Path, cache: Path) -
 def test_qemu_keeps_no_capability_and_gains_no_privilege(tmp_path: Path, cache: Path) -> None:
     assert cache
     process = start(tmp_path)
-    process.read_status()
+    wait_started(process)
     # The child is QEMU once its command line says so; before, it is still the supervisor's copy.
     status = Path(f"/proc/{process.pid}/status")
     while b"-name" not in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0"):
@@ -250,7 +255,7 @@ def test_sitter_starts_fast(tmp_path: Path, cache: Path) -> None:
     for _ in range(5):
         begin = time.monotonic()
         process = start(tmp_path)
-        process.read_status()
+        wait_started(process)
         times.append(time.monotonic() - begin)
         process.kill()
         wait_status(process)

@@ -151,6 +151,20 @@ def test_files_that_overlap_in_ram_are_refused() -> None:
         check_load_map(board, {"xen": 1 << 20, "dom0_kernel": (64 << 20) + 1, "dom0_ramdisk": 1})
 
 
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "0x" + "f" * 5000, "0b_", "0x_", "-0b_", "+0x__", "1:" * 2000 + "1", "0b", "0x", "1_" * 2000]
+)
+def test_a_number_that_is_none_or_too_long_is_named_with_its_line(tmp_path: Path, number: str) -> None:
+    text = (BOARDS / "default.yaml").read_text()
+    line = text.splitlines().index("smp: 2") + 1
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("smp: 2\n", f"smp: {number}\n"))
+    with pytest.raises(ConfigError, match="smp: expected a whole number from 1 to 8") as caught:
+        BoardSpec.load(path)
+    assert caught.value.where == f"{path}:{line}"
+    assert len(str(caught.value)) < 500
+
+
 def test_a_pipe_is_no_board_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "board.yaml")
     with pytest.raises(ConfigError, match="no file"):

@@ -205,6 +205,44 @@ def test_a_full_disk_under_the_output() -> None:
     assert "Exception" not in errors and "Traceback" not in errors
 
 
+def broken(*_: object) -> int:
+    raise ValueError("no \x1b[2J such thing")
+
+
+def test_a_defect_of_medcheck_is_no_verdict_on_the_mediator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "_boards", broken)
+    assert run("boards") == 3
+    said = capsys.readouterr().err
+    assert "unexpected: ValueError: no" in said
+    assert "\x1b" not in said
+    (kept,) = (tmp_path / "cache/logs").iterdir()
+    assert str(kept) in said.replace("\n", "")
+    assert "in broken" in kept.read_text()
+
+
+def test_its_traceback_is_kept_elsewhere_when_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "file/cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "_boards", broken)
+    assert run("boards") == 3
+    (kept,) = tmp_path.glob("medcheck-unexpected-*.txt")
+    assert kept.name in capsys.readouterr().err.replace("\n", "")
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_boards", interrupted)
+    assert run("boards") == 130
+
+
 def test_patches_add_up_and_tools_are_a_word_or_a_folder(tmp_path: Path) -> None:
     words = ["run", "--xen-tree", str(tmp_path), "--xen-patch", "a", "--xen-patch", "b", "--xen-tools", "tree"]
     overrides = Overrides.given(vars(cli._parser().parse_args(words)))

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from framework.artifacts import elf
+from framework.artifacts.elf import Elf
 from framework.artifacts.stack import Overrides, prepare
 from framework.cli import main as cli
 from framework.common.errors import ConfigError, UsageError
 from framework.jobs.profiles import profiles
 from framework.jobs.run import RunOptions, run
+from testcases.unit.artifacts.elf_files import elf as make_elf
 
 NOTE = bytes.fromhex("04000000 14000000 03000000 474e5500")
 IDENTITY = bytes(range(20))
@@ -37,21 +38,10 @@ def image(folder: Path, content: bytes = b"") -> Path:
 
 
 def symbols(folder: Path) -> Path:
-    """An ELF file with nothing but a build id: header, note, section names, section headers."""
-    names = b"\0.note.gnu.build-id\0.shstrtab\0".ljust(32, b"\0")
-    note = NOTE + IDENTITY
-
-    def section(name: int, kind: int, offset: int, size: int) -> bytes:
-        fields = [(name, 4), (kind, 4), (0, 8), (0, 8), (offset, 8), (size, 8), (0, 4), (0, 4), (4, 8), (0, 8)]
-        return b"".join(value.to_bytes(width, "little") for value, width in fields)
-
-    body = note + names
-    fields = [(2, 2), (183, 2), (1, 4), (0, 8), (0, 8), (64 + len(body), 8), (0, 4), (64, 2), (56, 2), (0, 2), (64, 2)]
-    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header += b"".join(value.to_bytes(width, "little") for value, width in [*fields, (3, 2), (2, 2)])
-    table = bytes(64) + section(1, 7, 64, len(note)) + section(20, 3, 64 + len(note), len(names))
+    """Symbols of a Xen with a build id."""
     path = folder / "xen-syms"
-    path.write_bytes(header + body + table)
+    sections = {".note.gnu.build-id": NOTE + IDENTITY, ".symtab": bytes(24), ".debug_info": bytes(8)}
+    path.write_bytes(make_elf(sections, kind=2))
     return path
 
 
@@ -100,7 +90,7 @@ def test_an_xtest_folder_without_xtest_does_not_fall_back_to_the_pinned_one(tmp_
 
 def test_symbols_of_another_xen(tmp_path: Path) -> None:
     found = symbols(tmp_path)
-    assert elf.build_id(found.read_bytes()) == IDENTITY
+    assert Elf(found.read_bytes()).build_id() == IDENTITY
     assert IDENTITY.hex() in refused(xen=image(tmp_path), xen_syms=found)
     # The right ones pass, and only then is the (absent) store asked.
     with pytest.raises(AttributeError):
@@ -110,7 +100,7 @@ def test_symbols_of_another_xen(tmp_path: Path) -> None:
 def test_symbols_that_are_no_elf_file(tmp_path: Path) -> None:
     path = tmp_path / "xen-syms"
     path.write_text("text")
-    assert "not a readable ELF file" in refused(xen=image(tmp_path), xen_syms=path)
+    assert "is not an ELF file" in refused(xen=image(tmp_path), xen_syms=path)
 
 
 @pytest.mark.parametrize("option", ["--report", "--xen", "--optee", "--kernel-modules"])
@@ -136,6 +126,24 @@ def test_a_rule_that_is_nearly_one(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["explain", "STD6"])
     assert ended.value.code == 2
     assert "did you mean STD-6?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0o022), (0o002, 0o022), (0o077, 0o077)])
+def test_others_never_get_to_write_what_is_made(before: int, after: int) -> None:
+    mask = os.umask(before)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(["--version", "-q"])
+    finally:
+        found = os.umask(mask)
+    assert found == after
+
+
+def test_unsigned_is_a_way_to_update(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["lock", "--unsigned"])
+    assert ended.value.code == 2
+    assert "goes with --update" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["doctor", "--offline"], ["snapshot", "list"], ["fetch", "--offline"]])
@@ -194,7 +202,8 @@ def test_sizes_are_counted_in_mebibytes(size: str) -> None:
 
 def test_a_wrong_option_of_pytest_is_said_once_and_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "test_two.py").write_text("def test_one(board): pass\ndef test_two(board): pass\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--xen={tmp_path / 'absent'}", str(tmp_path)]
+    given = f"--mc-xen={tmp_path / 'absent'}"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", given, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
     assert done.stdout.count("absent does not exist") == 1
@@ -215,5 +224,5 @@ def test_what_the_system_refuses_is_infrastructure(
         cli.main(["boards"])
     assert ended.value.code == 3
     told = capfd.readouterr().err
-    assert error.strerror in told
+    assert str(error.strerror) in told
     assert "Traceback" not in told

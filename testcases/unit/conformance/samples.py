@@ -12,8 +12,8 @@ from framework.trace.event import Event as Record
 from mediator_ref import Deviation, Limits, abi
 from mediator_ref.events import DomainCreated, DomainDestroyed, El3Call, Event
 from mediator_ref.examples.calls import INVOKE
-from mediator_ref.model.board import Board
-from mediator_ref.model.optee import INTR, ask
+from mediator_ref.simulator.board import Board
+from mediator_ref.simulator.optee import INTR, ask
 
 
 def as_traced(events: Iterable[Event]) -> list[Event]:

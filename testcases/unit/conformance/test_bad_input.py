@@ -21,8 +21,8 @@ from framework.trace.writer import Writer, pack_record
 from mediator_ref import abi
 from mediator_ref.events import El3Call, Event, GuestCall, GuestReturn
 from mediator_ref.examples.calls import INVOKE
-from mediator_ref.examples.edit import with_register
-from mediator_ref.model.board import Board
+from mediator_ref.examples.mutate import with_register
+from mediator_ref.simulator.board import Board
 from testcases.unit.conformance.samples import (
     as_traced,
     busy_board,

@@ -28,7 +28,7 @@ from framework.trace.live import Held, Message
 from mediator_ref import DEVIATIONS, RULES, Verdict
 from mediator_ref.events import El3Call, Event, Gap, GuestReturn
 from mediator_ref.examples import EXAMPLES
-from mediator_ref.examples.edit import with_register
+from mediator_ref.examples.mutate import with_register
 from testcases.unit.conformance.samples import as_traced, busy_board, failed_rules, records_of, simple_trace
 
 HEADER = struct.Struct("<IHH")

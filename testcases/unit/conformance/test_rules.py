@@ -12,9 +12,9 @@ from mediator_ref import RULES, abi
 from mediator_ref.events import DomainCreated, El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.examples import EXAMPLES, Example
 from mediator_ref.examples.calls import INVOKE
-from mediator_ref.examples.edit import with_register
-from mediator_ref.model.board import Board
-from mediator_ref.model.optee import alloc
+from mediator_ref.examples.mutate import with_register
+from mediator_ref.simulator.board import Board
+from mediator_ref.simulator.optee import alloc
 from testcases.unit.conformance.samples import (
     busy_board,
     check_events,

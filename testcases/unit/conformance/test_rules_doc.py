@@ -18,17 +18,17 @@ REQUIREMENTS = {f"R{number}" for number in range(1, 23)}
 MODULE = """
 import pytest
 
-pytestmark = [pytest.mark.board, pytest.mark.rule("R1")]
+pytestmark = [pytest.mark.mc_board, pytest.mark.mc_rule("R1")]
 
-@pytest.mark.rule("STD-1", "D4")
+@pytest.mark.mc_rule("STD-1", "D4")
 def test_plain(): ...
 
-@pytest.mark.parametrize("x", [1, pytest.param(2, marks=pytest.mark.rule("STD-2"))])
+@pytest.mark.parametrize("x", [1, pytest.param(2, marks=pytest.mark.mc_rule("STD-2"))])
 def test_parameters(x): ...
 
-@pytest.mark.rule("MEM-1")
+@pytest.mark.mc_rule("MEM-1")
 class TestGroup:
-    @pytest.mark.rule("MEM-2")
+    @pytest.mark.mc_rule("MEM-2")
     def test_inner(self): ...
 
     def helper(self): ...
@@ -51,7 +51,7 @@ def test_the_command_writes_the_document() -> None:
 def test_marks_are_found_wherever_they_stand(tmp_path: Path) -> None:
     (tmp_path / "abi").mkdir()
     (tmp_path / "abi" / "test_it.py").write_text(MODULE)
-    (tmp_path / "abi" / "helpers.py").write_text("@pytest.mark.rule('STD-9')\ndef test_not_collected(): ...\n")
+    (tmp_path / "abi" / "helpers.py").write_text("@pytest.mark.mc_rule('STD-9')\ndef test_not_collected(): ...\n")
     plain, parameters, inner = (
         f"abi/test_it.py::{name}" for name in ("test_plain", "test_parameters", "TestGroup::test_inner")
     )
@@ -67,7 +67,7 @@ def test_marks_are_found_wherever_they_stand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "where"),
-    [("def test(:\n", ":1"), ("ID = 'STD-1'\n@pytest.mark.rule(ID)\ndef test_it(): ...\n", ":2")],
+    [("def test(:\n", ":1"), ("ID = 'STD-1'\n@pytest.mark.mc_rule(ID)\ndef test_it(): ...\n", ":2")],
 )
 def test_what_cannot_be_read_is_an_error_with_its_place(tmp_path: Path, text: str, where: str) -> None:
     (tmp_path / "test_it.py").write_text(text)

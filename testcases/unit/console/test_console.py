@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from framework.common.errors import BoardError, GuestCrash
-from framework.console.console import Console, strip_ansi
+from framework.console.console import Console
 from framework.console.reader_thread import ConsoleReader
 
 STAMP = re.compile(rb"^\[ *\d+\.\d{3}\] ", re.MULTILINE)
@@ -115,13 +115,36 @@ def test_bytes_that_are_no_text_are_kept(wire: Wire) -> None:
     assert wire.console.log.read_bytes().endswith(b"\xff\xfe\x00\n")
 
 
-def test_terminal_sequences_stay_in_the_log_and_leave_the_tail(wire: Wire) -> None:
-    coloured = b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07plain\n"
-    wire.far.sendall(coloured)
-    wire.console.expect(b"plain\n", idle_timeout=2)
-    assert coloured in wire.console.log.read_bytes()
-    assert wire.console.tail(1)[0].endswith("] red plain")
-    assert strip_ansi(coloured) == b"red plain\n"
+HOSTILE = {
+    "colour": b"\x1b[1;31mred\x1b[0m",
+    "title": b"\x1b]0;title\x07",
+    "clipboard": b"\x1b]52;c;cm0gLXJmIC8=\x1b\\",
+    "pieces": b"\x1b\x1b[0m[31m \x1b[\x1b[0m0m",
+    "c1": "\x9b31m \x9d0;title\x9c".encode(),
+    "raw c1": b"\x9b31m",
+    "right to left": "\u202egnp.exe\u2066".encode(),
+    "zero width": "in\u200bvisible\ufeff".encode(),
+    "back": b"good\rbad \x08\x08",
+}
+
+
+def harmless(text: str) -> bool:
+    """Whether a terminal shows a text as it is, line ends apart."""
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_control_characters_are_kept_in_the_log_and_shown_everywhere_else(wire: Wire, text: bytes) -> None:
+    wire.far.sendall(text + b" plain\n")
+    wire.console.expect(b" plain\n", idle_timeout=2)
+    assert text in wire.console.log.read_bytes()
+    (line,) = wire.console.tail(1)
+    assert line.endswith(" plain")
+    assert harmless(line)
+    with pytest.raises(BoardError) as caught:
+        wire.console.expect(b"never", idle_timeout=0.05)
+    assert harmless(str(caught.value))
+    assert harmless(str(GuestCrash(text.decode(errors="replace"), where=text.decode(errors="replace"))))
 
 
 def test_partial_line_is_in_the_log_at_once(wire: Wire) -> None:

@@ -98,6 +98,24 @@ def test_a_guest_without_op_tee_is_an_error_with_its_kernels_words(parts):
     guest_that_prints(parts, text, tee=False).wait_ready()
 
 
+@pytest.mark.parametrize("probe", ["optee: probe of firmware:optee failed", "optee firmware:optee: probe failed"])
+def test_the_first_complaint_of_the_driver_is_the_cause_of_the_others(parts, probe):
+    lines = [
+        "[    1.0] optee: probing for conduit method.",
+        "[    1.0] optee: api uid mismatch",
+        f"[    1.0] {probe} with error -22",
+        "medcheck: no OP-TEE in this guest",
+    ]
+    with pytest.raises(GuestError, match="its kernel said: optee: api uid mismatch\n"):
+        guest_that_prints(parts, "\r\n".join(lines).encode()).wait_ready()
+
+
+def test_a_driver_that_only_probed_is_quoted_as_well(parts):
+    text = b"[    1.0] optee: probing for conduit method.\r\nmedcheck: no OP-TEE in this guest\r\n"
+    with pytest.raises(GuestError, match="its kernel said: optee: probing for conduit method"):
+        guest_that_prints(parts, text).wait_ready()
+
+
 def test_a_guest_whose_supplicant_fails_is_an_error(parts):
     with pytest.raises(GuestError, match="tee-supplicant did not start"):
         guest_that_prints(parts, b"medcheck: tee-supplicant did not start\r\n").wait_ready()
@@ -158,6 +176,15 @@ def test_dom0_is_driven_on_its_console_when_the_network_is_not_there(parts):
     done = dom0.run("xl list")
     assert done == Completed("xl list", "dom0's console", 3, b"vm1\n[ 1.0] chatter\n", b"")
     assert "xl list" in console.typed[0]
+
+
+def test_an_exit_code_that_is_no_number_is_not_believed(parts):
+    board, dom0 = parts
+    console = board.consoles["dom0"]
+    nines = b"9" * 5000
+    console.answer = lambda line: line.encode() + b"\r\nmedcheck-1-begin\r\nmedcheck-1-end " + nines + b"\r\n"
+    with pytest.raises(BoardError):
+        dom0.run_on_console("true")
 
 
 def test_dom0_that_answers_nowhere_is_told_by_its_connection(parts):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
 import socket
+import struct
 import threading
 import time
 from types import SimpleNamespace
@@ -269,3 +271,77 @@ def test_several_threads_share_one_connection(client):
     for thread in threads:
         thread.join(20)
     assert results == {number: b"%d\n" % number for number in range(5)}
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_command_that_prints_for_ever_is_given_up_at_its_deadline(client, many):
+    command = "while sleep 0.05; do echo .; done"
+    begin = time.monotonic()
+    with pytest.raises(GuestError, match=r"not done after \d s, which is all it was given"):
+        list(client.stream(command, deadline=0.5)) if many else client.run(command, deadline=0.5)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_stream_has_a_limit_in_bytes(client):
+    lines = client.stream("yes", limit=100_000)
+    seen = 0
+    with pytest.raises(GuestError, match="prints more than 100000 bytes"):
+        for line in lines:
+            seen += len(line)
+    assert 0 < seen <= 100_000
+
+
+def packet(payload: bytes) -> bytes:
+    """An SSH packet without encryption (RFC 4253, section 6)."""
+    padding = 8 - (len(payload) + 5) % 8 + 4
+    padding += (-(len(payload) + 5 + padding)) % 8
+    return struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding)
+
+
+def names(*lists: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(item)) + item for item in lists)
+
+
+KEXINIT = bytes([20]) + bytes(16)
+GOOD_LISTS = names(b"curve25519-sha256@libssh.org", b"ssh-ed25519", *([b"aes128-ctr"] * 2), *([b"hmac-sha2-256"] * 2),
+                   b"none", b"none", b"", b"")  # fmt: skip
+KEX_REPLY = bytes([31])
+DISCONNECT = bytes([1]) + struct.pack(">I", 2)
+HELLO = packet(KEXINIT + GOOD_LISTS + bytes(5))
+MALFORMED = {
+    "lists that are no text": packet(KEXINIT + names(*[b"\xff\xfe"] * 10) + bytes(5)),
+    "an empty packet": packet(b""),
+    "lists that end early": packet(KEXINIT + struct.pack(">I", 1 << 31)),
+    "a host key of 31 bytes": HELLO + packet(KEX_REPLY + names(names(b"ssh-ed25519", bytes(31)), bytes(32), bytes(83))),
+    "a point of low order": HELLO + packet(KEX_REPLY + names(names(b"ssh-ed25519", bytes(32)), bytes(32), bytes(83))),
+    "a reason that is no text": packet(DISCONNECT + names(b"\xff\xfe", b"\xff")),
+    "a message that is not known": packet(bytes([200]) + b"x"),
+    "no packets at all": b"\xff" * 4096,
+}
+
+
+@pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
+def test_a_server_that_breaks_the_protocol_is_a_guest_error(tmp_path, monkeypatch, sent):
+    monkeypatch.setattr(ssh, "_GREETING_SECONDS", 1.0)
+    new_key(tmp_path / "client")
+    listen = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listen.accept()
+                with contextlib.suppress(OSError), near:
+                    near.sendall(b"SSH-2.0-evil\r\n" + sent)
+                    while near.recv(65536):
+                        pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    client = SshClient("127.0.0.1", listen.getsockname()[1], tmp_path / "client")
+    try:
+        with pytest.raises(GuestError):
+            client.run("true")
+    finally:
+        # Closing alone would leave accept() blocked.
+        with contextlib.suppress(OSError):
+            listen.shutdown(socket.SHUT_RDWR)
+        listen.close()

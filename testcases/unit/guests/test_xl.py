@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from framework.common.errors import GuestError, UsageError
 from framework.guests.ssh import Completed
@@ -113,6 +118,18 @@ def test_a_domain_stays_paused_unless_told_otherwise():
     assert ["unpause" in command for command, _ in dom0.asked] == [False, True]
 
 
+NO_PRIVCMD = b"xencall: error: Could not obtain handle on privileged command interface: No such file or directory"
+NAME_TAKEN = b"""\
+libxl: error: libxl_domain.c:1:libxl__domain_rename: Domain 5:Domain with name "vm" already exists.
+libxl: error: libxl_create.c:1:initiate_domain_create: cannot make domain: -6"""
+NO_QEMU = b"libxl: info: libxl_x86.c:1: qemu-xen is unavailable: No such file or directory"
+NO_MEMORY = b"""\
+xc: error: panic: xg_dom_boot.c:122: xc_dom_boot_mem_init: can't allocate low memory for domain: Out of memory
+libxl: error: libxl_dom.c:585:libxl__build_dom: xc_dom_boot_mem_init failed: Operation not permitted
+libxl: error: libxl_create.c:1709:domcreate_rebuild_done: Domain 3:cannot (re-)build domain: -3
+libxl: error: libxl_domain.c:1182:libxl__destroy_domid: Domain 3:Non-existant domain"""
+
+
 @pytest.mark.parametrize(
     ("said", "tee", "hint"),
     [
@@ -122,13 +139,25 @@ def test_a_domain_stays_paused_unless_told_otherwise():
         (b"panic: failed to open file '/nope': No such file or directory", True, "paths in dom0"),
         (b"libxl: failed to free memory for the domain", True, "less memory"),
         (b"libxl: error: domain creation fail: Invalid argument", False, None),
+        (b"libxl: error: x: domain creation fail: Permission denied", True, "different versions"),
+        (b"libxl: error: libxl.c:1:libxl_get_physinfo: getting physinfo: Permission denied", True, "different version"),
+        (NO_PRIVCMD, True, "xen-privcmd"),
+        (NO_PRIVCMD + b"\nlibxl: error: cannot open libxc handle: No such file or directory", True, "xen-privcmd"),
+        (NO_QEMU + b"\nlibxl: error: libxl_create.c:1: domain creation fail: No such device", True, "GUEST_COUNT"),
+        (NO_QEMU, True, None),
+        (NO_MEMORY, True, "less memory"),
+        (b"libxl: error: domain creation fail: Device or resource busy", True, None),
+        (b"libxl: error: x: something else: No such file or directory", True, None),
+        (b"libxl: error: x: something else: Permission denied", True, None),
+        (b"libxl: error: x: getting physinfo: Permission denied\nlibxl: error: y: unheard of", True, None),
+        (NAME_TAKEN, True, "destroy the other"),
     ],
 )
 def test_a_creation_that_fails_says_why_in_our_words_and_xls(said, tee, hint):
     dom0 = _Dom0((3, b"", said))
     with pytest.raises(GuestError) as caught:
         Xl(dom0).create(GuestConfig("vm", "/k", tee=tee))
-    assert said.decode() in caught.value.what
+    assert all(line in caught.value.what for line in said.decode().splitlines())
     assert (hint in caught.value.hint) if hint else caught.value.hint is None
 
 
@@ -150,6 +179,39 @@ def test_a_domain_that_is_gone_is_none_and_another_failure_is_an_error():
 def test_a_console_port_with_an_odd_name_never_reaches_the_shell():
     with pytest.raises(UsageError):
         Xl(_Dom0()).attach_console(1, "guest0; reboot")
+
+
+def test_numbers_of_any_length_do_no_harm():
+    nines = "9" * 5000
+    (found,) = parse_list(f"vm {nines[:100]} {nines[:50]} 1 -b---- 1.0\n")
+    assert (found.domid, found.memory_mib) == (10**18 - 1, 10**18 - 1)
+    assert parse_list(f"vm 1 256 1 -b---- {nines}\nvm 1 256 1 -b---- 1.2.3\nvm \u0663 256 1 -b---- 1.0\n") == []
+    assert Xl(_Dom0((0, f"domid {nines}\n".encode(), b""))).create(GuestConfig("vm", "/k")) == 10**18 - 1
+    for said in (nines, "", "-1", "x", "\u0663"):
+        with nullcontext() if said == nines else pytest.raises(GuestError, match="said no number"):
+            assert Xl(_Dom0((0, f"{said}\n".encode(), b""))).domid("vm") == 10**18 - 1
+
+
+def test_a_table_without_end_is_read_to_a_limit():
+    begin = time.thread_time()
+    assert len(parse_list("vm 1 256 1 -b---- 1.0\n" * 100_000)) == 4096
+    assert parse_list(" " * 10_000_000 + "1 " * 10_000_000) == []
+    assert time.thread_time() - begin < 2.0
+
+
+_WORDS = st.sampled_from(
+    ["vm", " ", "\t", "1", "9" * 30, "-b----", "1.0", "1.2.3", "\u0663", "(null)", "\r", "error: ", "libxl: ",
+     "already exists", ": No such file or directory", "domain creation fail"]
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(_WORDS | st.text(max_size=5), max_size=8).map("".join), max_size=5).map("\n".join))
+def test_nothing_that_xl_says_breaks_the_reader(text):
+    for info in parse_list(text):
+        assert 0 <= info.domid < 10**18
+    with pytest.raises(GuestError, match="was not created"):
+        Xl(_Dom0((1, b"", text.encode()))).create(GuestConfig("vm", "/k"))
 
 
 def test_info_gives_pairs():

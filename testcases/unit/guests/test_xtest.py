@@ -170,6 +170,72 @@ def test_trusted_applications_of_another_release_are_explained(make):
     assert "same release" in reason
 
 
+def output(*cases: tuple[str, str]) -> str:
+    """What xtest prints for cases, each with the error of a failed check or none."""
+    lines = []
+    for name, error in cases:
+        lines += [f"* {name} A", *([error] if error else []), f"  {name} {'FAILED' if error else 'OK'}"]
+    failed = sum(bool(error) for _, error in cases)
+    lines += [
+        "+-----------------------------------------------------",
+        f"{len(cases)} subtests of which {failed} failed",
+        f"{len(cases)} test case{'s' if len(cases) > 1 else ''} of which {failed} failed",
+        "TEE test application done!",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+UNEXPECTED = "a.c:1: res has an unexpected value: 0xffff0000 = X, expected 0xffff000f = Y"
+REFUSED = "a.c:1: {} has an unexpected value: 0xffff000f = TEEC_ERROR_SECURITY, expected 0x0 = TEEC_SUCCESS"
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        # What a check expected is not what it got.
+        [("regression_1008", UNEXPECTED)],
+        # A TA of the same release was loaded.
+        [("regression_1004", ""), ("regression_1034", REFUSED.format("res"))],
+        # Another call that says the same.
+        [("regression_6001", REFUSED.format("fs_open(&sess, file_00, 3)"))],
+    ],
+)
+def test_a_cause_is_claimed_only_from_the_statement_that_failed(make, cases):
+    guest = make()
+    guest.prints(output(*cases), code=1)
+    result = run_xtest(guest)
+    name, error = cases[-1]
+    assert result.reason == f"1 of {len(cases)} cases failed, first {name}: {error}"
+
+
+def test_a_session_that_op_tee_refuses_is_a_matter_of_keys(make):
+    guest = make()
+    guest.prints(output(("regression_1004", REFUSED.format("xtest_teec_open_session(&s, &crypt_uuid)"))), code=1)
+    assert "refuses xtest's trusted applications" in run_xtest(guest).reason
+
+
+def test_output_without_end_is_given_up_and_the_result_says_so(make, monkeypatch):
+    monkeypatch.setattr(xtest, "MOST_OUTPUT", 100_000)
+    guest = make()
+    guest.program("echo '* regression_1001 A'; yes")
+    result = run_xtest(guest)
+    assert not result.good
+    assert not result.totals["agree"]
+    assert result.crash is None
+    assert "xtest was given up" in result.reason
+    assert "prints more than 100000 bytes" in result.reason
+    assert [case.status for case in result.cases] == ["crashed"]
+
+
+def test_a_run_that_prints_for_ever_is_given_up(make, monkeypatch):
+    monkeypatch.setattr(xtest, "LONGEST", 1.0)
+    guest = make()
+    guest.program("while sleep 0.05; do echo .; done")
+    result = run_xtest(guest)
+    assert not result.good
+    assert "not done after 1 s, which is all it was given" in result.reason
+
+
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
@@ -341,6 +407,12 @@ def _board(tmp_path):
         ("xen-domain-crash", "xen", "(XEN) Domain 3 reported crashed by domain 0 on cpu#0:", True),
         ("optee-panic", "optee", "E/TC:1 0 Panic at core/x.c", True),
         ("linux-panic", "dom0", "Kernel panic - not syncing", True),
+        ("linux-panic", "xen", "[    2.6] Kernel panic - not syncing: x", True),
+        ("dom0-crash", "xen", "(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.", True),
+        ("xen-domain-crash", "xen", f"(XEN) Domain {'9' * 5000} (vcpu#0) crashed on cpu#1:", False),
+        ("linux-oom", "guest0", "Out of memory: Killed process 99 (tee-supplicant)", False),
+        ("linux-oom", "dom0", "Out of memory: Killed process 99 (xenconsoled)", False),
+        ("linux-oom", "guest1", "Out of memory: Killed process 99 (tee-supplicant)", False),
     ],
 )
 def test_only_what_concerns_a_guest_kills_it(tmp_path, kind, console, line, dies):
@@ -349,7 +421,7 @@ def test_only_what_concerns_a_guest_kills_it(tmp_path, kind, console, line, dies
     board.problems.append(_Problem(kind, console, line))
     if not dies:
         watch.check()
-        assert (watch.stall is not None) == (kind == "linux-stall")
+        assert (watch.stall is not None) == (kind in ("linux-stall", "linux-oom") and console != "guest1")
         return
     for _ in range(2):
         with pytest.raises(GuestCrash) as caught:

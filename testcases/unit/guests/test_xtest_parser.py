@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.guests import xtest_parser
 from framework.guests.xtest_parser import (
     Case,
     CaseDone,
@@ -209,6 +214,86 @@ def test_a_line_of_any_length_is_looked_at_from_its_beginning_only():
     assert len(parser.last_line) <= 400
 
 
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("Ignore test due to TA does not exist", "skipped"),
+        ("  TEEC_ERROR_OUT_OF_MEMORY - ignored", "skipped"),
+        ("OpenSSL not available, skipping certificate verification", "ok"),
+        (" - 1020 -   skip test, feature not implemented", "skipped"),
+        ("Transfer List tests not supported, skipping", "skipped"),
+        ("PTA not found, skip this subtest", "skipped"),
+        ("skipped: no such device", "skipped"),
+        ("Skip test due to missing PTA", "skipped"),
+        ("Skip subcase 2 in this test", "skipped"),
+        ("skipping the slow half in this test", "ok"),
+        ("not supported", "skipped"),
+        ("skipper of the ship", "ok"),
+    ],
+)
+def test_what_did_not_run_is_skipped_and_what_ran_in_part_is_not(said, status):
+    parser, _ = parse(f"* regression_8002 A\n{said}\n  regression_8002 OK\n")
+    assert [case.status for case in parser.cases] == [status]
+
+
+def test_a_case_all_of_whose_parts_are_skipped_did_not_run():
+    part = "o regression_1.{0} x\nskip test\n  regression_1.{0} OK\n"
+    parser, _ = parse(f"* regression_1 A\n{part.format(1)}{part.format(2)}  regression_1 OK\n")
+    assert parser.cases[0].status == "skipped"
+    parser, _ = parse(f"* regression_1 A\n{part.format(1)}o regression_1.3 y\n  regression_1.3 OK\n  regression_1 OK\n")
+    assert parser.cases[0].status == "ok"
+
+
+def test_an_error_that_does_not_begin_its_line_is_found():
+    said = "a.c:7: res has an unexpected value: 0x1, expected 0x0"
+    for line in (f"progress 12 {said}", f"/home/me/my sources/{said}", f"\t{said}", f"[1.0] x:{said}"):
+        parser, _ = parse(f"* regression_1034 A\n{line}\n  regression_1034 FAILED\n")
+        assert parser.cases[0].error == said, line
+    parser, _ = parse("* regression_1 A\nsee the text of a.c:7: it says nothing\n  regression_1 OK\n")
+    assert parser.cases[0].error is None
+
+
+def test_the_summary_names_the_place_of_an_error_that_was_not_seen():
+    failed = "* regression_1034 A\nglued text\n  regression_1034 FAILED\n"
+    counts = {"checks": "1 subtest of which 1 failed", "cases": "1 test case of which 1 failed"}
+    for place in ("a.c:7", "/usr/src/a.c:7", "/my own sources/host xtest/a.c:7"):
+        parser, _ = parse(failed + summary(f"regression_1034 FAILED first error at {place}\n", **counts))
+        assert parser.cases[0].error == "first error at a.c:7"
+        assert (parser.problems, parser.disagreements()) == ([], [])
+
+
+def test_cases_and_subtests_have_limits_and_the_parser_says_so(monkeypatch):
+    monkeypatch.setattr(xtest_parser, "MOST_CASES", 10)
+    parser, _ = parse("".join(f"* regression_{number} A\n" for number in range(1000)))
+    parser.finish(0.0)
+    assert len(parser.cases) == 10
+    assert parser.limits == ["more than 10 cases began; the rest of the output was not looked at"]
+    monkeypatch.setattr(xtest_parser, "MOST_PARTS", 10)
+    parser, _ = parse("* regression_1 A\n" + "o regression_1.1 x\n  regression_1.1 OK\n" * 100)
+    parser.finish(0.0)
+    assert len(parser.cases[0].subtests) == 10
+    assert "more than 10 subtests" in parser.limits[0]
+
+
+def test_the_longest_titles_and_errors_are_cut():
+    long = "x" * 8000
+    parser, _ = parse(f"* regression_1 {long}\no regression_1.1 {long}\na.c:1: {long}\nmedcheck: {long}\n")
+    parser.finish(0.0)
+    assert len(repr(parser.cases)) < 3000
+    assert len(parser.fatal) == 400
+
+
+@pytest.mark.parametrize("piece", [".c.c", "a.c:1: ", "/a.c:1", "  a_b OK", "  regression_1.1", "skip ", "+--", "* a_"])
+def test_no_line_takes_long(piece):
+    parser = XtestParser()
+    parser.feed(b"* regression_1 A\n", 0.0)
+    line = (piece * 8192)[:8192].encode()
+    begin = time.thread_time()
+    for _ in range(20):
+        parser.feed(line, 0.0)
+    assert time.thread_time() - begin < 1.0
+
+
 _TOKENS = st.sampled_from(
     [b"* ", b"o ", b"  ", b"regression_1", b"regression_1.1", b"regression_1.1.2", b"regression_2", b" OK",
      b" FAILED", b" title", b"a.c:1: bad", b"+------------------------------", b"1 subtest of which 1 failed",
@@ -236,3 +321,18 @@ def test_no_output_breaks_the_parser_and_every_beginning_has_one_end(lines):
     assert parts == sum(len(case.subtests) for case in parser.cases)
     assert {case.status for case in parser.cases} <= {"ok", "failed", "skipped", "crashed"}
     assert all(case.seconds >= 0 for case in parser.cases)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_a_long_random_output_is_parsed_in_time(seed):
+    random.seed(seed)
+    pieces = [b"* ", b"o ", b"  ", b"regression_1", b".1", b" OK\n", b" FAILED\n", b" title\n", b"a.c:1: bad", b"\n",
+              b"+------------------------------\n", b"\xff", b"skip ", b" first error at ", b"9" * 40]  # fmt: skip
+    parser = XtestParser()
+    begin = time.thread_time()
+    for line in b"".join(random.choice(pieces) for _ in range(200_000)).split(b"\n"):
+        parser.feed(line, 0.0)
+    parser.finish(0.0)
+    parser.disagreements()
+    assert time.thread_time() - begin < 20

@@ -14,6 +14,7 @@ from framework.artifacts.lock import Lock
 from framework.artifacts.qemu_bundle import GROUP
 from framework.board.janitor import Janitor, new_board_id, write_entry
 from framework.common.errors import UsageError
+from framework.common.paths import CACHE_FOLDERS, CACHE_MARK
 from framework.common.terminal import Output
 from framework.jobs import clean as clean_job
 from framework.jobs import doctor
@@ -53,7 +54,12 @@ def test_a_cache_whose_boards_run_is_not_removed(cache: Path) -> None:
 
 def test_the_whole_cache_takes_its_snapshots_off_tmpfs_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
-    monkeypatch.setattr(SnapshotStore, "prune", lambda _self, bound: asked.append(bound) or [])
+
+    def prune(_self: SnapshotStore, bound: int | None) -> list[str]:
+        asked.append(bound)
+        return []
+
+    monkeypatch.setattr(SnapshotStore, "prune", prune)
     clean(True, 0, output())
     (cache / "builds").mkdir(parents=True)
     clean(False, 0, output())
@@ -75,6 +81,40 @@ def test_what_caches_left_on_tmpfs_goes(cache: Path, tmp_path: Path, everything:
     assert len(left) == 1 + everything
     removed = json.loads(told.getvalue())["removed"]
     assert {Path(item).name for item in removed if "tmpfs" in item} == left
+
+
+def test_what_else_lies_in_the_cache_stays(cache: Path) -> None:
+    clean(False, 0, output())
+    for name in CACHE_FOLDERS:
+        (cache / name).mkdir(exist_ok=True)
+    (cache / "thesis").mkdir()
+    (cache / "thesis/main.tex").write_text("mine")
+    clean(True, 0, output())
+    assert {path.name for path in cache.iterdir()} == {"thesis", CACHE_MARK}
+    assert (cache / "thesis/main.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_folder_that_is_no_cache_is_refused_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: bool
+) -> None:
+    home = tmp_path / "home"
+    (home / "builds").mkdir(parents=True)
+    (home / "main.tex").write_text("mine")
+    monkeypatch.setenv("MEDCHECK_CACHE", str(home))
+    with pytest.raises(UsageError, match=r"holds other files \(main\.tex\)") as caught:
+        clean(everything, 0, output())
+    assert str(home / "medcheck") in str(caught.value)
+    assert sorted(path.name for path in home.iterdir()) == ["builds", "main.tex"]
+
+
+def test_a_folder_that_is_a_link_loses_the_link_only(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").touch()
+    (cache / "builds").symlink_to(tmp_path / "elsewhere")
+    clean(True, 0, output())
+    assert not cache.exists()
+    assert (tmp_path / "elsewhere/file").exists()
 
 
 def found_by_doctor(mirror: str) -> tuple[int, dict[str, str]]:

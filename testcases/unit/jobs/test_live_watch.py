@@ -11,6 +11,7 @@ from framework.common.errors import MedcheckError, NonconformanceError
 from framework.common.progress import Silent
 from framework.jobs.live_watch import HOPELESS, LiveWatch
 from mediator_ref import Outcome, Verdict
+from mediator_ref.rules import RuleId
 
 
 class Said(Silent):
@@ -38,7 +39,7 @@ def watch(fail_fast: bool = False) -> Iterator[tuple[LiveWatch, Said, list[Medch
 
 def decide(live: LiveWatch, rule: str, seq: int = 7) -> None:
     held: Any = SimpleNamespace(event=SimpleNamespace(seq=seq))
-    live._on_verdict(held, Verdict(rule, Outcome.FAIL, seq, domid=1, reason="the call reached EL3"))
+    live._on_verdict(held, Verdict(RuleId(rule), Outcome.FAIL, seq, domid=1, reason="the call reached EL3"))
 
 
 def test_the_first_of_each_rule_is_said_at_once_and_the_run_goes_on() -> None:

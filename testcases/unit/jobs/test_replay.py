@@ -106,6 +106,12 @@ def test_a_process_that_executes_no_cpus_is_refused(monkeypatch: pytest.MonkeyPa
     assert given == [1]
 
 
+def test_a_host_with_one_core_is_not_given_to_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    with pytest.raises(InfrastructureError, match="no other one"):
+        require_realtime()
+
+
 @pytest.mark.parametrize("stimulus", ["", " \n", "echo \0", "echo \udcff"])
 def test_a_stimulus_that_is_none_is_refused(stimulus: str) -> None:
     with pytest.raises(UsageError, match="stimulus"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import xml.etree.ElementTree as ET
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from framework.common.paths import SUITE
+from framework.conformance.rules_doc import board_tests
+from framework.jobs.profiles import profiles
 from framework.jobs.run_report import slowdown_of
 from framework.jobs.testsuite import read_results
 from framework.report.model import BoardTestReport, GuestReport
@@ -20,7 +24,7 @@ def results(folder: Path, *cases: tuple[str, dict[str, str]]) -> Path:
     root = ET.Element("testsuites")
     suite = ET.SubElement(root, "testsuite")
     for name, properties in cases:
-        case = ET.SubElement(suite, "testcase", classname="testcases.suite.isolation.test_x", name=name, time="1.5")
+        case = ET.SubElement(suite, "testcase", classname="isolation.test_x", name=name, time="1.5")
         holder = ET.SubElement(case, "properties")
         for key, value in properties.items():
             ET.SubElement(holder, "property", name=key, value=value)
@@ -55,3 +59,16 @@ def test_a_slowdown_is_in_the_report(tmp_path: Path) -> None:
     assert [guest["slowdown"] for guest in written["guests"]] == [1.83, None]
     assert written["tests"][0]["slowdowns"] == {"vm1": 1.83}
     assert "1.83×" in (tmp_path / "index.html").read_text()
+
+
+def test_the_nightly_profile_leaves_no_test_of_the_suite_out() -> None:
+    """It chooses by the marker that says what a test is about: each of them carries it."""
+    assert profiles()["nightly"].tests == ("-m", "mc_rule")
+    there = {
+        f"{path.relative_to(SUITE).as_posix()}::{node.name}"
+        for path in SUITE.rglob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+    }
+    assert len(there) > 50
+    assert there == {test for tests in board_tests().values() for test in tests}

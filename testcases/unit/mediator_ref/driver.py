@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mediator_ref import DEVIATIONS, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import DomainDestroyed, PageKind
-from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
 
 LIMITS = Limits(buffers=3, buffer_pages=6, total_pages=12)
 """Small, so that guests reach them."""
@@ -35,7 +35,7 @@ class Driver:
         for event in self.board.events[self.seen :]:
             touched = getattr(event, "domid", None)
             before = {d: s for d, s in self.state.snapshot().items() if d != touched}
-            self.state, found = step(self.state, event)
+            found = step(self.state, event)
             self.verdicts += found
             after = self.state.snapshot()
             if touched is not None and getattr(event, "regs", (0,))[0] not in (

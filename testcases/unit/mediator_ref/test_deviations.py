@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
-from mediator_ref.events import El3Call, PageKind
-from mediator_ref.model.board import ARG, DATA, RPC, Board
-from mediator_ref.model.optee import INTR, UNKNOWN_COOKIE, alloc, ask
+from mediator_ref.events import El3Call, GuestReturn, PageKind
+from mediator_ref.simulator.board import ARG, DATA, RPC, Board
+from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 NONCONTIG = abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG
@@ -170,7 +170,7 @@ def judge(board: Board) -> tuple[State, list[Verdict]]:
     state = State(limits=board.limits)
     found: list[Verdict] = []
     for event in board.events:
-        state, verdicts = step(state, event)
+        verdicts = step(state, event)
         found += [v for v in verdicts if v.outcome is not Outcome.NOT_CHECKED]
     return state, found
 
@@ -241,7 +241,7 @@ def test_a_defect_outside_the_list_is_a_failure() -> None:
     d8(board)
     state = State(deviations={name: d for name, d in DEVIATIONS.items() if name != "D8"})
     for event in board.events:
-        state, _ = step(state, event)
+        step(state, event)
     assert state.tally.outcome("STD-3") is Outcome.FAIL
 
 
@@ -255,6 +255,20 @@ def test_the_condition_matters_not_only_the_rule() -> None:
     state, verdicts = judge(board)
     assert [(v.rule, v.outcome) for v in verdicts] == [("STD-3", Outcome.FAIL)]
     assert state.tally.outcome("STD-3") is Outcome.FAIL
+
+
+def test_a_refusal_without_an_error_is_not_d9() -> None:
+    """A mediator with D9 passes the message on; one that answers it with success by itself has another defect."""
+    board = booted(frozenset())
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 1, offset=4095, size=abi.U64)))
+    last = board.events[-1]
+    assert isinstance(last, GuestReturn)
+    view = last.mem[ARG]
+    assert view.data is not None
+    page = view.data[:20] + bytes(8) + view.data[28:]
+    board.events[-1] = replace(last, mem={ARG: replace(view, data=page)})
+    _, verdicts = judge(board)
+    assert [(v.rule, v.outcome, v.deviation) for v in verdicts] == [("MEM-5", Outcome.FAIL, None)]
 
 
 def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:

@@ -20,7 +20,7 @@ def judge(
     state = State(limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations)
     verdicts: list[Verdict] = []
     for event in events:
-        state, found = step(state, event)
+        found = step(state, event)
         verdicts += found
     return state, verdicts
 

@@ -12,6 +12,7 @@ import pytest
 
 from framework.common.paths import ROOT
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
+from mediator_ref.defect_model import wrapped_page_count
 from mediator_ref.describe import describe_arg, describe_call, describe_caps, describe_return, field_at
 from mediator_ref.events import (
     El3Call,
@@ -26,9 +27,9 @@ from mediator_ref.events import (
     PageView,
     Start,
 )
-from mediator_ref.memory import page_count, walk_list, wrapped_page_count
-from mediator_ref.model.board import ARG, DATA, LIST, RPC, Board
-from mediator_ref.model.optee import INTR, alloc, ask
+from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
+from mediator_ref.simulator.optee import INTR, alloc, ask
+from mediator_ref.spec.translate import page_count, walk_list
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 
@@ -36,7 +37,7 @@ INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 def judge(events: Iterable[Event], limits: Limits | None = None) -> tuple[State, list[Verdict]]:
     state, found = State(limits=limits or Limits()), []
     for event in events:
-        state, verdicts = step(state, event)
+        verdicts = step(state, event)
         found += verdicts
     return state, found
 
@@ -267,7 +268,7 @@ def test_a_state_can_be_kept_and_gone_on_from() -> None:
     board.resume(1, regs)
     for state in copies:
         for event in board.events[before:]:
-            state, verdicts = step(state, event)
+            verdicts = step(state, event)
             assert not verdicts
         assert not state.domains[1].calls
     assert kept.domains[1].calls
@@ -296,7 +297,7 @@ def test_a_gap_forgets_running_calls_and_fails_nothing() -> None:
     state, verdicts = judge(board.events)
     assert {v.outcome for v in verdicts} == {Outcome.NOT_CHECKED}
     assert any("events are missing" in v.reason for v in verdicts)
-    assert state.domains[1].partial
+    assert state.domains[1].history_unknown
 
 
 def test_decisions_that_race_on_two_vcpus_are_not_called_wrong() -> None:
@@ -417,7 +418,7 @@ def test_gibberish_never_raises() -> None:
                     FrameReleased(seq, domid, pick.randint(0, 9)),
                 ]
             )
-            state, verdicts = step(state, event)
+            verdicts = step(state, event)
             for verdict in verdicts:
                 assert verdict.rule in RULES
                 assert verdict.deviation is None or verdict.rule in DEVIATIONS[verdict.deviation].rules, verdict

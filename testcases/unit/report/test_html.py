@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from framework.common.disclosure import TELL_FIRST
 from framework.conformance.result import DeviationSeen
 from framework.report import html, json_report, model, timeline
 from testcases.unit.report.sample import HOSTILE, sample
@@ -116,7 +117,7 @@ def test_everything_reads_without_javascript(source: str) -> None:
         "regression_5006.5: regression_5000.c:1234: res has an unexpected value",
         "1,842 subtests passed",
         "regression_4003.1842 AES case 1842",
-        "Report to the Xen security team before publishing",
+        TELL_FIRST,
         "48,211 events",
         "41 pages unpinned",
         "a3" * 32,

@@ -6,7 +6,9 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import stat
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from framework.common.errors import BoardError, GuestCrash, UsageError
+from framework.common.qemu_ids import READERS
 from framework.snapshot import sparse
 from framework.snapshot import store as snapshot
 from framework.snapshot.store import SnapshotStore
@@ -94,6 +97,23 @@ def test_a_snapshot_is_made_once_and_then_found(tmp_path, tmpfs):
     assert second.ram.is_relative_to(tmpfs)
     assert sparse.digest(second.ram) == sparse.digest(second.folder / "ram")
     assert second.ram.stat().st_mode & 0o222 == 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_guests_had_in_memory_is_for_this_user_and_its_qemus_only(tmp_path, tmpfs, fast):
+    for number in (1, 2):
+        found = get(SnapshotStore(tmp_path, tmpfs=tmpfs if fast else None), Maker())
+        if number == 1 and fast:
+            # As after a boot of the machine: copied from the disk.
+            shutil.rmtree(found.ram.parent)
+    for path in (found.ram, found.folder / "ram"):
+        seen = path.stat()
+        assert stat.S_IMODE(seen.st_mode) == (0o440 if os.geteuid() == 0 else 0o400)
+        assert os.geteuid() != 0 or seen.st_gid == READERS
+    assert stat.S_IMODE(found.state.stat().st_mode) == 0o600
+    if fast:
+        for folder in (found.ram.parent, found.ram.parent.parent):
+            assert not folder.stat().st_mode & 0o066
 
 
 def test_whatever_goes_in_makes_another_snapshot(tmp_path, tmpfs):

@@ -66,7 +66,7 @@ def pending(state: bytearray, cpu: int) -> int:
     return int(struct.unpack_from(">I", state, at)[0])
 
 
-def test_an_armed_timer_looks_expired_afterwards():
+def test_an_armed_timer_looks_expired_afterwards() -> None:
     state = stream([{OTHER: 7, CNTHP_CTL: 1}, {OTHER: 7, CNTHP_CTL: 0}])
     assert [str(item) for item in wake_timers(state)] == ["CNTHP of CPU 0"]
     assert pending(state, 0) == 1 << 26
@@ -75,20 +75,20 @@ def test_an_armed_timer_looks_expired_afterwards():
 
 
 @pytest.mark.parametrize("control", [0, 2, 3, 4, 6, 7])
-def test_a_timer_that_is_off_or_masked_is_left_alone(control):
+def test_a_timer_that_is_off_or_masked_is_left_alone(control: int) -> None:
     state = stream([{CNTHP_CTL: control}])
     before = bytes(state)
     assert wake_timers(state) == []
     assert state == before
 
 
-def test_every_forgotten_timer_of_every_cpu_is_woken():
+def test_every_forgotten_timer_of_every_cpu_is_woken() -> None:
     state = stream([{CNTHP_CTL: 1, CNTPS_CTL: 1}] * 4)
     assert len(wake_timers(state)) == 8
     assert {pending(state, cpu) for cpu in range(4)} == {1 << 26 | 1 << 29}
 
 
-def test_ram_that_looks_like_a_section_is_not_taken_for_one():
+def test_ram_that_looks_like_a_section_is_not_taken_for_one() -> None:
     fake = section(9, "cpu", 0, 22, bytes(40))
     state = stream([{CNTHP_CTL: 1}], ram=fake + bytes(8 << 20))
     assert len(wake_timers(state)) == 1
@@ -96,20 +96,40 @@ def test_ram_that_looks_like_a_section_is_not_taken_for_one():
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1, -40])
-def test_a_state_cut_short_is_refused(length):
+def test_a_state_cut_short_is_refused(length: int) -> None:
     state = stream([{CNTHP_CTL: 1}])
     with pytest.raises(BoardError, match="device state"):
         wake_timers(state[:length])
 
 
-def test_a_board_without_gic_is_refused():
+def test_a_board_without_gic_is_refused() -> None:
     state = stream([{CNTHP_CTL: 1}])
     other = bytearray(bytes(state).replace(b"arm_gicv3", b"arm_gicv9"))
     with pytest.raises(BoardError, match="no GICv3"):
         wake_timers(other)
 
 
-def test_a_section_that_stands_there_twice_is_refused():
-    state = stream([{CNTHP_CTL: 1}], ram=section(9, "cpu", 0, 22, bytes(40)))
-    with pytest.raises(BoardError, match="twice"):
-        wake_timers(state)
+def test_what_a_guest_plants_right_before_the_devices_is_not_taken_for_one() -> None:
+    planted = b"".join(
+        section(number, name, 0, version, bytes(40))
+        for number, name, version in [(1, "arm_gicv3", 1), (2, "cpu", 22), (3, "timer", 2)]
+    )
+    state = stream([{CNTHP_CTL: 1}], ram=planted)
+    assert len(wake_timers(state)) == 1
+    assert pending(state, 0) == 1 << 26
+    assert planted in state, "the guest's own memory stays"
+
+
+def test_what_a_guest_plants_in_registers_is_not_taken_for_a_cpu() -> None:
+    head = section(3, "cpu", 0, 22, b"")[:-5]
+    words = struct.unpack(">3Q", head.rjust(24, b"\x7e"))
+    state = stream([{CNTHP_CTL: 1, **{OTHER + number: word for number, word in enumerate(words)}}])
+    assert head in state
+    assert [str(item) for item in wake_timers(state)] == ["CNTHP of CPU 0"]
+
+
+def test_a_section_that_is_not_where_its_size_says_is_refused() -> None:
+    state = stream([{CNTHP_CTL: 1}])
+    at = state.index(b"\x7e\0\0\0\1")
+    with pytest.raises(BoardError, match="arm_gicv3 is not where"):
+        wake_timers(state[:at] + b"\0" + state[at:])

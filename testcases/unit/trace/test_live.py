@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +18,8 @@ import pytest
 
 from framework.common.errors import TraceError, UsageError
 from framework.trace.format import Kind
-from framework.trace.live import LiveConsumer, Message, Space
+from framework.trace.live import Held, LiveConsumer, Message, Space
+from framework.trace.peer import is_descendant
 from framework.trace.writer import pack_record
 
 HEADER = struct.Struct("<IHH")
@@ -218,9 +224,12 @@ def test_a_failing_handler_hangs_up_so_that_the_plugin_learns_of_it(consumer: Li
             plugin.get()
         ended.set()
 
+    def divide(held: Held) -> None:
+        _ = held.event.seq // 0
+
     thread = play(consumer, script)
     with pytest.raises(ZeroDivisionError):
-        consumer.serve(lambda held: held.event.seq // 0)
+        consumer.serve(divide)
     thread.join(10)
     assert ended.is_set()
 
@@ -289,3 +298,145 @@ def test_a_board_that_hangs_up_before_it_greets_is_an_error(consumer: LiveConsum
     FakePlugin(consumer.path).socket.close()
     with pytest.raises(TraceError, match="before its greeting"):
         consumer.accept(10)
+
+
+def test_the_socket_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with LiveConsumer(tmp_path / "open"):
+            assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_named_process_and_no_other_is_let_in(consumer: LiveConsumer) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(consumer.path))
+        with pytest.raises(TraceError, match="1 connections of other processes were refused"):
+            consumer.accept(0.2, pid=os.getpid() + 1)
+        assert stranger.recv(1) == b""
+    plugin = FakePlugin(consumer.path)
+    thread = threading.Thread(target=plugin.greet)
+    thread.start()
+    consumer.accept(10, pid=os.getpid())
+    thread.join()
+    plugin.socket.close()
+
+
+CONNECT = """
+import os, socket, sys
+path, foster = sys.argv[1], sys.argv[2] == "foster"
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+parent = os.getpid()
+if foster and os.fork():
+    os._exit(0)
+while foster and os.getppid() == parent:
+    os.sched_yield()
+with socket.socket(socket.AF_UNIX) as end:
+    end.connect(path)
+    text = b'{"who": "nobody"}'
+    end.sendall(len(text).to_bytes(4, "little") + b"\\1\\0\\0\\0" + text)
+    end.recv(100)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("kind", ["child", "foster"])
+def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in(kind: str) -> None:
+    """QEMU runs as nobody, and so may others."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "s"
+        with LiveConsumer(path) as consumer:
+            os.chown(path, 65534, 65534)
+            process = subprocess.Popen([sys.executable, "-I", "-S", "-c", CONNECT, str(path), kind])
+            if kind == "child":
+                consumer.accept(20)
+                assert consumer.meta == {"who": "nobody"}
+            else:
+                with pytest.raises(TraceError, match="1 connections of other processes were refused"):
+                    consumer.accept(2)
+        assert process.wait(20) == 0
+
+
+def test_who_is_our_descendant() -> None:
+    grandchild = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", grandchild], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == b"1\n"
+        listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        assert is_descendant(child.pid) and all(is_descendant(int(pid)) for pid in listed)
+        child.stdin.write(b"\n")
+        child.stdin.close()
+    assert not is_descendant(child.pid) and not is_descendant(os.getppid()) and not is_descendant(1)
+
+
+@pytest.mark.parametrize("greeting", [b"", b"{", b"[]", b"\xff", b"[" * 3000])
+def test_a_greeting_that_is_no_json_object_is_an_error(consumer: LiveConsumer, greeting: bytes) -> None:
+    plugin = FakePlugin(consumer.path)
+    plugin.put(Message.HELLO, greeting)
+    with pytest.raises(TraceError, match="greeting is no JSON"):
+        consumer.accept(10)
+    plugin.socket.close()
+
+
+def test_a_message_that_claims_any_length_is_an_error(consumer: LiveConsumer) -> None:
+    thread = play(consumer, lambda plugin: plugin.socket.sendall(HEADER.pack(0xFFFF_FFFF, Message.EVENT, 0)))
+    with pytest.raises(TraceError, match="a message of 4294967295 bytes"):
+        next(consumer.events())
+    thread.join()
+
+
+def test_a_record_of_gibberish_is_an_error(consumer: LiveConsumer) -> None:
+    thread = play(consumer, lambda plugin: plugin.put(Message.EVENT, b"short"))
+    with pytest.raises(TraceError, match="shorter than its header"):
+        next(consumer.events())
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "length"), [(0, (1 << 20) + 1), (0, 1 << 32), (0, 8 << 64), (0, -1), (1 << 64, 8), (-1, 8)]
+)
+def test_requests_with_a_guests_words_fail_as_errors_and_the_talk_goes_on(
+    consumer: LiveConsumer, address: int, length: int
+) -> None:
+    def script(plugin: FakePlugin) -> None:
+        plugin.put(Message.EVENT, event(1), flags=1)
+        assert plugin.get()[0] == Message.READ_MEM
+        plugin.put(Message.REPLY, b"12345678")
+        assert plugin.get()[0] == Message.CONTINUE
+
+    thread = play(consumer, script)
+    held = next(consumer.events())
+    with pytest.raises(TraceError, match=r"at a time|no address"):
+        held.read_ipa(address, length)
+    with pytest.raises(TraceError, match=r"no address|64 bits"):
+        held.translate(1 << 64)
+    with pytest.raises(TraceError, match="64 bits"):
+        held.write_register("x0", 1 << 64)
+    with pytest.raises(TraceError, match="no address"):
+        held.release(writes=[(1 << 64, b"x")])
+    assert held.read_ipa(0, 8) == b"12345678"
+    held.release()
+    thread.join()
+
+
+@pytest.mark.parametrize("reply", [b"", b"1234567", b"123456789"])
+def test_an_answer_of_another_length_is_an_error(consumer: LiveConsumer, reply: bytes) -> None:
+    def script(plugin: FakePlugin) -> None:
+        plugin.put(Message.EVENT, event(1), flags=1)
+        for _ in range(2):
+            plugin.get()
+            plugin.put(Message.REPLY, reply)
+        plugin.get()
+
+    thread = play(consumer, script)
+    held = next(consumer.events())
+    with pytest.raises(TraceError, match=f"answered with {len(reply)}"):
+        held.read_ipa(0, 8)
+    with pytest.raises(TraceError, match=f"answered with {len(reply)}"):
+        held.translate(0)
+    held.release()
+    thread.join()

@@ -61,6 +61,7 @@ def test_options_become_arguments_and_commas_are_doubled() -> None:
     )
     option, text = options.qemu(Path("/p.so"))
     assert option == "-plugin" and text.startswith("/p.so,out=/a,,b/t,append=off,lockstep=/s,")
+    assert "max_mib=4096" in text
     assert "timeout_ms=1500" in text and "on_loss=continue" in text and "others=record" in text
     with pytest.raises(UsageError, match="a file to write"):
         PluginOptions().arguments()
@@ -89,6 +90,18 @@ def test_a_full_disk_is_reported_and_lost_records_are_counted(sink: Path, tmp_pa
     assert (
         200_000 - lost <= kept <= 200_000 - lost + 1100
     )  # the torn chunk counts as lost, its whole records are read
+
+
+@needs_compiler
+def test_a_file_never_grows_beyond_its_limit(sink: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(sink), str(tmp_path / "t"), "200000", "256", "1"], capture_output=True, text=True, check=True
+    )
+    assert "the trace file has reached its limit of 1 MiB" in done.stderr
+    lost = int(done.stdout.split('"lost":')[1].split("}")[0])
+    assert (1 << 20) - 300_000 < (tmp_path / "t").stat().st_size <= 1 << 20
+    reader = Reader(tmp_path / "t")
+    assert sum(1 for _ in reader.events()) == 200_000 - lost > 0 and not reader.truncated
 
 
 @needs_compiler

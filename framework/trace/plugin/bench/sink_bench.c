@@ -1,5 +1,5 @@
 /*
- * How many records a second the plugin's sink takes to a file, without a board: sink_bench FILE RECORDS BYTES.
+ * How many records a second the plugin's sink takes to a file, without a board: sink_bench FILE RECORDS BYTES [MAX_MIB].
  * Prints {"records":...,"seconds":...,"lost":...}; the last second ends when the file is closed.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -14,8 +14,9 @@
 #include "../record.h"
 #include "../sink.h"
 
-static void failed(const char *text)
+static void failed(const char *text, bool full)
 {
+    (void)full;
     fprintf(stderr, "sink_bench: %s\n", text);
 }
 
@@ -28,15 +29,16 @@ static double now(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 4)
+    if (argc != 4 && argc != 5)
         return 2;
     unsigned long records = strtoul(argv[2], NULL, 10);
+    uint64_t max_mib = argc == 5 ? strtoull(argv[4], NULL, 10) : 0;
     size_t length = strtoul(argv[3], NULL, 10) & ~7UL;
     if (length < sizeof(struct record) + 64 || length > 65536)
         return 2;
     dlopen("libzstd.so.1", RTLD_NOW | RTLD_GLOBAL); /* as in QEMU; without it the sink takes zlib or nothing */
     dlopen("libz.so.1", RTLD_NOW | RTLD_GLOBAL);
-    const char *wrong = sink_open(argv[1], false, CODEC_AUTO, 100, "{\"clock\":\"none\"}", failed);
+    const char *wrong = sink_open(argv[1], false, CODEC_AUTO, 100, max_mib << 20, "{\"clock\":\"none\"}", failed);
     if (wrong) {
         fprintf(stderr, "sink_bench: %s\n", wrong);
         return 1;

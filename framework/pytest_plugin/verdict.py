@@ -1,0 +1,144 @@
+"""The checker's verdict over a test's traces: given when the test is over and its boards are gone.
+
+A test passes only if what the mediator did meanwhile was seen from beginning to end and conforms, or differs by listed
+deviations alone. A trace that is missing, damaged, cut off or empty vouches for nothing: the test fails as incomplete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from framework.conformance.result import ConformanceResult
+    from framework.target.target import Target
+
+BOARD_FIXTURES = frozenset({"target", "module_target", "cold_target"})
+"""The fixtures that every other one of a booted board asks for."""
+
+_THREADS = re.compile(rb"OP-TEE supports (\d+) simultaneous threads per guest")
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A trace to judge; ``ended`` is False while its board serves further tests, so that it has no end yet."""
+
+    path: Path
+    ended: bool = True
+
+
+_traces_key = pytest.StashKey[list[_Trace]]()
+_ran_key = pytest.StashKey[bool]()
+
+
+class Judge(Protocol):
+    """The fixture ``judge``: see there."""
+
+    def __call__(self, board: Target | Path) -> None:
+        """Have a board's trace, or a trace file, judged when the test is over."""
+
+
+def add_trace(node: pytest.Item, path: Path, *, ended: bool = True) -> None:
+    """Have a trace judged at the end of a test; adding it twice judges it once."""
+    traces = node.stash.setdefault(_traces_key, [])
+    if path not in {trace.path for trace in traces}:
+        traces.append(_Trace(path, ended))
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Judge:
+    """Have the traces of further boards judged like that of the test's own: ``judge(target)``, while it runs.
+
+    ``judge(path)`` takes a trace file as well.
+    """
+
+    def later(board: Target | Path) -> None:
+        path = board if isinstance(board, Path) else board.trace
+        assert path is not None, "a board that is judged is traced"
+        add_trace(request.node, path)
+
+    return later
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Remember that the test itself has begun: what failed or was skipped before has nothing to vouch for."""
+    item.stash[_ran_key] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Judge when all fixtures are torn down: the boards are gone and their traces complete."""
+    try:
+        result = yield
+    except BaseException as error:
+        for words in _objections(item):
+            error.add_note(words)
+        raise
+    if found := list(_objections(item)):
+        pytest.fail("\n\n".join(found), pytrace=False)
+    return result
+
+
+def _objections(item: pytest.Item) -> Iterator[str]:
+    """Give the reasons why the traces of a test do not let it pass."""
+    if not item.stash.get(_ran_key, False):
+        return
+    traces = item.stash.get(_traces_key, [])
+    boards = BOARD_FIXTURES & set(getattr(item, "fixturenames", ()))
+    if boards and item.get_closest_marker("mc_traced") is not None and not traces:
+        yield "incomplete: the test asks for a trace, and no board of it was traced"
+    yield from filter(None, (_judge(item, trace) for trace in traces))
+
+
+def _judge(node: pytest.Item, trace: _Trace) -> str:
+    """Hold a trace against the reference; returns why the test fails, or nothing."""
+    from framework.common.disclosure import TELL_FIRST
+    from framework.common.errors import TraceError
+    from framework.conformance.checker import check_file
+    from mediator_ref import Limits
+
+    try:
+        result = check_file(trace.path, limits=Limits(threads=_threads(trace.path)))
+    except (OSError, TraceError) as error:
+        return f"incomplete: the trace cannot be read, so nothing was checked: {error}"
+    node.user_properties.append(("events_checked", str(result.events_checked)))
+    for rule in result.rules:
+        if rule.verdict in ("pass", "deviation", "fail"):
+            node.user_properties.append(("rule", f"{rule.id}={rule.verdict}"))
+    for deviation in result.deviations:
+        if deviation.status == "seen":
+            private = f" ({TELL_FIRST})" if deviation.report_privately else ""
+            note(node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
+    return _objection(result, trace)
+
+
+def _objection(result: ConformanceResult, trace: _Trace) -> str:
+    """Return why a result does not let a test pass; empty if it does."""
+    if result.failed:
+        stories = [item.explanation for item in result.nonconformances[:3]]
+        return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(stories)
+    if result.incomplete and trace.ended:
+        return f"incomplete: {'; '.join(result.gaps)} ({trace.path})"
+    if result.notes:
+        return f"incomplete: {'; '.join(result.notes)} ({trace.path})"
+    if result.verdict == "not checked":
+        return f"incomplete: nothing in the trace could be checked: it holds no call to OP-TEE ({trace.path})"
+    return ""
+
+
+def _threads(trace: Path) -> int | None:
+    """OP-TEE's number of threads. A trace begins after Xen asked for it; the board's console remembers the answer."""
+    console = trace.parent.parent / "consoles" / "xen.log"
+    said = _THREADS.search(console.read_bytes()) if console.exists() else None
+    return int(said[1]) if said else None
+
+
+def note(node: pytest.Item, text: str) -> None:
+    """Note a deviation for the report of a test and the summary of the run."""
+    node.user_properties.append(("deviation", text))

@@ -1,0 +1,203 @@
+"""Domains come and go; calls of the hypervisor's own (optee_probe, optee_domain_init, optee_relinquish_resources)."""
+
+from __future__ import annotations
+
+from mediator_ref import abi
+from mediator_ref.describe import describe_call
+from mediator_ref.events import (
+    DomainCreated,
+    DomainDestroyed,
+    El3Call,
+    El3Return,
+    End,
+    FrameReleased,
+    Gap,
+    Registers,
+    Start,
+)
+from mediator_ref.knowledge import Phase, TrackedDomain
+from mediator_ref.rules import DeviationId, RuleId
+from mediator_ref.spec.lifecycle import (
+    optee_client_id,
+    optee_domain_init,
+    optee_domain_init_return,
+    optee_probe,
+    optee_probe_return,
+    optee_relinquish_resources,
+)
+from mediator_ref.state import State
+from mediator_ref.verdict import Difference
+
+
+def hypervisor_call(state: State, event: El3Call) -> None:
+    """A call to the trusted OS with no guest call behind it."""
+    fid = abi.fid_of(event.regs[0])
+    client = event.regs[1]
+    if fid == abi.VM_CREATED:
+        _vm_created(state, event, client)
+    elif fid == abi.VM_DESTROYED and client:
+        _vm_destroyed(state, event, client)
+    elif fid in abi.PROBE_FIDS or fid == abi.VM_DESTROYED:
+        if _check_arguments(state, event, RuleId.LIFE_6, optee_probe(fid)):
+            state.deviation_not_seen(DeviationId.D10)
+    elif state.mid_stream:
+        state.unchecked(RuleId.DISP_5, state.mid_stream, event)
+    else:
+        state.fail(RuleId.DISP_5, event, f"no guest call stands behind {describe_call(event.regs)}")
+    state.hypervisor_calls[(event.domid, event.vcpu)] = (fid, client)
+
+
+def _check_arguments(state: State, event: El3Call, rule: RuleId, expected: Registers) -> bool:
+    """Compare x1..x7 of a call of the hypervisor's own."""
+    wrong = [
+        Difference(f"x{i}", f"{expected[i]}", f"{event.regs[i]:#x}")
+        for i in range(1, 8)
+        if event.regs[i] != expected[i]
+    ]
+    if wrong:
+        state.fail(rule, event, describe_call(event.regs), *wrong)
+        return False
+    state.ok(rule)
+    return True
+
+
+def _vm_created(state: State, event: El3Call, client: int) -> None:
+    if client == 0 or client > abi.U32:
+        difference = Difference("x1", "domain id + 1", f"{client:#x}")
+        state.fail(RuleId.LIFE_1, event, "not a client id", difference)
+        return
+    domid = client - 1
+    known = state.domains.get(domid)
+    if known is not None and known.created and not known.destroyed and not known.refused:
+        state.fail(RuleId.LIFE_1, event, f"domain {domid} was created already")
+        return
+    state.domains[domid] = TrackedDomain(domid)
+    _check_arguments(state, event, RuleId.LIFE_1, optee_domain_init(domid))
+
+
+def _vm_destroyed(state: State, event: El3Call, client: int) -> None:
+    domid = client - 1
+    domain = state.domains.get(domid)
+    if domain is None or (not domain.created and not domain.history_unknown):
+        if state.mid_stream:
+            state.domain(domid).destroyed = True
+            _check_arguments(state, event, RuleId.LIFE_2, optee_relinquish_resources(domid))
+        else:
+            state.fail(RuleId.LIFE_2, event, f"client id {client} was never created")
+        return
+    if domain.destroyed:
+        state.fail(RuleId.LIFE_2, event, f"a second VM_DESTROYED for domain {domid}")
+        return
+    inside = [p.event.vcpu for p in state.pending.values() if p.domain is domain and p.phase is Phase.OPTEE]
+    if inside:
+        state.fail(RuleId.LIFE_8, event, f"vCPU {inside[0]} of domain {domid} is in OP-TEE")
+    else:
+        state.ok(RuleId.LIFE_8)
+    _check_arguments(state, event, RuleId.LIFE_2, optee_relinquish_resources(domid))
+    domain.destroyed = True
+    _forget(state, domain)
+
+
+def _forget(state: State, domain: TrackedDomain) -> None:
+    """A domain's calls, buffers and pages are gone."""
+    for ma in [ma for ma, owner in state.shadow_pages.items() if owner == domain.domid]:
+        del state.shadow_pages[ma]
+    domain.forget()
+
+
+def hypervisor_return(state: State, event: El3Return) -> None:
+    """OP-TEE answered a call of the hypervisor's own."""
+    made = state.hypervisor_calls.pop((event.domid, event.vcpu), None)
+    if made is None:
+        return
+    fid, client = made
+    threads = optee_probe_return(fid, event.regs)
+    if threads is not None and state.limits.threads is None:
+        state.threads = threads
+    elif fid == abi.VM_CREATED and 0 < client <= abi.U32:
+        domain = state.domain(client - 1)
+        domain.created = domain.tee = optee_domain_init_return(event.regs)
+        domain.refused = not domain.created
+
+
+def domain_created(state: State, event: DomainCreated) -> None:
+    """The toolstack has a domain now."""
+    known = state.domains.get(event.domid)
+    if known is not None and known.destroyed:
+        known = None
+        del state.domains[event.domid]
+    if known is not None and known.refused and event.tee is not False:
+        state.fail(RuleId.LIFE_5, event, "OP-TEE refused the domain, and it was created")
+    elif known is not None and known.created:
+        state.ok(RuleId.LIFE_5)
+    domain = known if known is not None else state.domain(event.domid)
+    if domain.created:
+        domain.history_unknown = ""  # otherwise its VM_CREATED may have gone unseen before the trace began
+    if event.tee is False:
+        domain.tee = False
+
+
+def domain_destroyed(state: State, event: DomainDestroyed) -> None:
+    """The last of a domain."""
+    domain = state.domains.pop(event.domid, None)
+    if domain is not None and domain.created and not domain.destroyed:
+        state.fail(RuleId.LIFE_2, event, f"OP-TEE was never told (client id {optee_client_id(event.domid)})")
+    if domain is not None:
+        if domain.destroyed and not domain.called_after_death:
+            state.ok(RuleId.LIFE_3)
+        _forget(state, domain)
+    for key in [key for key, pending in state.pending.items() if pending.event.domid == event.domid]:
+        del state.pending[key]
+    if event.leaked_pages is None and event.zombie is None:
+        state.unchecked(RuleId.LIFE_4, "what the domain left behind was not measured", event)
+    elif event.zombie or (event.leaked_pages or 0) > 0:
+        state.fail(
+            RuleId.LIFE_4,
+            event,
+            "the domain left something behind",
+            Difference("pages", "0", str(event.leaked_pages)),
+            Difference("zombie", "False", str(event.zombie)),
+        )
+    else:
+        state.ok(RuleId.LIFE_4)
+
+
+def frame_released(state: State, event: FrameReleased) -> None:
+    """MEM-10: a frame leaves its domain."""
+    domain = state.domains.get(event.domid)
+    if domain is None or event.mfn not in domain.pinned():
+        state.ok(RuleId.MEM_10)
+        return
+    difference = Difference("frame", "kept", f"{event.mfn:#x} released")
+    state.fail(RuleId.MEM_10, event, "OP-TEE may still use the frame", difference)
+
+
+def start(state: State, event: Start) -> None:
+    """The trace begins."""
+    if event.mid_stream:
+        state.mid_stream = "started in the middle"
+
+
+def gap(state: State, event: Gap) -> None:
+    """Events are missing: nothing that was going on is known any more."""
+    del event  # its reason has numbers, which would let the tally grow with every gap
+    state.mid_stream = "events are missing"
+    state.pending.clear()
+    state.hypervisor_calls.clear()
+    state.shadow_pages.clear()
+    for domain in state.domains.values():
+        domain.forget()
+        domain.history_unknown = state.mid_stream
+        domain.in_hypervisor = 0
+        domain.created = domain.destroyed = domain.refused = False  # it may have died and come again meanwhile
+        domain.tee = None
+
+
+def end(state: State, event: End) -> None:
+    """LIFE-7 at the end of a trace."""
+    if event.board_alive is None:
+        state.unchecked(RuleId.LIFE_7, "whether the hypervisor still runs was not observed", event)
+    elif event.board_alive:
+        state.ok(RuleId.LIFE_7)
+    else:
+        state.fail(RuleId.LIFE_7, event, "the hypervisor stopped")

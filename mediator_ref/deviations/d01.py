@@ -1,0 +1,25 @@
+"""D1: a contiguous address in the reply to SHM_ALLOC goes to OP-TEE untranslated."""
+
+from __future__ import annotations
+
+from mediator_ref.deviations.deviation import Deviation, Mismatch
+from mediator_ref.rules import DeviationId, RuleId, Severity
+from mediator_ref.spec.outcome import ReplyKind
+
+
+def _explains(m: Mismatch) -> bool:
+    return m.reply is not None and m.reply.kind is ReplyKind.HIDE_ADDRESS and not m.reply.renamed
+
+
+D1 = Deviation(
+    id=DeviationId.D1,
+    rules=(RuleId.RPC_8,),
+    title="a contiguous address in the reply to SHM_ALLOC goes to OP-TEE untranslated",
+    condition="the reply has ret = 0, one parameter with attr 0x0A and an address",
+    where="handle_rpc_cmd_alloc",
+    severity=Severity.ISOLATION,
+    status="seen",
+    stimulus="answer SHM_ALLOC with attr 0x0A and an address of the guest's choice",
+    explains=_explains,
+    disclosure=True,
+)

@@ -1,0 +1,24 @@
+"""D3: a failed translation leaks the pages it did not get to from the domain's count."""
+
+from __future__ import annotations
+
+from mediator_ref.deviations.deviation import Deviation, Mismatch
+from mediator_ref.rules import DeviationId, RuleId, Severity
+
+
+def _explains(m: Mismatch) -> bool:
+    accounting = m.domain.defects.accounting if m.domain is not None else None
+    return m.refusal is not None and accounting is not None and accounting.leaked_pages > 0
+
+
+D3 = Deviation(
+    id=DeviationId.D3,
+    rules=(RuleId.MEM_7,),
+    title="a failed translation leaks the pages it did not get to from the domain's count",
+    condition="the leaked count reaches the limit on shared pages",
+    where="translate_noncontig, free_optee_shm_buf",
+    severity=Severity.AVAILABILITY,
+    status="seen",
+    stimulus="register 129 pages of which the first is bad, 127 times",
+    explains=_explains,
+)

@@ -1,0 +1,34 @@
+"""D13: OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow."""
+
+from __future__ import annotations
+
+from mediator_ref.deviations.deviation import Deviation, Mismatch
+from mediator_ref.events import FrameReleased
+from mediator_ref.rules import DeviationId, RuleId, Severity
+from mediator_ref.spec.outcome import Offer
+
+
+def _explains(m: Mismatch) -> bool:
+    if m.domain is None:
+        return False
+    released = m.domain.defects.released_rpcs
+    if isinstance(m.observed, FrameReleased):
+        mfn = m.observed.mfn
+        return any(rpc.mfn == mfn and rpc.cookie in released for rpc in m.domain.rpcs.values())
+    if m.rule is RuleId.RPC_2:
+        return isinstance(m.expected, Offer) and m.expected.reason != "" and m.expected.cookie in released
+    return True
+
+
+D13 = Deviation(
+    id=DeviationId.D13,
+    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10),
+    title="OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
+    condition="an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
+    where="handle_rpc_func_alloc, free_shm_rpc",
+    severity=Severity.ISOLATION,
+    status="seen",
+    stimulus="while one call waits in an RPC, answer another call's ALLOC with 0:0 and the first one's cookie",
+    explains=_explains,
+    disclosure=True,
+)
