@@ -1,4 +1,4 @@
-"""The ABI's own words: one line for a call, one for a message, a name for every offset. Used wherever people read."""
+"""Names and descriptions in the words of the OP-TEE ABI: a call, a message, every offset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def function_name(x0: int) -> str:
 
 
 def describe_return(x0: int) -> str:
-    """What a value in x0 says about a call."""
+    """Describe the value in x0 after a call."""
     low = x0 & abi.U32
     if low == abi.U32:
         return "UNKNOWN_FUNCTION"

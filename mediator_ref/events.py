@@ -1,4 +1,4 @@
-"""What the reference is told: the observation vocabulary, shared with whoever watches a board.
+"""Input events of the reference. Every observer (trace, live check, tests) produces these.
 
 An observer sees guests trap into the mediator (:class:`GuestCall`), the mediator enter EL3 (:class:`El3Call`),
 OP-TEE answer (:class:`El3Return`) and the mediator answer the guest (:class:`GuestReturn`), and domains come and go.
@@ -16,8 +16,8 @@ Ground rules for an observer:
 - Addresses: IPA is what the guest calls physical, MA what the machine does, MFN is MA >> 12. Keys of page mappings are
   byte addresses of pages (multiples of 4096), keys of ``mem`` are IPAs, keys of ``shadow`` are MAs.
 - Registers are tuples starting at x0, at least x0..x7 at EL3 and on guest calls; x8..x17 may follow where observed.
-- Nobody changes an event or a page once it is made. Those that come with every record are not frozen dataclasses for
-  one reason: these take five times as long to make, and a check makes millions.
+- Events and pages are never changed once they are made. Those that come with every record are not frozen dataclasses
+  for one reason: these take five times as long to make, and a check makes millions.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class DomainDestroyed:
 
 @dataclass(frozen=True, slots=True)
 class FrameReleased:
-    """Xen took a frame from a domain and may hand it to somebody else (balloon, exchange, destruction)."""
+    """Xen took a frame from a domain and may hand it to another domain (balloon, exchange, destruction)."""
 
     seq: int
     domid: int

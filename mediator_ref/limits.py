@@ -1,4 +1,4 @@
-"""The numbers a mediator holds guests to. Parameters, so that the reference fits a mediator with other limits."""
+"""Limits of a mediator. Parameters, so that the reference fits a mediator with other limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Limits:
     """Limits per domain (Xen ``optee.c``: MAX_SHM_BUFFER_COUNT, MAX_SHM_BUFFER_PG, MAX_TOTAL_SMH_BUF_PG).
 
     ``threads``: simultaneous standard calls, what OP-TEE answers to GET_THREAD_COUNT (``None``: taken from the trace,
-    not checked before it was seen). ``total_pages`` is exclusive: that many are one too many.
+    not checked before it was seen). ``total_pages`` is exclusive: at most ``total_pages - 1`` pages are allowed.
     """
 
     threads: int | None = None

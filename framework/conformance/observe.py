@@ -240,7 +240,7 @@ class Observer:
 
 
 def _at_boot(record: Event) -> bool:
-    """Whether a trace that begins with this record saw Xen boot: first comes the mediator's probe or dom0."""
+    """Tell whether a trace that begins with this record saw Xen boot: first comes the mediator's probe or dom0."""
     if record.seq != 1:
         return False
     if record.kind == _EL3_CALL and not record.parent:

@@ -17,6 +17,7 @@ _RESUME, _STANDARD, _LOCAL = abi.Handling.RESUME, abi.Handling.STANDARD, abi.Han
 _HYPERVISOR, _OPTEE, _ANSWER = Phase.HYPERVISOR, Phase.OPTEE, Phase.ANSWER
 _NOT_OFFERED = frozenset({RuleId.DISP_1, RuleId.DISP_2, RuleId.DISP_3, RuleId.DISP_4})
 _DISP_5 = RuleId.DISP_5
+_FUNCTIONS, _U32 = abi.FUNCTIONS, abi.U32
 
 
 def guest_call(state: State, event: GuestCall) -> None:
@@ -26,8 +27,8 @@ def guest_call(state: State, event: GuestCall) -> None:
     unanswered = state.pending.pop(key, None)
     if unanswered is not None:
         _unanswered(state, unanswered, event)
-    fid = event.regs[0] & abi.U32
-    pending = Pending(event, domain, abi.FUNCTIONS.get(fid), event.mem)
+    fid = event.regs[0] & _U32
+    pending = Pending(event, domain, _FUNCTIONS.get(fid), event.mem)
     if pending.function is None:
         pending.ignored = abi.owner_of(fid) not in abi.TRUSTED_OWNERS and not event.imm
     if domain.tee is None and not domain.history_unknown:
@@ -79,8 +80,8 @@ def _expected(state: State, pending: Pending) -> Expected:
 
 def el3_call(state: State, event: El3Call) -> None:
     """The hypervisor calls OP-TEE."""
-    fid = event.regs[0] & abi.U32
-    if fid not in abi.FUNCTIONS and abi.owner_of(fid) not in abi.TRUSTED_OWNERS and fid >> 16 != 0xFFFF:
+    fid = event.regs[0] & _U32
+    if fid not in _FUNCTIONS and abi.owner_of(fid) not in abi.TRUSTED_OWNERS and fid >> 16 != 0xFFFF:
         return
     pending = state.pending.get((event.domid, event.vcpu))
     if pending is None:

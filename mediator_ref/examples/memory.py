@@ -112,7 +112,7 @@ def mem_9() -> Example:
 
 
 def mem_10() -> Example:
-    """A page leaves the domain: one that nobody uses, or one that is registered."""
+    """A page leaves the domain: one that is not in use, or one that is registered."""
     made = board()
     register(made)
     used, _ = made.world.lookup(1, DATA)

@@ -71,7 +71,7 @@ def rpc_4() -> Example:
 
 
 def rpc_5() -> Example:
-    """A thread nobody suspended is resumed."""
+    """A thread that is not suspended is resumed."""
     made = board()
     made.call(1, 0, (abi.RETURN_FROM_RPC, 0, 0, 7))
     return example("RPC-5", made, with_register(made.events, GuestReturn, 0, abi.SmcReturn.OK))

@@ -66,7 +66,7 @@ class StdCall:
     data_cookie: int = 0
     in_flight: bool = True
     asked: bool = False
-    turned_down: int | None = None
+    rejected: int | None = None
     own: list[int] = field(default_factory=list)
     """Cookies this call translated."""
 
@@ -312,9 +312,9 @@ class Mediator:
         regs[:4] = res[:4]
         cookie = abi.pair(res[1], res[2])
         if call.op == abi.RpcFunc.FREE:
-            if "D13" in self.defects or call.turned_down != cookie:
+            if "D13" in self.defects or call.rejected != cookie:
                 self._free_rpc(ctx, cookie)
-            call.turned_down = None
+            call.rejected = None
         if call.op != abi.RpcFunc.CMD:
             return True
         rpc = ctx.rpcs.get(cookie)
@@ -349,7 +349,7 @@ class Mediator:
         resume, x3 = abi.RETURN_FROM_RPC, regs[3]
         if call.op == abi.RpcFunc.ALLOC:
             shadow = self._offer(ctx, regs)
-            call.turned_down = None if shadow else abi.pair(regs[4], regs[5])
+            call.rejected = None if shadow else abi.pair(regs[4], regs[5])
             high, low = abi.split(shadow)
             yield from self._enter(ctx, call, regs, (resume, high, low, x3, regs[4], regs[5], 0))
         elif call.op == abi.RpcFunc.CMD:

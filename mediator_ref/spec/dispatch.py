@@ -18,6 +18,7 @@ from mediator_ref.spec.rpc import handle_rpc
 from mediator_ref.spec.std_call import handle_std_call
 
 _UNKNOWN = abi.SMCCC_UNKNOWN_FUNCTION
+_RETURN_FROM_RPC, _CALL_WITH_ARG, _U32 = abi.RETURN_FROM_RPC, abi.CALL_WITH_ARG, abi.U32
 
 
 def vsmccc_handle_call(domain: Domain, event: GuestCall, limits: Limits, threads: int | None) -> Expected:
@@ -33,10 +34,10 @@ def optee_handle_call(domain: Domain, event: GuestCall, limits: Limits, threads:
     """optee.c: optee_handle_call()."""
     if domain.tee is False:
         return Refuse(RuleId.DISP_4, _UNKNOWN)
-    fid = event.regs[0] & abi.U32
-    if fid == abi.RETURN_FROM_RPC:
+    fid = event.regs[0] & _U32
+    if fid == _RETURN_FROM_RPC:
         return handle_rpc(domain, event, limits)
-    if fid == abi.CALL_WITH_ARG:
+    if fid == _CALL_WITH_ARG:
         return handle_std_call(domain, event, limits, threads)
     if fid == abi.EXCHANGE_CAPABILITIES:
         return handle_exchange_capabilities(event.regs)

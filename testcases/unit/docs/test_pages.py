@@ -56,7 +56,7 @@ def test_requirements_and_sections_have_their_text_and_their_rules() -> None:
 def test_crash_signatures_are_explained() -> None:
     text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     part = text[text.index("## Crash signatures") :]
-    rows = re.findall(r"^\| (`[a-z`, -]+`) \|", part[: part.index("## xtest")], re.MULTILINE)
+    rows = re.findall(r"^\| (`[a-z0-9`, -]+`) \|", part[: part.index("## xtest")], re.MULTILINE)
     assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == {
         sign.kind for signatures in CRASH_SIGNATURES.values() for sign in signatures
     }
@@ -65,6 +65,15 @@ def test_crash_signatures_are_explained() -> None:
 def test_rooms_are_described() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `((?:framework|mediator_ref)[\w.]*)` \|", text, re.MULTILINE) == list(ROOMS)
+
+
+@pytest.mark.parametrize("name", ["howto-add-a-rule", "howto-add-a-deviation"])
+def test_snippets_of_the_how_tos_are_those_of_the_code(name: str) -> None:
+    files = [path for folder in ("mediator_ref", "testcases/suite") for path in (ROOT / folder).rglob("*.py")]
+    code = {line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()}
+    snippets = [text for language, text in pages.fences(ROOT / f"docs/{name}.md") if language == "python"]
+    assert snippets
+    assert [line for text in snippets for line in text.splitlines() if line.strip() not in code] == []
 
 
 def test_the_baseline_of_the_papers_can_be_read(tmp_path: Path) -> None:

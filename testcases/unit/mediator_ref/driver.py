@@ -1,4 +1,4 @@
-"""Guests doing things on the model board while the reference watches: what Hypothesis and random walks share.
+"""Guests doing things on the simulated board while the reference watches: what Hypothesis and random walks share.
 
 Invariants: a mediator as it should be gets no verdict but passes; what the reference thinks is held is what is held;
 a step of one domain changes nothing of another; nothing is left of a dead domain; OP-TEE never works on a page that
@@ -16,7 +16,7 @@ LIMITS = Limits(buffers=3, buffer_pages=6, total_pages=12)
 
 
 class Driver:
-    """One board under a stream of guests' doings, watched by the reference."""
+    """One board under a stream of guest actions, watched by the reference."""
 
     def __init__(self, defects: frozenset[str] = frozenset()) -> None:
         self.defects = defects
@@ -51,7 +51,7 @@ class Driver:
         self.seen = len(self.board.events)
 
     def ready(self, domid: int, vcpu: int) -> bool:
-        """Whether a vCPU can call; one that is in OP-TEE comes out first."""
+        """Tell whether a vCPU can call; one that is in OP-TEE comes out first."""
         if domid not in self.board.mediator.domains:
             self.board.create(domid)
         while (domid, vcpu) in self.board.inflight:
@@ -223,7 +223,7 @@ class Driver:
             bad = self.verdicts
         assert not bad, "\n".join(map(str, bad))
 
-    def ledger_agrees(self) -> None:
+    def accounting_agrees(self) -> None:
         if self.defects:
             return
         assert not self.board.world.violations, self.board.world.violations

@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         self.driver.judged()
-        self.driver.ledger_agrees()
+        self.driver.accounting_agrees()
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):
@@ -216,7 +216,7 @@ def walk(seed: int, steps: int, defects: frozenset[str] = frozenset()) -> Driver
         else:
             driver.change_page(domid, pick.choice(PAGE_CHOICE), pick.choice(KIND_CHOICE))
         driver.judged()
-        driver.ledger_agrees()
+        driver.accounting_agrees()
     driver.finish()
     return driver
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mediator_ref.examples.edit import with_register
-from mediator_ref.model.board import Board
+from mediator_ref.examples.mutate import with_register
+from mediator_ref.simulator.board import Board
 
 from framework.conformance.synthesize import write_trace
 from mediator_ref.events import El3Call
