@@ -91,6 +91,19 @@ class BuildCache:
             raise
         return folder
 
+    @contextmanager
+    def workspace(self, name: str, inputs: Mapping[str, object]) -> Iterator[Path]:
+        """A folder that stays, for what a build can use again next time; nothing vouches for its content. It is this
+        process's alone until the end of the context, and removed like other builds when it was not used for long."""
+        plain = {key: _canonical(value) for key, value in sorted(inputs.items())}
+        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.root / "builds" / f"{name}-{key}"
+        make_writable_parent(self.root / "locks")
+        with self._locked(folder.name):
+            make_writable_parent(folder)
+            os.utime(folder)
+            yield folder
+
     def entries(self) -> list[Entry]:
         """What is there, least recently used first."""
         found = []

@@ -5,10 +5,8 @@ Each build is a function of (sources, configuration, patches, compiler) and is c
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,13 @@ from pathlib import Path
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock, Pin
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, compiler_version, run_make
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_source
 from framework.common.errors import BuildError
 from framework.common.paths import IMAGES
 from framework.common.progress import Progress
 
-CROSS = "aarch64-linux-gnu-"
 OPTEE_FILES = ("tee-header_v2.bin", "tee-pager_v2.bin", "tee-pageable_v2.bin")
 _FIP_OFFSET = 256 * 1024
 _FLASH_SIZE = 64 * 1024 * 1024
@@ -96,11 +94,7 @@ class Builder:
             variables = {
                 "XEN_TARGET_ARCH": "arm64",
                 "CROSS_COMPILE": CROSS,
-                "XEN_BUILD_DATE": "reproducible",
-                "XEN_BUILD_TIME": "00:00:00",
-                "XEN_BUILD_HOST": "medcheck",
-                "XEN_WHOAMI": "medcheck",
-                "XEN_DOMAIN": "medcheck",
+                **XEN_IDENTITY,
             }
             self._make(f"Xen ({variant})", source / "xen", variables, [["medcheck_defconfig"], ["xen"]], out)
             shutil.move(source / "xen/xen", out / "xen")
@@ -122,6 +116,7 @@ class Builder:
             "patches": [IMAGES / patch for patch in patches],
             "epoch": FirmwareConfig.load().epoch,
             "compiler": compiler_version(),
+            "make": MAKE_KEY,
             "recipe": Path(__file__),
         }
         return self.cache.get(name, inputs, build)
@@ -140,47 +135,7 @@ class Builder:
     def _make(
         self, title: str, folder: Path, variables: Mapping[str, object], steps: Sequence[Sequence[str]], out: Path
     ) -> None:
-        """Run make once for each of ``steps``, a list of targets."""
-        log = out / "build.log"
-        with self.progress.task(f"building {title}"), log.open("ab") as sink:
-            for targets in steps:
-                words = [f"{key}={value}" for key, value in variables.items()]
-                command = ["make", "-s", f"-j{len(os.sched_getaffinity(0))}", *words, *targets]
-                result = subprocess.run(
-                    command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                    check=False,
-                )  # fmt: skip
-                if result.returncode != 0:
-                    tail = log.read_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
-                    raise BuildError(
-                        f"building {title} failed (make exited with {result.returncode}):\n    " + "\n    ".join(tail),
-                        hint="`./medcheck doctor` checks the compilers; the log is kept in the cache's logs folder",
-                    )
-
-
-def _environment() -> dict[str, str]:
-    """All that a build sees of the user's environment: whatever else is set there (CFLAGS, MAKEFLAGS,
-    CROSS_COMPILE, …) would change what is built without changing its key in the cache."""
-    kept = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
-    return {
-        **kept,
-        # OP-TEE's scripts run `python3` and need this environment's pyelftools and cryptography.
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-        "SOURCE_DATE_EPOCH": str(FirmwareConfig.load().epoch),
-        "LC_ALL": "C",
-    }
-
-
-def compiler_version() -> str:
-    """The first line that the cross compiler prints about itself; part of every build's key."""
-    try:
-        result = subprocess.run([f"{CROSS}gcc", "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(
-            f"the cross compiler {CROSS}gcc does not run: {error}",
-            hint="install gcc-aarch64-linux-gnu; `./medcheck doctor` lists all that is needed",
-        ) from error
-    return result.stdout.splitlines()[0]
+        run_make(title, folder, variables, steps, out / "build.log", self.progress)
 
 
 def pins_of_builds(lock: Lock) -> list[Pin]:

@@ -27,10 +27,22 @@ class MakeRecipe:
 
 
 @dataclass(frozen=True)
-class XenRecipe:
-    """Xen's builds: the lines of its configuration, and those that each variant adds."""
+class XenTools:
+    """The pinned toolstack: the lock file's group, and what a Xen must have to take orders from it: its release
+    (``4.17``) and its numbers of the two interfaces."""
 
     group: str
+    release: str
+    domctl: int
+    sysctl: int
+
+
+@dataclass(frozen=True)
+class XenRecipe:
+    """Xen's builds: the lines of its configuration, and those that each variant adds; its pinned toolstack."""
+
+    group: str
+    tools: XenTools
     config: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
 
@@ -59,7 +71,7 @@ class FirmwareConfig:
         for name in ("CFG_TZDRAM_START", "CFG_TZDRAM_SIZE"):
             if not _ADDRESS.fullmatch(optee.make.get(name, "")):
                 raise source.error(top["optee"], f"optee: make: expected {name} as an address like 0xf0000000")
-        xen = source.record(top["xen"], "xen", ("group", "config", "variants"))
+        xen = source.record(top["xen"], "xen", ("group", "tools", "config", "variants"))
         variants = source.record(xen["variants"], "xen: variants", XEN_VARIANTS)
         return cls(
             int(epoch),
@@ -67,6 +79,7 @@ class FirmwareConfig:
             tfa,
             XenRecipe(
                 source.text(xen["group"], "xen: group"),
+                _xen_tools(source, xen["tools"]),
                 _texts(source, xen["config"], "xen: config"),
                 {name: _texts(source, node, f"xen: variant {name}") for name, node in variants.items()},
             ),
@@ -91,6 +104,15 @@ def _make_recipe(source: Source, node: yaml.Node, name: str) -> MakeRecipe:
         {key: source.text(value, f"{name}: {key}") for key, value in make.items()},
         _texts(source, entry["patches"], f"{name}: patches") if "patches" in entry else (),
     )
+
+
+def _xen_tools(source: Source, node: yaml.Node) -> XenTools:
+    entry = source.record(node, "xen: tools", ("group", "release", "domctl", "sysctl"))
+    texts = {key: source.text(value, f"xen: tools: {key}") for key, value in entry.items()}
+    for key in ("domctl", "sysctl"):
+        if not re.fullmatch("0x[0-9a-f]{1,8}", texts[key]):
+            raise source.error(entry[key], f"xen: tools: {key}: expected a number such as 0x15, not {texts[key][:40]}")
+    return XenTools(texts["group"], texts["release"], int(texts["domctl"], 16), int(texts["sysctl"], 16))
 
 
 def _texts(source: Source, node: yaml.Node, what: str) -> tuple[str, ...]:

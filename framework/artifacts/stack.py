@@ -10,18 +10,21 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from framework.artifacts import cpio
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware import Builder, pins_of_builds
+from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.keys import GuestKeys, guard, guest_keys
 from framework.artifacts.lock import Lock, Pin
+from framework.artifacts.overrides import Overrides as Overrides
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
 from framework.artifacts.user_files import XTEST, check
+from framework.artifacts.xen import Xen, provide
+from framework.artifacts.xen_tools import XL
 from framework.common.digest import sha256_file
 from framework.common.paths import IMAGES
 from framework.common.progress import Progress, Silent
@@ -30,26 +33,6 @@ _GUESTS = ("dom0", "domu")
 _DOM0 = "dom0.cpio"
 _CODE = ("stack.py", "rootfs.py", "cpio.py", "elf.py", "guest_path.py", "kernel_modules.py")
 """What makes the guests' images, beside the recipes."""
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user brings instead of the pinned parts; None keeps the pinned one."""
-
-    xen: Path | None = None
-    xen_syms: Path | None = None
-    optee: Path | None = None
-    kernel: Path | None = None
-    kernel_modules: Path | None = None
-    xtest_root: Path | None = None
-    xen_variant: str = "debug"
-
-    @classmethod
-    def given(cls, options: Mapping[str, Any]) -> Overrides:
-        """Those among a command line's parsed options; paths become absolute."""
-        chosen: dict[str, Any] = {name: options[name] for name in cls.__dataclass_fields__}
-        chosen.update({name: value.absolute() for name, value in chosen.items() if isinstance(value, Path)})
-        return cls(**chosen)
 
 
 @dataclass(frozen=True)
@@ -76,6 +59,7 @@ class Stack:
     domu_ramdisk: str
     keys: GuestKeys
     components: tuple[Component, ...]
+    hypervisor: Xen
 
     @property
     def ssh_key(self) -> Path:
@@ -86,7 +70,8 @@ class Stack:
 def all_pins(lock: Lock) -> list[Pin]:
     """Every pin that a run needs: what ``medcheck fetch`` downloads."""
     groups = [Recipe.load(IMAGES / f"rootfs/{name}.yaml").groups for name in _GUESTS]
-    names = dict.fromkeys(["qemu", *(name for group in groups for name in group)])
+    tools = FirmwareConfig.load().xen.tools.group
+    names = dict.fromkeys(["qemu", tools, *(name for group in groups for name in group)])
     return list(dict.fromkeys([pin for name in names for pin in lock.group(name)] + pins_of_builds(lock)))
 
 
@@ -115,31 +100,28 @@ def prepare(
     bundle = qemu_bundle(store, lock, cache)
     optee = overrides.optee or builder.optee()
     flash = builder.flash(optee) / "flash.bin"
-    if overrides.xen is None:
-        built = builder.xen(overrides.xen_variant)
-        xen, symbols = built / "xen", built / "xen-syms"
-    else:
-        xen, symbols = overrides.xen, overrides.xen_syms  # type: ignore[assignment]
+    xen = provide(overrides, builder)
     keys = guest_keys(root / "ssh")
-    images = _images(recipes, store, lock, cache, overrides, keys, progress)
+    images = _images(recipes, store, lock, cache, overrides, xen.tools.folder, keys, progress)
     components = (
         Component("QEMU", bundle.version, sha256_file(Path(bundle.argv()[-1])), "pinned"),
         Component("TF-A", builder.version("tfa-source"), sha256_file(flash), "built"),
         _component("OP-TEE OS", builder.version("optee-source"), optee / "tee-pager_v2.bin", overrides.optee),
-        _component(f"Xen ({overrides.xen_variant})", builder.version("xen-source"), xen, overrides.xen),
+        Component(xen.title, xen.version, sha256_file(xen.image), xen.origin),
+        Component("Xen's tools", xen.tools.version, sha256_file(xen.tools.folder / XL), xen.tools.origin),
         _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
         _component("xtest", lock.pins["optee-test-qemu"].version, images / "xtest", overrides.xtest_root, "pinned"),
         Component("dom0 image", "recipe", sha256_file(images / _DOM0), "built"),
     )
     return Stack(
-        bundle, flash, xen, symbols, images / "Image", images / _DOM0,
-        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components,
+        bundle, flash, xen.image, xen.symbols, images / "Image", images / _DOM0,
+        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components, xen,
     )  # fmt: skip
 
 
 def _images(
-    recipes: Mapping[str, Recipe], store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, keys: GuestKeys,
-    progress: Progress,
+    recipes: Mapping[str, Recipe], store: Store, lock: Lock, cache: BuildCache, overrides: Overrides, tools: Path,
+    keys: GuestKeys, progress: Progress,
 ) -> Path:  # fmt: skip
     """The kernel, dom0's ramdisk (with the domUs' kernel and ramdisk in it) and xtest, in one cached folder."""
     groups = dict.fromkeys(group for recipe in recipes.values() for group in recipe.groups)
@@ -156,7 +138,7 @@ def _images(
             domu_ramdisk = io.BytesIO()
             cpio.write(domu.entries, domu_ramdisk)
             task.advance()
-            dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys)
+            dom0 = _rootfs(recipes["dom0"], unpacked, overrides, keys, [tools])
             dom0.add("boot/domu/Image", cpio.regular((out / "Image").read_bytes()))
             dom0.add("boot/domu/ramdisk", cpio.regular(domu_ramdisk.getvalue()))
             # It has the guests' private host key in it from the first byte on.
@@ -171,6 +153,7 @@ def _images(
         "pins": {group: [pin.sha256 for pin in pins[group]] for group in groups},
         "recipes": IMAGES / "rootfs",
         "code": [here / name for name in _CODE],
+        "tools": tools / "usr",
         "keys": [keys.client_public, keys.host_public],
         "user": [path for path in (overrides.kernel, overrides.kernel_modules, overrides.xtest_root) if path],
     }
@@ -179,9 +162,12 @@ def _images(
     return images
 
 
-def _rootfs(recipe: Recipe, unpacked: dict[str, Path], overrides: Overrides, keys: GuestKeys) -> RootFs:
+def _rootfs(
+    recipe: Recipe, unpacked: dict[str, Path], overrides: Overrides, keys: GuestKeys, first: Sequence[Path] = ()
+) -> RootFs:
+    """``first`` are folders that are searched before all packages."""
     groups = [group for group in recipe.groups if group != "kernel" or overrides.kernel is None]
-    packages = [unpacked[group] for group in groups]
+    packages = [*first, *(unpacked[group] for group in groups)]
     if overrides.xtest_root and "xtest" in recipe.groups:
         packages.insert(0, overrides.xtest_root)
     if overrides.kernel_modules:

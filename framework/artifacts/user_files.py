@@ -22,12 +22,12 @@ from framework.artifacts.kernel_modules import ModuleError, Modules
 from framework.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from framework.artifacts.stack import Overrides
+    from framework.artifacts.overrides import Overrides
 
 XTEST = "usr/bin/xtest"
 _TAS = "usr/lib/optee_armtz"
-_FOLDERS = ("optee", "kernel_modules", "xtest_root")
-_LIMITS = {"xen": 64 << 20, "kernel": 512 << 20, "xen_syms": 512 << 20}
+_FOLDERS = ("optee", "kernel_modules", "xtest_root", "xen_tree", "xen_tools")
+_LIMITS = {"xen": 64 << 20, "kernel": 512 << 20, "xen_syms": 512 << 20, "xen_config": 1 << 20, "xen_patch": 64 << 20}
 """Bytes; several times what the largest build of each has."""
 _MOST_OPTEE = 64 << 20
 _MOST_PROGRAM = 256 << 20
@@ -60,9 +60,10 @@ def check(overrides: Overrides, modules: Iterable[str] = (), cpu: str | None = N
     """
     if overrides.xen_variant not in XEN_VARIANTS:
         raise UsageError(f"no Xen variant {overrides.xen_variant}", hint=f"one of {', '.join(XEN_VARIANTS)}")
-    for name, path in overrides.__dict__.items():
-        if isinstance(path, Path):
-            _check_kind(f"--{name.replace('_', '-')}", path, folder=name in _FOLDERS, most=_LIMITS.get(name))
+    for name, given in overrides.__dict__.items():
+        for path in given if isinstance(given, tuple) else (given,):
+            if isinstance(path, Path):
+                _check_kind(name, path, most=_LIMITS.get(name))
     if overrides.xen is not None:
         _check_image("--xen", overrides.xen, "xen/xen of a Xen build")
     if overrides.kernel is not None:
@@ -79,7 +80,8 @@ def check(overrides: Overrides, modules: Iterable[str] = (), cpu: str | None = N
         _check_symbols(overrides.xen, overrides.xen_syms)
 
 
-def _check_kind(option: str, path: Path, *, folder: bool, most: int | None) -> None:
+def _check_kind(name: str, path: Path, *, most: int | None) -> None:
+    option, folder = f"--{name.replace('_', '-')}", name in _FOLDERS
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -97,7 +99,8 @@ def _check_kind(option: str, path: Path, *, folder: bool, most: int | None) -> N
         raise UsageError(f"{option}: {path} has {found.st_size >> 20} MiB, which no such file has")
     if not folder and found.st_size == 0:
         raise UsageError(f"{option}: {path} is empty", hint="did its build finish?")
-    for parent, _, names in os.walk(path):
+    # A source tree is read file by file, and may hold whatever its repository ignores.
+    for parent, _, names in os.walk(path) if name != "xen_tree" else ():
         for below in (Path(parent, name) for name in names):
             if not (below.is_file() or below.is_symlink()):
                 raise UsageError(f"{option}: {below} is a device, pipe or socket")

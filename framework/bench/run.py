@@ -14,6 +14,7 @@ from framework.bench.boots import cold_boot, first_run
 from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
+from framework.bench.own_xen import edit_to_verdict
 from framework.bench.probe import BATCH, probe_calls
 from framework.bench.replay import cost
 from framework.bench.snapshots import answer, build_beyond_boot, clones, private, private_busy, running, smc, xtest
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "clone_private_busy_mb": Benchmark("MB", "… after xtest 1001 and 1004 in a domU", clones(private_busy, 5)),
     "snapshot_beyond_boot_s": Benchmark("s", "making a snapshot beyond booting its board", build_beyond_boot),
     "replay_cost_ratio": Benchmark("x", "xtest 4001 in two guests, on the instruction clock to on the host's", cost),
+    "edit_to_verdict_s": Benchmark("s", "an edit of optee.c to the smoke profile's verdict on it", edit_to_verdict),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from framework.artifacts.xen_image import arguments_for
 from framework.board import devicetree, janitor, qemu
 from framework.board.icount import unpin_threads
 from framework.board.process import Job, QemuProcess
@@ -368,7 +369,7 @@ class Board:
             devicetree.Module("ramdisk", spec.load_map.dom0_ramdisk, sizes["dom0_ramdisk"]),
         ]
         path = self.run_dir / "board.dtb"
-        safe_files.write(path, devicetree.edit(raw, spec, modules))
+        safe_files.write(path, devicetree.edit(raw, spec.with_xen_args(arguments_for(files.xen)), modules))
         return path
 
     def _forwarded_port(self) -> int:

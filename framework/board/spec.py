@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,12 @@ class BoardSpec:
     def xen_bootargs(self) -> str:
         """Xen's whole command line: what the YAML says, and the size of dom0."""
         return f"{self.xen_args} dom0_mem={self.dom0.memory_mib}M dom0_max_vcpus={self.dom0.vcpus}"
+
+    def with_xen_args(self, arguments: str) -> BoardSpec:
+        """The board with further ``name=value`` arguments for Xen; a name that it gives already stays as it is."""
+        given = {word.split("=", 1)[0] for word in self.xen_args.split()}
+        more = [word for word in arguments.split() if word.split("=", 1)[0] not in given]
+        return replace(self, xen_args=" ".join([self.xen_args, *more]))
 
 
 def board_names() -> list[str]:

@@ -11,11 +11,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from framework.artifacts.overrides import add_options
 from framework.cli import former
 from framework.cli.check import add_policy
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
@@ -23,6 +25,7 @@ from framework.common.terminal import Output, mib
 
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides
+    from framework.jobs.run import RunOptions, RunResult
 
 Handler = Callable[[argparse.Namespace, Output], int]
 _WITHOUT_JSON = ("test", "boot")
@@ -162,13 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stack = argparse.ArgumentParser(add_help=False, parents=[sources])
     group = stack.add_argument_group("the parts under test", "your own files instead of the pinned builds")
-    group.add_argument("--xen", type=_path, metavar="FILE", help="Xen's image (xen/xen)")
-    group.add_argument("--xen-syms", type=_path, metavar="FILE", help="the symbols of --xen")
-    group.add_argument("--xen-variant", default="debug", help="the pinned Xen's build: debug (default) or release")
-    group.add_argument("--optee", type=_path, metavar="DIR", help="folder with tee-{header,pager,pageable}_v2.bin")
-    group.add_argument("--kernel", type=_path, metavar="FILE", help="an arm64 Image for dom0 and domUs")
-    group.add_argument("--kernel-modules", type=_path, metavar="DIR", help="the modules of --kernel")
-    group.add_argument("--xtest-root", type=_path, metavar="DIR", help="folder with usr/bin/xtest and its TAs")
+    add_options(group.add_argument, "--", argparse.ArgumentTypeError)
 
     parser = argparse.ArgumentParser(
         prog="medcheck",
@@ -198,6 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
     command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
+    command.add_argument(
+        "--bisect", action="store_true", help="exit codes for `git bisect run`: 0 good, 1 bad, 125 cannot be told here"
+    )
+    command.add_argument("--expect", metavar="RULE", help="with --bisect: bad is where this rule (STD-6, D8) is broken")
     add_policy(command)
 
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
@@ -251,6 +252,7 @@ def _mirror(text: str) -> str:
 def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
     """The commands that parts of the framework bring themselves."""
     from framework.cli import check as conformance
+    from framework.cli import compare as compare_cli
     from framework.cli import replay as replay_cli
     from framework.cli import snapshot as snapshot_cli
     from framework.cli import trace
@@ -259,35 +261,65 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     replay_cli.add_parser(commands, common, stack=stack)
     trace.add_parser(commands, [common])
     conformance.add_parser(commands, [common])
+    compare_cli.add_parser(commands, [common])
 
 
 # Each handler imports what it needs: `--help` and a usage error answer at once.
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
-    from framework.conformance.conclusion import FailOn
+    from framework.jobs.bisect import Bisection, Step, bisect_step
     from framework.jobs.run import RunOptions, run
+
+    if options.expect is not None and not options.bisect:
+        raise UsageError("--expect goes with --bisect", hint="--fail-on says what makes other runs fail")
+    chosen = _run_options(options, RunOptions)
+    if not options.bisect:
+        return _show_run(run(chosen, output.progress), options, output)
+    try:
+        bisection = Bisection(options.expect)
+    except UsageError as error:
+        output.error(error)
+        return Step.ABORT
+    step, result = bisect_step(bisection, lambda: run(chosen, output.progress), output.say)
+    if result is not None:
+        _show_run(replace(result, failure=None), options, output)
+    return step
+
+
+def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOptions:
+    from framework.conformance.conclusion import FailOn
+
+    return make(
+        profile=options.profile,
+        board=options.board,
+        domus=options.domus,
+        xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
+        report=options.report or _report_beside(options.xen_tree),
+        overrides=_overrides(options),
+        offline=options.offline,
+        mirrors=options.mirror,
+        trace=not options.no_trace,
+        tests=not options.no_tests,
+        fail_on=FailOn(options.fail_on),
+        baseline=options.baseline,
+        fail_fast=options.fail_fast,
+        command=options.arguments,
+    )
+
+
+def _report_beside(tree: Path | None) -> Path | None:
+    """Where the report goes when this folder lies in the user's tree, where it would become a part of it."""
+    if tree is None or not Path.cwd().is_relative_to(tree.resolve()):
+        return None
+    from framework.common.paths import cache_root
+
+    return cache_root() / "reports" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def _show_run(result: RunResult, options: argparse.Namespace, output: Output) -> int:
     from framework.report.markdown import summary
 
-    result = run(
-        RunOptions(
-            profile=options.profile,
-            board=options.board,
-            domus=options.domus,
-            xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
-            report=options.report,
-            overrides=_overrides(options),
-            offline=options.offline,
-            mirrors=options.mirror,
-            trace=not options.no_trace,
-            tests=not options.no_tests,
-            fail_on=FailOn(options.fail_on),
-            baseline=options.baseline,
-            fail_fast=options.fail_fast,
-            command=options.arguments,
-        ),
-        output.progress,
-    )
     if options.json:
         output.document(result.document)
     else:

@@ -35,8 +35,8 @@ SUITE = PACKAGE / "suite" if INSTALLED else ROOT / "testcases" / "suite"
 
 
 CACHE_FOLDERS = (
-    "blobs", "boards", "builds", "hashes", "kept", "locks", "logs", "partial", "pool", "slots", "snapshots", "ssh",
-    "templates",
+    "blobs", "boards", "builds", "hashes", "kept", "locks", "logs", "partial", "pool", "reports", "slots", "snapshots",
+    "ssh", "templates",
 )  # fmt: skip
 """All that a cache holds, under its present and its former names; what else lies in one is not medcheck's."""
 

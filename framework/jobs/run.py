@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts.stack import Overrides
+from framework.artifacts.xen import frozen
 from framework.board.spec import BoardSpec
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.paths import atomic_write_text
@@ -116,7 +117,9 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
         if target.trace is not None and target.trace.exists():
             traces["run"] = check_file(target.trace, progress, board_alive=alive)
         if failure is None and options.tests and options.xtest is None and profile.tests:
-            tests = run_stimuli(profile.tests, options.overrides, options.board, options.domus, folder, progress)
+            # The Xen of this run, even if its tree has been edited meanwhile.
+            same_xen = frozen(options.overrides, stack.hypervisor)
+            tests = run_stimuli(profile.tests, same_xen, options.board, options.domus, folder, progress)
             traces |= results_of_stimuli(folder)
     except BaseException as error:
         failure = failure or _expected(error, folder)

@@ -41,7 +41,8 @@ def run_stimuli(
     # pytest runs beside the packages, wherever the user is.
     if "/" in board or board.endswith(".yaml"):
         board = str(Path(board).absolute())
-    command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"]), *_parts(overrides)]
+    command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"])]
+    command += [f"--mc-{word}" for word in overrides.words()]
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
     with (
@@ -69,12 +70,6 @@ def run_stimuli(
         tail = "\n".join(safe_files.tail(log, _TAIL_BYTES).decode(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
     return tuple(read_results(results))
-
-
-def _parts(overrides: Overrides) -> Iterator[str]:
-    for name, value in overrides.__dict__.items():
-        if value is not None:
-            yield f"--mc-{name.replace('_', '-')}={value}"
 
 
 def _dots(piece: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,18 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from framework.artifacts.overrides import OPTIONS, add_options
+
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides
     from framework.board.spec import BoardSpec
 
-_PARTS = {
-    "xen": "Xen image to test instead of the pinned build",
-    "xen-syms": "symbols of --mc-xen",
-    "optee": "folder with tee-{header,pager,pageable}_v2.bin",
-    "kernel": "arm64 Image for dom0 and domUs",
-    "kernel-modules": "modules of --mc-kernel",
-    "xtest-root": "folder with usr/bin/xtest and its TAs",
-}
 _MARKERS = {
     "mc_board": "needs a booted board (given automatically to users of the board's fixtures)",
     "mc_checkpoint(which)": "where the test's clone begins: ready (default), dom0 or a Checkpoint",
@@ -37,9 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("medcheck", "boards with Xen and OP-TEE")
     group.addoption("--mc-board", default="default", help="board: a name of `medcheck boards` or a YAML file")
     group.addoption("--mc-domus", type=int, default=None, help="number of Linux domUs")
-    group.addoption("--mc-xen-variant", default="debug", help="the pinned Xen's build: debug or release")
-    for name, text in _PARTS.items():
-        group.addoption(f"--mc-{name}", type=Path, default=None, metavar="PATH", help=text)
+    add_options(group.addoption, "--mc-", argparse.ArgumentTypeError)
     group.addoption("--mc-board-logs", type=Path, default=Path("reports/tests"), help="where boards keep their logs")
     group.addoption(
         "--mc-save-on-failure", action="store_true", help="save a failed test's board, for `medcheck resume`"
@@ -103,7 +96,7 @@ def wrong_use(config: pytest.Config) -> Iterator[None]:
 
 def _in_pytests_words(text: str) -> str:
     """An error that names options of the command line, with the plugin's names of them."""
-    names = "|".join((*_PARTS, "board", "domus", "xen-variant"))
+    names = "|".join((*OPTIONS, "board", "domus"))
     return re.sub(rf"(?<![\w-])--({names})(?![\w-])", r"--mc-\1", text)
 
 

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware import Builder
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
 from framework.artifacts.stack import Overrides, Stack, prepare
 from framework.artifacts.store import Store
+from framework.artifacts.xen_image import unchecked
 from framework.board.spec import BoardSpec, GuestSpec
-from framework.common.errors import InfrastructureError, UsageError
+from framework.common.errors import UsageError
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
-MEDIATOR_TRACE = b"Using TEE mediator for"
-"""What a Xen with any TEE mediator carries (xen/arch/arm/tee/tee.c); its console shows it at boot."""
+MEDIATOR_TRACE = b"Using TEE mediator for OP-TEE"
+"""What Xen says at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
 
 
 def open_store(offline: bool = False, mirrors: str | None = None, progress: Progress | None = None) -> Store:
@@ -28,16 +30,17 @@ def open_store(offline: bool = False, mirrors: str | None = None, progress: Prog
 
 
 def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu: str | None = None) -> Stack:
-    """The stack in the user's cache, for a board with this ``cpu`` if that is known; refuses a Xen without mediator
-    before anything boots."""
+    """The stack in the user's cache, for a board with this ``cpu`` if that is known. What a user should know of Xen and
+    its tools before anything boots is said."""
     stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
-    if MEDIATOR_TRACE not in stack.xen.read_bytes():
-        raise InfrastructureError(
-            "this Xen was built without a TEE mediator",
-            where=str(stack.xen),
-            hint="build it with CONFIG_EXPERT=y CONFIG_UNSUPPORTED=y CONFIG_TEE=y CONFIG_OPTEE=y",
-        )
+    for sentence in stack.hypervisor.said:
+        progress.say(sentence)
     return stack
+
+
+def builder_here(store: Store, progress: Progress) -> Builder:
+    """The maker of firmware and hypervisors in this user's cache."""
+    return Builder(store, Lock.load(), BuildCache(cache_root(), progress), progress)
 
 
 def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
@@ -62,6 +65,8 @@ def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: P
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     cache = BuildCache(cache_root())
-    layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
+    layout = None
+    if stack.xen_syms is not None and unchecked(stack.xen_syms) is None:
+        layout = xen_layout(cache, stack.xen_syms)
     options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
     return options.for_board(build_plugin(cache))

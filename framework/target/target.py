@@ -205,8 +205,10 @@ class Target(AbstractContextManager["Target"]):
                 hint="build OP-TEE with CFG_NS_VIRTUALIZATION=y and CFG_VIRT_GUEST_COUNT for dom0 and every domU",
             )
         if not any(MEDIATOR_TRACE.decode() in line for line in console.tail(_BOOT_LINES)):
+            other = next((line for line in console.tail(_BOOT_LINES) if "Using TEE mediator for" in line), None)
             raise InfrastructureError(
-                'Xen found no OP-TEE that it can mediate: no "Using TEE mediator" line before dom0',
+                f'Xen found no OP-TEE that it can mediate: no "{MEDIATOR_TRACE.decode()}" line before dom0'
+                + (f", but: {other}" if other else ""),
                 where="console xen",
                 hint="build OP-TEE with CFG_NS_VIRTUALIZATION=y; its console says whether it started at all",
             )

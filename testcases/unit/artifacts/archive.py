@@ -21,9 +21,7 @@ from framework.artifacts.lock import Pin
 def pin_of(name: str, content: bytes, path: str | None = None, **extra: Any) -> Pin:
     """A pin of ``content`` that lies at ``path`` (by default below ``pool/``)."""
     where = path or f"pool/main/{name}/{name}_1.0_all.deb"
-    return Pin(
-        name, where, extra.pop("version", "1.0"), len(content), hashlib.sha256(content).hexdigest(), **extra
-    )
+    return Pin(name, where, extra.pop("version", "1.0"), len(content), hashlib.sha256(content).hexdigest(), **extra)
 
 
 @dataclass

@@ -65,9 +65,7 @@ def test_a_path_stands_for_its_content(tmp_path: Path, recipe: Recipe) -> None:
     assert cache.get("t", {"p": one}, recipe) != cache.get("t", {"p": two}, recipe)
 
 
-def test_a_missing_input_is_named_and_a_strange_one_is_a_programming_error(
-    tmp_path: Path, recipe: Recipe
-) -> None:
+def test_a_missing_input_is_named_and_a_strange_one_is_a_programming_error(tmp_path: Path, recipe: Recipe) -> None:
     with pytest.raises(BuildError, match="cannot be read") as caught:
         BuildCache(tmp_path).get("t", {"p": tmp_path / "none"}, recipe)
     assert caught.value.where == str(tmp_path / "none")

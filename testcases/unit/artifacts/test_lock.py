@@ -86,9 +86,7 @@ def test_an_unknown_group_names_the_known_ones(tmp_path: Path) -> None:
         ("groups:", "groups: [", 4, "not valid YAML"),
     ],
 )
-def test_a_bad_lock_file_is_an_error_with_its_line(
-    tmp_path: Path, old: str, new: str, line: int, text: str
-) -> None:
+def test_a_bad_lock_file_is_an_error_with_its_line(tmp_path: Path, old: str, new: str, line: int, text: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         load(tmp_path, GOOD.replace(old, new, 1))
     assert caught.value.where == f"{tmp_path / 'lock.yaml'}:{line}"

@@ -150,9 +150,7 @@ def test_sources_that_a_user_added_are_kept_while_they_can_be_right(packages: Pa
     path = packages.with_name("lock.yaml")
     text = path.read_text()
     path.write_text(
-        text.replace(
-            "    emulator:\n", "    emulator:\n      sources: [local, 'http://a.example/emulator.deb']\n"
-        )
+        text.replace("    emulator:\n", "    emulator:\n      sources: [local, 'http://a.example/emulator.deb']\n")
     )
     again(packages, suite)
     kept = Lock.load(path, resolve_sources=False).pins["emulator"].sources

@@ -109,9 +109,7 @@ def test_content_encoding_is_refused_so_that_archives_stay_archives(root: Path, 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "replaced", "longer", "link"])
-def test_a_damaged_file_is_noticed_and_fetched_again(
-    root: Path, archive: Archive, damage: str, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_noticed_and_fetched_again(root: Path, archive: Archive, damage: str, tmp_path: Path) -> None:
     pin = archive.add("file", b"content")
     used = fresh(root, archive)
     path = used.path(pin)
@@ -243,9 +241,7 @@ def test_something_of_another_size_is_refused(root: Path, archive: Archive, body
         fresh(root, archive).path(pin)
 
 
-def test_the_next_mirror_serves_where_one_is_down_and_is_preferred_from_then_on(
-    root: Path, archive: Archive
-) -> None:
+def test_the_next_mirror_serves_where_one_is_down_and_is_preferred_from_then_on(root: Path, archive: Archive) -> None:
     down = Archive()
     with down:
         pass
@@ -399,9 +395,7 @@ def test_two_runs_at_once_download_once(root: Path, archive: Archive) -> None:
     assert len(archive.asked(pin)) == 1
 
 
-def test_a_source_of_its_own_needs_no_mirror(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_of_its_own_needs_no_mirror(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Mirrors:
         raise ArtifactError("no Debian mirror is known")
 

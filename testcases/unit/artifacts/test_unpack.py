@@ -205,9 +205,7 @@ PATCH = """\
 
 def source(tmp_path: Path, debian: Entries, orig: Entries | None = None) -> tuple[Path, Path]:
     paths = tmp_path / "orig", tmp_path / "debian"
-    paths[0].write_bytes(
-        lzma.compress(tar(orig or {"thing-1.0/file": b"one\n", "thing-1.0/debian/old": b""}))
-    )
+    paths[0].write_bytes(lzma.compress(tar(orig or {"thing-1.0/file": b"one\n", "thing-1.0/debian/old": b""})))
     paths[1].write_bytes(lzma.compress(tar(debian)))
     return paths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,13 @@ def test_a_pipe_is_no_board_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "board.yaml")
     with pytest.raises(ConfigError, match="no file"):
         BoardSpec.load(str(tmp_path / "board.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [("sync_console", "sync_console tee=optee"), ("tee=ffa", "tee=ffa"), ("teepee=1", "teepee=1 tee=optee")],
+)
+def test_an_argument_for_xen_that_the_board_gives_itself_stays(given: str, added: str) -> None:
+    board = replace(BoardSpec.load("default"), xen_args=given)
+    assert board.with_xen_args("tee=optee").xen_args == added
+    assert board.with_xen_args("").xen_args == given

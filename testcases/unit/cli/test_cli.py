@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.artifacts.overrides import Overrides
 from framework.cli import main as cli
 from framework.common.paths import ROOT
 from framework.conformance.synthesize import write_trace
@@ -240,3 +241,30 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cli, "_boards", interrupted)
     assert run("boards") == 130
+
+
+def test_patches_add_up_and_tools_are_a_word_or_a_folder(tmp_path: Path) -> None:
+    words = ["run", "--xen-tree", str(tmp_path), "--xen-patch", "a", "--xen-patch", "b", "--xen-tools", "tree"]
+    overrides = Overrides.given(vars(cli._parser().parse_args(words)))
+    assert overrides.xen_patch == (Path.cwd() / "a", Path.cwd() / "b")
+    assert overrides.xen_tools == "tree"
+    overrides = Overrides.given(vars(cli._parser().parse_args(["build", "--xen-tools", "installed"])))
+    assert overrides.xen_tools == Path.cwd() / "installed"
+
+
+def test_a_report_does_not_become_a_part_of_the_tree_under_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "xen/docs").mkdir(parents=True)
+    for folder, inside in (("xen", True), ("xen/docs", True), (".", False)):
+        monkeypatch.chdir(tmp_path / folder)
+        found = cli._report_beside(tmp_path / "xen")
+        assert (found is not None) is inside
+        assert found is None or found.is_relative_to(tmp_path / "cache")
+    assert cli._report_beside(None) is None
+
+
+def test_a_bisection_wants_a_rule_that_exists() -> None:
+    for words, code in ((["--bisect", "--expect", "STD-99"], 128), (["--expect", "STD-6"], 2)):
+        assert run("run", *words) == code

@@ -45,12 +45,12 @@ def symbols(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("option", ["xen", "kernel", "xen_syms"])
+@pytest.mark.parametrize("option", ["xen", "kernel", "xen_syms", "xen_config"])
 def test_a_folder_where_a_file_belongs(tmp_path: Path, option: str) -> None:
     assert "expected a file" in refused(**{option: tmp_path})
 
 
-@pytest.mark.parametrize("option", ["optee", "kernel_modules", "xtest_root"])
+@pytest.mark.parametrize("option", ["optee", "kernel_modules", "xtest_root", "xen_tree", "xen_tools"])
 def test_a_file_where_a_folder_belongs(tmp_path: Path, option: str) -> None:
     path = tmp_path / "file"
     path.touch()

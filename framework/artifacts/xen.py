@@ -1,0 +1,150 @@
+"""The Xen under test: hypervisor and toolstack, pinned or of the user's own, and whether they fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from framework.artifacts.firmware import Builder
+from framework.artifacts.firmware_config import FirmwareConfig
+from framework.artifacts.overrides import Overrides
+from framework.artifacts.unpack import unpack_source
+from framework.artifacts.xen_build import build_hypervisor, choose_config
+from framework.artifacts.xen_image import XenImage, arguments_for, unchecked
+from framework.artifacts.xen_source import XenSource, read_tree
+from framework.artifacts.xen_tools import Toolstack, built_tools, given_tools, pinned_tools
+from framework.common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Xen:
+    """Hypervisor and toolstack of one board.
+
+    ``title``, ``version`` and ``origin`` are the report's; ``said`` are the sentences that a user should read before
+    anything boots.
+    """
+
+    image: Path
+    symbols: Path | None
+    title: str
+    version: str
+    origin: str
+    tools: Toolstack
+    said: tuple[str, ...]
+
+
+def provide(overrides: Overrides, builder: Builder) -> Xen:
+    """Fetch or build what the user chose.
+
+    :raises UsageError: options contradict each other, a tree is none, or hypervisor and tools do not fit.
+    :raises InfrastructureError: this Xen has no OP-TEE mediator. :raises BuildError: something cannot be built.
+    """
+    _check_options(overrides)
+    source = _source(overrides, builder)
+    image, symbols, title, version, origin = _hypervisor(overrides, source, builder)
+    facts = XenImage.read(image)
+    release = facts.release or (source.release if source else None)
+    if source is not None and overrides.xen is not None and release != source.release:
+        raise UsageError(
+            f"--xen: {image} is Xen {release}, the tree of --xen-tree is {source.release}",
+            hint="give the tree that the image was built from",
+        )
+    tools = _tools(overrides, source, release, builder)
+    if release is not None and release != tools.release:
+        raise UsageError(
+            f"this Xen is {release} and dom0's tools are {tools.release}: it would refuse every order of theirs",
+            where=str(image),
+            hint="give the tree it was built from (--xen-tree DIR), or tools of its release (--xen-tools DIR)",
+        )
+    said = [f"Xen {version}, dom0's tools {tools.version} ({tools.origin}), mediator {' and '.join(facts.mediators)}"]
+    if facts.knows_tee:
+        words = arguments_for(image)
+        said.append(f"this Xen chooses among mediators: {words} goes on its command line, unless the board has a tee=")
+    if release is None:
+        said.append(f"{image} does not tell its release: whether dom0's tools fit will show when a domain is created")
+    if (lost := unchecked(symbols)) is not None:
+        said.append(lost)
+    return Xen(image, symbols, title, version, origin, tools, tuple(said))
+
+
+def frozen(overrides: Overrides, xen: Xen) -> Overrides:
+    """The same Xen by its files: whatever becomes of the tree meanwhile."""
+    return replace(
+        overrides, xen=xen.image, xen_syms=xen.symbols, xen_tree=None, xen_rev=None, xen_patch=(), xen_config=None,
+        xen_tools=xen.tools.folder, cc=None,
+    )  # fmt: skip
+
+
+def _check_options(overrides: Overrides) -> None:
+    if overrides.xen_rev is not None and overrides.xen_tree is None:
+        raise UsageError("--xen-rev goes with --xen-tree", hint="name the repository that has the commit")
+    if overrides.xen is not None:
+        for name in ("xen_rev", "xen_patch", "xen_config", "cc"):
+            if getattr(overrides, name):
+                raise UsageError(f"--xen and --{name.replace('_', '-')}: the image of --xen is built already")
+
+
+def _source(overrides: Overrides, builder: Builder) -> XenSource | None:
+    """The tree that something is built from; None where the pinned builds do."""
+    if overrides.xen_tree is not None:
+        tree = read_tree(overrides.xen_tree, overrides.xen_rev, builder.progress.say)
+        return tree.patched(overrides.xen_patch)
+    if not (overrides.xen_patch or overrides.xen_config or overrides.cc or overrides.xen_tools == "tree"):
+        return None
+    if overrides.xen is not None:
+        raise UsageError("--xen-tools tree needs --xen-tree", hint="give the tree that --xen was built from")
+    return pinned_source(builder).patched(overrides.xen_patch)
+
+
+def pinned_source(builder: Builder) -> XenSource:
+    """The pinned source as a tree."""
+    recipe = FirmwareConfig.load().xen
+    pins = builder.lock.group(recipe.group)
+
+    def build(out: Path) -> None:
+        paths = builder.store.fetch(pins)
+        orig, debian = (
+            next(paths[pin.name] for pin in pins if mark in pin.path) for mark in (".orig.tar", ".debian.tar")
+        )
+        unpack_source(orig, debian, out / "source")
+
+    inputs = {"pins": [pin.sha256 for pin in pins], "recipe": Path(__file__).with_name("unpack.py")}
+    folder = builder.cache.get("xen-source", inputs, build) / "source"
+    return replace(read_tree(folder), label=f"pinned {pins[0].version}")
+
+
+def _hypervisor(
+    overrides: Overrides, source: XenSource | None, builder: Builder
+) -> tuple[Path, Path | None, str, str, str]:
+    """Image, symbols, and title, version and origin for the report."""
+    if overrides.xen is not None:
+        release = XenImage.read(overrides.xen).release
+        return overrides.xen, overrides.xen_syms, "Xen", f"{release or 'unknown'}, user's", "user"
+    builds_own = overrides.xen_tree or overrides.xen_patch or overrides.xen_config or overrides.cc
+    if source is None or not builds_own:
+        built = builder.xen(overrides.xen_variant)
+        version = builder.version(FirmwareConfig.load().xen.group)
+        return built / "xen", built / "xen-syms", f"Xen ({overrides.xen_variant})", version, "built"
+    config = choose_config(
+        overrides.xen_config, overrides.xen_tree if overrides.xen_rev is None else None, overrides.xen_variant
+    )
+    built = build_hypervisor(source, config, overrides.cc, builder.cache, builder.progress)
+    words = [source.version, source.label, f"configuration {config.origin}"]
+    words += [f"with {patch.name}" for patch in overrides.xen_patch]
+    words += [overrides.cc] if overrides.cc else []
+    return built / "xen", built / "xen-syms", "Xen", ", ".join(words), "user"
+
+
+def _tools(overrides: Overrides, source: XenSource | None, release: str | None, builder: Builder) -> Toolstack:
+    store, lock, cache = builder.store, builder.lock, builder.cache
+    choice, pinned = overrides.xen_tools, FirmwareConfig.load().xen.tools
+    if isinstance(choice, Path):
+        return given_tools(choice, lock, cache)
+    fits = release in (None, pinned.release)
+    if source is not None:
+        # Within a development cycle the numbers change once only: equal ones prove nothing for another release.
+        fits = source.release == pinned.release and source.interfaces == (pinned.domctl, pinned.sysctl)
+    if choice == "tree" or (choice == "auto" and source is not None and not fits):
+        assert source is not None, "without --xen-tree the pinned source is the tree"
+        return built_tools(source, store, lock, cache, builder.progress)
+    return pinned_tools(store, lock, cache)

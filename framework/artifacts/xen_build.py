@@ -1,0 +1,152 @@
+"""Hypervisors from a tree of the user's own: only what an edit has changed is compiled again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.artifacts.cache import BuildCache
+from framework.artifacts.firmware_config import FirmwareConfig
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, CompileError, compiler_version, run_make
+from framework.artifacts.xen_source import XenSource
+from framework.common.errors import BuildError, UsageError
+from framework.common.progress import Progress
+
+_MEDIATOR = ("CONFIG_TEE=y", "CONFIG_OPTEE=y")
+_UNFINISHED = "unfinished"
+_CONFIGURED = "configured"
+
+
+@dataclass(frozen=True)
+class XenConfig:
+    """Lines of a configuration, whole or in part, and where they come from in the report's words."""
+
+    text: str
+    origin: str
+
+
+def choose_config(given: Path | None, tree: Path | None, variant: str) -> XenConfig:
+    """The configuration to build with: the given one, else the tree's own if it has OP-TEE's mediator, else that of
+    the pinned build's ``variant``.
+
+    :raises UsageError: the given one cannot be read.
+    """
+    if given is not None:
+        try:
+            return XenConfig(given.read_text(), str(given))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--xen-config: {given} cannot be read: {error}") from error
+    own = None if tree is None else tree / "xen/.config"
+    if own is not None and own.is_file():
+        text = own.read_text(errors="replace")
+        if all(line in text.splitlines() for line in ("CONFIG_ARM_64=y", *_MEDIATOR)):
+            return XenConfig(text, "the tree's own .config")
+    recipe = FirmwareConfig.load().xen
+    lines = [*recipe.config, *recipe.variants[variant]]
+    return XenConfig("".join(f"{line}\n" for line in lines), f"medcheck's, {variant}")
+
+
+def build_hypervisor(
+    source: XenSource, config: XenConfig, compiler: str | None, cache: BuildCache, progress: Progress
+) -> Path:
+    """Xen's image ``xen``, ``xen-syms`` and the ``config`` that resulted, in a cached folder.
+
+    ``compiler`` is a gcc or clang other than the pinned cross compiler.
+
+    :raises UsageError: the configuration has no OP-TEE mediator, or the compiler does not run.
+    :raises CompileError: the compiler refuses the source. :raises BuildError: the build fails otherwise.
+    """
+    parts = source.only(lambda name: name.startswith(("xen/", "config/")) or "/" not in name)
+    identity = {
+        "config": config.text,
+        "compiler": compiler_version(compiler or f"{CROSS}gcc"),
+        "named": compiler,
+        "epoch": FirmwareConfig.load().epoch,
+        "make": MAKE_KEY,
+        "recipe": Path(__file__),
+    }
+    title = f"Xen {source.version}"
+
+    def build(out: Path) -> None:
+        with cache.workspace("xen-tree", {"tree": str(source.where), **identity}) as workspace:
+            _Workspace(workspace, title, compiler, progress).build(parts, config, out)
+
+    return cache.get("xen-own", {"source": parts.digest(), **identity}, build)
+
+
+@dataclass
+class _Workspace:
+    """The place where a tree's hypervisor is built again and again."""
+
+    folder: Path
+    title: str
+    compiler: str | None
+    progress: Progress
+
+    def build(self, source: XenSource, config: XenConfig, out: Path) -> None:
+        marker, tree = self.folder / _UNFINISHED, self.folder / "tree"
+        if marker.exists():
+            # A build that was killed may have left half of an object file.
+            shutil.rmtree(tree, ignore_errors=True)
+        fresh = not tree.exists()
+        marker.touch()
+        try:
+            try:
+                self._attempt(tree, source, config, out)
+            except CompileError:
+                raise
+            except BuildError:
+                if fresh:
+                    raise
+                # Such as a header that is no more, which the dependencies of the last build still name.
+                self.progress.say(f"{self.title}: the last build is of no use for this one; from the beginning")
+                shutil.rmtree(tree)
+                self._attempt(tree, source, config, out)
+        except BuildError:
+            # make ended by itself: what it left is whole.
+            marker.unlink()
+            raise
+        marker.unlink()
+
+    def _attempt(self, tree: Path, source: XenSource, config: XenConfig, out: Path) -> None:
+        tree.mkdir(exist_ok=True)
+        source.copy_to(tree)
+        log = out / "build.log"
+        kconfig = source.only(lambda name: Path(name).name.startswith("Kconfig")).digest()
+        wanted = hashlib.sha256(f"{kconfig} {config.text}".encode()).hexdigest()
+        stamp = self.folder / _CONFIGURED
+        if not (stamp.exists() and stamp.read_text() == wanted and (tree / "xen/.config").exists()):
+            # Only then: writing the configuration anew would compile every file again.
+            defconfig = tree / "xen/arch/arm/configs/medcheck_defconfig"
+            defconfig.write_text(config.text)
+            self._make(tree, ["medcheck_defconfig"], log)
+            _check_mediator((tree / "xen/.config").read_text(), config)
+            stamp.write_text(wanted)
+        self._make(tree, ["xen"], log)
+        for name, place in (("xen", "xen/xen"), ("xen-syms", "xen/xen-syms"), ("config", "xen/.config")):
+            shutil.copyfile(tree / place, out / name)
+
+    def _make(self, tree: Path, targets: list[str], log: Path) -> None:
+        variables = {"XEN_TARGET_ARCH": "arm64", "CROSS_COMPILE": CROSS, **XEN_IDENTITY}
+        if self.compiler is not None:
+            variables["CC"] = self.compiler
+            if "clang" in Path(self.compiler).name:
+                variables |= {"clang": "y", "CC": f"{self.compiler} --target=aarch64-linux-gnu"}
+        run_make(self.title, tree / "xen", variables, [targets], log, self.progress, below="xen/")
+
+
+def _check_mediator(result: str, config: XenConfig) -> None:
+    """Raise UsageError for a configuration without OP-TEE's mediator, and say which line it misses."""
+    lines = result.splitlines()
+    if all(line in lines for line in _MEDIATOR):
+        return
+    needs = ("CONFIG_EXPERT=y", "CONFIG_UNSUPPORTED=y", *_MEDIATOR)
+    known = {match[1] for line in lines if (match := re.match(r"(?:# )?(CONFIG_\w+)", line))}
+    missing = [line for line in needs if line not in lines and (line.split("=")[0] in known or line in _MEDIATOR)]
+    raise UsageError(
+        f"this configuration of Xen ({config.origin}) builds no OP-TEE mediator: {', '.join(missing)} missing",
+        hint=f"add {' '.join(missing)} to it, or leave out --xen-config: medcheck's own has the mediator",
+    )

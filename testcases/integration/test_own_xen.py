@@ -1,0 +1,77 @@
+"""A Xen source tree of the user's own on the board: hypervisor and dom0's tools built from it, and an edit judged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from framework.artifacts.lock import Lock
+from framework.artifacts.overrides import Overrides
+from framework.artifacts.unpack import unpack_source
+from framework.common.errors import ExitCode
+from framework.common.progress import Silent
+from framework.jobs.bisect import Bisection, Step
+from framework.jobs.run import RunOptions, RunResult, run
+from framework.target.stack import open_store
+
+pytestmark = [pytest.mark.artifacts, pytest.mark.slow]
+
+MEDIATOR = "xen/arch/arm/tee/optee.c"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pinned source, as a user would have it: a folder somewhere."""
+    folder = tmp_path_factory.mktemp("own") / "xen"
+    pins = Lock.load().group("xen-source")
+    paths = open_store(offline=True).fetch(pins)
+    orig, debian = (paths[pin.name] for mark in (".orig.", ".debian.") for pin in pins if mark in pin.path)
+    unpack_source(orig, debian, folder)
+    return folder
+
+
+def smoke(folder: Path, **parts: object) -> RunResult:
+    """Two xtest cases in one guest, traced and checked."""
+    options = RunOptions(
+        profile="smoke", domus=1, xtest=("1001", "1004"), report=folder, offline=True,
+        overrides=Overrides(**parts),  # type: ignore[arg-type]
+    )  # fmt: skip
+    return run(options, Silent())
+
+
+def test_hypervisor_and_tools_of_a_tree_that_cannot_be_written(tree: Path, tmp_path: Path) -> None:
+    paths = [tree, *tree.rglob("*")]
+    modes = {path: path.stat().st_mode for path in paths if not path.is_symlink()}
+    before = {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    try:
+        result = smoke(tmp_path / "report", xen_tree=tree, xen_tools="tree")
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert result.code == ExitCode.GOOD, result.report.reason
+    assert {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in [tree, *tree.rglob("*")]} == before
+    stack = {part["name"]: part for part in result.document["stack"]}
+    assert stack["Xen"]["origin"] == "user"
+    assert stack["Xen"]["version"].startswith("4.17.5, no git, configuration medcheck's, debug")
+    assert stack["Xen's tools"]["origin"] == "built"
+    assert result.document["conformance"]["events_checked"] > 1000
+
+
+def test_an_edit_that_breaks_a_rule_is_judged_so(tree: Path, tmp_path: Path) -> None:
+    path = tree / MEDIATOR
+    good = path.read_text()
+    filtered = r"    caps &= OPTEE_KNOWN_SEC_CAPS;\n"
+    assert len(re.findall(filtered, good)) == 1
+    path.write_text(re.sub(filtered, "", good))
+    try:
+        result = smoke(tmp_path / "report", xen_tree=tree)
+    finally:
+        path.write_text(good)
+    assert result.code == ExitCode.FAILED
+    assert result.report.conclusion is not None
+    (broken,) = {"CAPS-2"} & set(result.report.conclusion.rules_broken)
+    assert Bisection(broken).step(result)[0] is Step.BAD
