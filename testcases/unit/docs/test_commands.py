@@ -42,6 +42,7 @@ ELSEWHERE = {
     "resume ID": "testcases/integration/test_snapshots.py",
     "replay": "testcases/integration/test_replay.py",
     "bench": "testcases/unit/bench/test_bench.py",
+    "compare": "testcases/unit/jobs/test_compare.py",
 }
 """Forms that need a board, a network or minutes, and the file that runs them or the work behind them."""
 
