@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 
+from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import UsageError
 from mediator_ref import DEVIATIONS, RULES, Deviation, Rule, State, Verdict, abi, step
 from mediator_ref.describe import describe_arg, describe_call, describe_return
@@ -210,7 +211,7 @@ def _deviation(known: Deviation) -> list[str]:
         f"status: {known.status}",
     ]
     if known.disclosure:
-        lines.append("an isolation finding: report it to the Xen security team before publishing details")
+        lines.append(TELL_FIRST)
     return lines
 
 

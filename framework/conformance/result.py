@@ -69,7 +69,7 @@ class DeviationSeen:
 
     ``status`` is ``seen`` (``count`` times; ``evidence`` is the first time) or ``not seen``: its condition
     was met ``count`` times and the mediator did the right thing, so the list is out of date for it.
-    ``report_privately``: an isolation finding, for the vendor's security team before it is published.
+    ``report_privately``: an isolation finding, for the mediator's maintainers first.
     """
 
     id: str

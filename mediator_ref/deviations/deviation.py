@@ -57,7 +57,7 @@ class Deviation:
     """One known difference between Xen's mediator and what it should do.
 
     ``condition`` says in words what ``explains`` decides: whether a mismatch of one of ``rules`` is this deviation.
-    ``disclosure``: an isolation finding that goes to the vendor's security team first.
+    ``disclosure``: an isolation finding, which goes to the mediator's maintainers first.
     """
 
     id: DeviationId

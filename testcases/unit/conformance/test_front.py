@@ -15,6 +15,7 @@ import pytest
 from framework.bench.conformance import check_events_per_s, generate
 from framework.bench.workloads import ratios
 from framework.cli.check import add_parser
+from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import ExitCode, MedcheckError, TraceError, UsageError
 from framework.common.terminal import Output
 from framework.conformance.checker import check_file, replay
@@ -98,7 +99,7 @@ def test_every_rule_is_explained(rule: str) -> None:
 def test_every_deviation_is_explained(deviation: str) -> None:
     text = explain_rule(deviation)
     assert DEVIATIONS[deviation].condition in text
-    assert ("security team" in text) == DEVIATIONS[deviation].disclosure
+    assert (TELL_FIRST in text) == DEVIATIONS[deviation].disclosure
 
 
 def test_rules_are_listed_and_unknown_ones_refused() -> None:
