@@ -45,6 +45,11 @@ class DefectState:
         self.released_rpcs.clear()
         self.duplicate_cookies.clear()
 
+    def assertions(self) -> set[D]:
+        """Deviations whose leftovers a debug Xen asserts not to find at the domain's end: leaked pages, lost calls."""
+        leaks = self.accounting is not None and self.accounting.leaked_pages > 0
+        return ({D.D3} if leaks else set()) | ({D.D4} if self.lost_calls else set())
+
     def accounting_for(self, domain: Domain) -> ShmAccounting:
         """The accounting with known defects, made on first use."""
         if self.accounting is None:

@@ -25,7 +25,9 @@ class State:
     ``threads``: simultaneous standard calls per domain, ``None`` while not known. ``mid_stream``: the reason why
     domains and calls may exist that were never observed to begin, or empty. ``pending`` are guest calls without an
     answer by ``(domid, vcpu)``, ``hypervisor_calls`` the hypervisor's own (function id, client id). ``shadow_pages``
-    are pages of the hypervisor OP-TEE may use, with the domain they are for.
+    are pages of the hypervisor OP-TEE may use, with the domain they are for. ``assertions`` are deviations that a
+    domain had shown when it ended: a debug hypervisor asserts that it finds nothing of them.
+    ``memory_free``: the hypervisor is known to have had free memory throughout.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -33,10 +35,12 @@ class State:
     tally: Tally = field(default_factory=Tally)
     threads: int | None = None
     mid_stream: str = ""
+    memory_free: bool = False
     domains: dict[int, TrackedDomain] = field(default_factory=dict)
     pending: dict[tuple[int | None, int], Pending] = field(default_factory=dict)
     hypervisor_calls: dict[tuple[int | None, int], tuple[int, int]] = field(default_factory=dict)
     shadow_pages: dict[int, int] = field(default_factory=dict)
+    assertions: set[DeviationId] = field(default_factory=set)
     out: list[Verdict] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,6 +95,7 @@ class State:
         fields = frozenset(difference.field for difference in differences)
         concerned = pending.domain if pending is not None else domain
         mismatch = Mismatch(RuleId(rule), event, concerned, pending, fields, expected, refusal, self.threads)
+        mismatch.assertions = frozenset(self.assertions)
         known = next(iter(explain(mismatch)), None)
         listed = known if known is not None and known in self.deviations else None
         if listed is not None:

@@ -53,8 +53,13 @@ class Checker:
         limits: Limits | None = None,
         deviations: Mapping[str, Deviation] | None = None,
         source: str = "",
+        memory_free: bool = False,
     ) -> None:
-        self._state = State(limits=limits or Limits(), deviations=DEVIATIONS if deviations is None else deviations)
+        self._state = State(
+            limits=limits or Limits(),
+            deviations=DEVIATIONS if deviations is None else deviations,
+            memory_free=memory_free,
+        )
         self._observer = Observer()
         self._source = source
         self._history: dict[int | None, deque[Event]] = {}
@@ -232,12 +237,15 @@ def check_file(
     limits: Limits | None = None,
     deviations: Mapping[str, Deviation] | None = None,
     board_alive: bool | None = None,
+    memory_free: bool = False,
 ) -> ConformanceResult:
     """Check a trace file from beginning to end; damaged parts are skipped and reported as gaps.
 
+    ``memory_free``: the hypervisor is known to have had free memory, so that ENOMEM is no answer.
+
     Raises :class:`framework.common.errors.TraceError` when the file cannot be read at all.
     """
-    checker = Checker(limits=limits, deviations=deviations, source=str(path))
+    checker = Checker(limits=limits, deviations=deviations, source=str(path), memory_free=memory_free)
     reader = Reader(path, recover=True)
     records = iter(reader.events())
     with (progress or Silent()).task(f"checking {Path(path).name}", unit="records") as task:

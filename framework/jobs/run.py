@@ -30,7 +30,7 @@ from framework.jobs.run_report import Found, report_of
 from framework.jobs.testsuite import results_of_stimuli, run_stimuli
 from framework.report.model import BoardTestReport, RunReport
 from framework.report.write import point_latest, write_report
-from framework.target.liveness import hypervisor_lives, xen_died
+from framework.target.liveness import Hypervisor, hypervisor_of, xen_died
 from framework.target.stack import open_store, prepare_stack, with_guests
 from framework.target.target import Target
 
@@ -103,19 +103,21 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     tests: tuple[BoardTestReport, ...] = ()
     traces: dict[str, ConformanceResult] = {}
     failure: BaseException | None = None
-    alive: bool | None = None
+    hypervisor = Hypervisor(None)
     try:
         with live or nullcontext(), target:
             target.boot(progress)
             xtest = _exercise(target, cases, progress)
-            alive = hypervisor_lives(target)
+            hypervisor = hypervisor_of(target)
     except BaseException as error:
         failure = _expected(error, folder)
-        alive = False if xen_died(target) else None
+        hypervisor = Hypervisor(False if xen_died(target) else None)
     try:
         # Even of a run that broke off, and before anything else is said of it: the trace may name the broken rule.
         if target.trace is not None and target.trace.exists():
-            traces["run"] = check_file(target.trace, progress, board_alive=alive)
+            traces["run"] = check_file(
+                target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free
+            )
         if failure is None and options.tests and options.xtest is None and profile.tests:
             # The Xen of this run, even if its tree has been edited meanwhile.
             same_xen = frozen(options.overrides, stack.hypervisor)

@@ -198,9 +198,12 @@ def _lent(request: pytest.FixtureRequest, target: Target, *, ended: bool = True)
     """Let a test have a target; save its state if the test failed and that was asked for."""
     node = request.node
     node.stash[target_key] = target
-    if target.trace is not None:
-        add_trace(node, target.trace, ended=ended)
+    trace = None if target.trace is None else add_trace(node, target.trace, ended=ended)
     yield target
+    if trace is not None:
+        from framework.target.liveness import hypervisor_of
+
+        trace.hypervisor = hypervisor_of(target)
     if node.stash.get(failed_key, False) and request.config.getoption("mc_save_on_failure"):
         from framework.target.postmortem import keep
 

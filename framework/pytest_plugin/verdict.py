@@ -17,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from framework.conformance.result import ConformanceResult
+    from framework.target.liveness import Hypervisor
     from framework.target.target import Target
 
 BOARD_FIXTURES = frozenset({"target", "module_target", "cold_target"})
@@ -25,15 +26,17 @@ BOARD_FIXTURES = frozenset({"target", "module_target", "cold_target"})
 _THREADS = re.compile(rb"OP-TEE supports (\d+) simultaneous threads per guest")
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """A trace to judge; ``ended`` is False while its board serves further tests, so that it has no end yet."""
+@dataclass
+class Trace:
+    """A trace to judge; ``ended`` is False while its board serves further tests, so that it has no end yet.
+    ``hypervisor``: what was seen of the board's hypervisor at the end of the test."""
 
     path: Path
     ended: bool = True
+    hypervisor: Hypervisor | None = None
 
 
-_traces_key = pytest.StashKey[list[_Trace]]()
+_traces_key = pytest.StashKey[list[Trace]]()
 _ran_key = pytest.StashKey[bool]()
 
 
@@ -44,11 +47,14 @@ class Judge(Protocol):
         """Have a board's trace, or a trace file, judged when the test is over."""
 
 
-def add_trace(node: pytest.Item, path: Path, *, ended: bool = True) -> None:
+def add_trace(node: pytest.Item, path: Path, *, ended: bool = True) -> Trace:
     """Have a trace judged at the end of a test; adding it twice judges it once."""
     traces = node.stash.setdefault(_traces_key, [])
-    if path not in {trace.path for trace in traces}:
-        traces.append(_Trace(path, ended))
+    for trace in traces:
+        if trace.path == path:
+            return trace
+    traces.append(Trace(path, ended))
+    return traces[-1]
 
 
 @pytest.fixture
@@ -97,17 +103,20 @@ def _objections(item: pytest.Item) -> Iterator[str]:
     yield from filter(None, (_judge(item, trace) for trace in traces))
 
 
-def _judge(node: pytest.Item, trace: _Trace) -> str:
+def _judge(node: pytest.Item, trace: Trace) -> str:
     """Hold a trace against the reference; returns why the test fails, or nothing."""
     from framework.common.disclosure import TELL_FIRST
     from framework.common.errors import TraceError
     from framework.common.paths import atomic_write_text
     from framework.conformance.checker import check_file
     from framework.conformance.result import RESULT_FILE
+    from framework.target.liveness import Hypervisor
     from mediator_ref import Limits
 
     try:
-        result = check_file(trace.path, limits=Limits(threads=_threads(trace.path)))
+        seen = trace.hypervisor or Hypervisor(None)
+        limits = Limits(threads=_threads(trace.path))
+        result = check_file(trace.path, limits=limits, board_alive=seen.alive, memory_free=seen.memory_free)
     except (OSError, TraceError) as error:
         return f"incomplete: the trace cannot be read, so nothing was checked: {error}"
     logs: Path = node.config.getoption("mc_board_logs")
@@ -125,7 +134,7 @@ def _judge(node: pytest.Item, trace: _Trace) -> str:
     return _objection(result, trace)
 
 
-def _objection(result: ConformanceResult, trace: _Trace) -> str:
+def _objection(result: ConformanceResult, trace: Trace) -> str:
     """Return why a result does not let a test pass; empty if it does."""
     if result.failed:
         stories = [item.explanation for item in result.nonconformances[:3]]

@@ -1,25 +1,37 @@
-"""Whether the hypervisor of a board lives: by what its console says, and by a call that it answers."""
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the hypervisor of a board lives, and has memory: by its console, and by a call that it answers."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from framework.common.errors import MedcheckError
 from framework.target.target import Target
 
-_ANSWER_SECONDS = 20.0
+_PLENTY_MIB = 64
+"""Free memory of Xen's that no call to the mediator comes near to needing: a call takes a few pages."""
 
 
-def hypervisor_lives(target: Target) -> bool | None:
-    """Whether Xen still works: False when QEMU is gone or Xen's console shows its end, True when dom0 gets an answer
-    to a hypercall (``xl info``), None when dom0 does not answer: then Xen may live all the same."""
+@dataclass(frozen=True)
+class Hypervisor:
+    """``alive``: False when QEMU is gone or Xen's console shows its end, True when dom0 gets an answer to a hypercall,
+    None when dom0 does not answer: then Xen may live all the same. ``memory_free``: the answer shows enough of it."""
+
+    alive: bool | None
+    memory_free: bool = False
+
+
+def hypervisor_of(target: Target) -> Hypervisor:
+    """Ask a board's hypervisor for a sign of life (``xl info``)."""
     if not target.board.alive or xen_died(target):
-        return False
+        return Hypervisor(False)
     try:
-        answered = target.dom0.run("xl info >/dev/null", idle_timeout=_ANSWER_SECONDS).rc == 0
+        free = target.dom0.xl.info().get("free_memory", "")
     except MedcheckError:
-        answered = False
+        return Hypervisor(False if xen_died(target) else None)
     if xen_died(target):
-        return False
-    return True if answered else None
+        return Hypervisor(False)
+    return Hypervisor(True, free.isdecimal() and len(free) < 10 and int(free) >= _PLENTY_MIB)
 
 
 def xen_died(target: Target) -> bool:

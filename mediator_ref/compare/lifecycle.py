@@ -95,6 +95,7 @@ def _vm_destroyed(state: State, event: El3Call, client: int) -> None:
         state.ok(RuleId.LIFE_8)
     _check_arguments(state, event, RuleId.LIFE_2, optee_relinquish_resources(domid))
     domain.destroyed = True
+    state.assertions |= domain.defects.assertions()
     _forget(state, domain)
 
 
@@ -195,6 +196,8 @@ def gap(state: State, event: Gap) -> None:
 
 def end(state: State, event: End) -> None:
     """LIFE-7 at the end of a trace."""
+    for domain in state.domains.values():  # a hypervisor that stops at a domain's end tells OP-TEE nothing any more
+        state.assertions |= domain.defects.assertions()
     if event.board_alive is None:
         state.unchecked(RuleId.LIFE_7, "whether the hypervisor still runs was not observed", event)
     elif event.board_alive:

@@ -8,6 +8,8 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 
 def _explains(m: Mismatch) -> bool:
+    if m.rule is RuleId.LIFE_7:
+        return DeviationId.D4 in m.assertions
     if m.rule is RuleId.STD_1:
         lost = m.domain is not None and no_thread_left(m.domain, m.domain.defects, m.threads)
         return lost and m.x0_of_guest() is not None
@@ -18,7 +20,7 @@ def _explains(m: Mismatch) -> bool:
 
 D4 = Deviation(
     id=DeviationId.D4,
-    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.RPC_10, RuleId.RPC_12, RuleId.STD_1),
+    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.RPC_10, RuleId.RPC_12, RuleId.STD_1, RuleId.LIFE_7),
     title="the reply's page is looked up by the guest's x1:x2; an unknown cookie loses the call",
     condition="x1:x2 differ from those of the request (all RPC rules), or lost calls reach the thread limit (STD-1)",
     where="handle_rpc_cmd",

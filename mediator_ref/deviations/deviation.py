@@ -18,7 +18,8 @@ class Mismatch:
     """A rule that does not hold, with what a deviation's condition may look at.
 
     ``fields`` are those that differ, in the ABI's words. ``expected`` is the result of the specification; ``refusal``
-    the refusal of a buffer that only a correct mediator, or only one with known defects, would make.
+    the refusal of a buffer that only a correct mediator, or only one with known defects, would make. ``assertions``:
+    deviations that domains had shown when they ended.
     """
 
     rule: RuleId
@@ -29,6 +30,7 @@ class Mismatch:
     expected: Expected | Answer | None = None
     refusal: Refusal | None = None
     threads: int | None = None
+    assertions: frozenset[DeviationId] = frozenset()
 
     @property
     def call(self) -> StdCall | None:
