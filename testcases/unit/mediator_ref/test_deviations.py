@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
-from mediator_ref.events import El3Call, GuestReturn, PageKind
+from mediator_ref.events import El3Call, El3Return, End, GuestReturn, PageKind
 from mediator_ref.simulator.board import ARG, DATA, RPC, Board
 from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
@@ -278,3 +278,45 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert deviation.stimulus
     assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14"}
     assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)
+
+
+def ended(board: Board, alive: bool | None, *, destroyed: bool) -> list[tuple[str, Outcome, str | None]]:
+    """What is said of LIFE-7 at the end of a trace, in which domain 1 may have told OP-TEE of its end."""
+    if destroyed:
+        board.destroy(1)
+    state = State(limits=board.limits)
+    for event in board.events:
+        step(state, event)
+    last = board.events[-1].seq
+    return [(v.rule, v.outcome, v.deviation) for v in step(state, End(last + 1, alive)) if v.rule == "LIFE-7"]
+
+
+@pytest.mark.parametrize(("deviation", "stimulus"), [("D3", d3), ("D4", d4)])
+@pytest.mark.parametrize("destroyed", [False, True])
+def test_a_hypervisor_that_asserts_over_leftovers_has_the_deviation(
+    deviation: str, stimulus: Stimulus, destroyed: bool
+) -> None:
+    board = booted(frozenset({deviation}), LIMITS.get(deviation))
+    stimulus(board)
+    assert ended(board, False, destroyed=destroyed) == [("LIFE-7", Outcome.DEVIATION, deviation)]
+
+
+@pytest.mark.parametrize("stimulus", [d4, d8])
+def test_a_hypervisor_that_stops_without_leftovers_does_not_conform(stimulus: Stimulus) -> None:
+    board = booted(frozenset())
+    stimulus(board)
+    assert ended(board, False, destroyed=True) == [("LIFE-7", Outcome.FAIL, None)]
+    assert ended(booted(frozenset()), True, destroyed=True) == []
+
+
+@pytest.mark.parametrize(("memory_free", "outcome"), [(False, Outcome.NOT_CHECKED), (True, Outcome.FAIL)])
+def test_no_memory_is_no_answer_of_a_hypervisor_that_has_some(memory_free: bool, outcome: Outcome) -> None:
+    board = booted(frozenset())
+    board.message(1, INVOKE)
+    seen = [event for event in board.events if not isinstance(event, El3Call | El3Return) or event.domid != 1]
+    answer = seen[-1]
+    assert isinstance(answer, GuestReturn)
+    seen[-1] = replace(answer, regs=(abi.SmcReturn.ENOMEM, *answer.regs[1:]))
+    state = State(limits=board.limits, memory_free=memory_free)
+    verdicts = [verdict for event in seen for verdict in step(state, event)]
+    assert [(v.rule, v.outcome) for v in verdicts if v.rule == "STD-5"] == [("STD-5", outcome)]
