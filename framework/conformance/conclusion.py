@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from framework.conformance.baseline import Baseline
-from framework.conformance.result import FAIL, SEEN, ConformanceResult, DeviationSeen
+from framework.conformance.result import FAIL, NOT_CHECKED, SEEN, ConformanceResult, DeviationSeen
 
 
 class FailOn(StrEnum):
@@ -88,7 +88,7 @@ def _words(
         return Kind.NONCONFORMING, f"does not conform: {', '.join(unexpected)} seen and not in the baseline"
     if result.incomplete:
         return Kind.INCOMPLETE, f"incomplete: {result.gaps[-1] if result.gaps else 'a trace holds nothing to check'}"
-    if not any(rule.passed or rule.deviations for rule in result.rules):
+    if result.verdict == NOT_CHECKED:
         return Kind.INCOMPLETE, "incomplete: nothing could be checked"
     if seen:
         plural = "" if len(seen) == 1 else "s"

@@ -41,7 +41,7 @@ def merge(parts: Mapping[str, ConformanceResult]) -> ConformanceResult:
         deviations=tuple(_deviations(parts)),
         gaps=tuple(f"{name}: {gap}" for name, part in parts.items() for gap in part.gaps),
         notes=tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes),
-        incomplete=any(part.incomplete or not part.events_checked for part in parts.values()),
+        incomplete=any(part.incomplete or part.verdict == NOT_CHECKED for part in parts.values()),
     )
 
 

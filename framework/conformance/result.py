@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mediator_ref import RULES
+
 PASS = "pass"
 FAIL = "fail"
 DEVIATION = "deviation"
@@ -14,6 +16,9 @@ INCOMPLETE = "incomplete"
 NOT_EXERCISED = "not exercised"
 SEEN = "seen"
 NOT_SEEN = "not seen"
+
+_FROM_OUTSIDE = frozenset(rule.id for rule in RULES.values() if rule.needs)
+"""Rules that hold by what was measured beside the trace: they do not make an empty trace evidence."""
 
 RESULT_FILE = "conformance.json"
 """What a test's board leaves beside its trace: the test's id as ``test``, and its result."""
@@ -111,7 +116,8 @@ class ConformanceResult:
             return FAIL
         if self.incomplete:
             return INCOMPLETE
-        return PASS if any(rule.verdict in (PASS, DEVIATION) for rule in self.rules) else NOT_CHECKED
+        checked = any(rule.verdict in (PASS, DEVIATION) for rule in self.rules if rule.id not in _FROM_OUTSIDE)
+        return PASS if checked else NOT_CHECKED
 
     def rule(self, id_: str) -> RuleResult:
         """The result of one rule. Raises KeyError for an id that does not exist."""

@@ -86,7 +86,7 @@ def test_a_nonconformance_names_the_trace_that_shows_it() -> None:
 def test_one_part_that_is_incomplete_or_checked_nothing_makes_the_whole_incomplete() -> None:
     good = result(STD_1=PASS)
     assert not merge({"a": good, "b": good}).incomplete
-    for bad in (replace(good, incomplete=True), replace(good, events_checked=0)):
+    for bad in (replace(good, incomplete=True), result(5), result(0)):
         assert conclude(merge({"a": good, "b": bad})).kind is Kind.INCOMPLETE
 
 
