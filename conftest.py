@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Time limits of the project's own tests; fixtures come from the plugin (framework.pytest_plugin), as for users."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """medcheck's public face: what a test author and a tool that reads traces import.
 
     from medcheck import MakeProbe, OpenSession, messages, abi

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a wheel holds beside the packages as they lie in the checkout; an editable installation needs none of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The executable specification of an OP-TEE mediator: what it has to do, one observed event at a time.
 
     state = State()

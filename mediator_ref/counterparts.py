@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """For every function of Xen's ``arch/arm/tee/optee.c`` its counterpart here, or the reason why there is none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a mediator with the known defects holds, beside what a correct one holds.
 
 It makes the conditions of the deviations exact: a leak explains an OUT_OF_MEMORY only when the leaked amount really

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names and descriptions in the words of the OP-TEE ABI: a call, a message, every offset."""
 
 from __future__ import annotations

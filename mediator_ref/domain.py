@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A domain as a correct mediator sees it: what Xen keeps in ``struct optee_domain``.
 
 The field names are those of optee.c where it has the same thing. The specification reads these objects and never

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Input events of the reference. Every observer (trace, live check, tests) produces these.
 
 An observer sees guests trap into the mediator (:class:`GuestCall`), the mediator enter EL3 (:class:`El3Call`),

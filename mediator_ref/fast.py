@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Speed alone: shortcuts for what nearly every event of a long trace looks like. Nothing here decides anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is known of domains and of calls that are under way, and how observations change it.
 
 Two accounts are kept of a domain's buffers: that of a correct mediator (:class:`~mediator_ref.domain.Domain`) and

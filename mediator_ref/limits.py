@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Limits of a mediator. Parameters, so that the reference fits a mediator with other limits."""
 
 from __future__ import annotations

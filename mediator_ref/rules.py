@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The rules of a mediator, one line each, with their source and the cost of a violation.
 
 A rule's id never changes its meaning.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Everything the reference knows of one trace, and the tally of its verdicts.
 
 :func:`mediator_ref.step.step` changes the state it is given. A copy (``copy.deepcopy``, ``pickle``) goes on from where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The reference, one event at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Verdicts and their tally: passes are counted, everything else is kept."""
 
 from __future__ import annotations

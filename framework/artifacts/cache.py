@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Built things by the hash of everything that went into them, verified at every use.
 
 Layout below the root: ``builds/<name>-<key>/`` with a ``manifest.json``, ``locks/``, and ``logs/`` with the
@@ -152,11 +153,7 @@ class BuildCache:
             aside.rename(folder)
         except BaseException as error:
             kept = self._keep_logs(aside, folder.name)
-            if (
-                isinstance(error, MedcheckError)
-                and kept
-                and (error.where is None or str(aside) in error.where)
-            ):
+            if isinstance(error, MedcheckError) and kept and (error.where is None or str(aside) in error.where):
                 error.where = error.where.replace(str(aside), str(kept)) if error.where else str(kept)
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -236,9 +233,7 @@ def _canonical(value: object) -> object:
     if isinstance(value, Path):
         return _content(value)
     if isinstance(value, Mapping):
-        return {
-            str(key): _canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
-        }
+        return {str(key): _canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -253,6 +248,4 @@ def _content(path: Path) -> object:
     try:
         return {"file": sha256_file(path)}
     except OSError as error:
-        raise BuildError(
-            f"an input of the build cannot be read: {error.strerror}", where=str(path)
-        ) from error
+        raise BuildError(f"an input of the build cannot be read: {error.strerror}", where=str(path)) from error

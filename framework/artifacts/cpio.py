@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Initial ramdisks as the kernel reads them: "newc" cpio archives, written the same way every time.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux.

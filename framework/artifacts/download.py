@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One file from whichever of its sources has it: resumed, retried, and accepted only with the pinned hash."""
 
 from __future__ import annotations
@@ -64,9 +65,7 @@ class _Meter:
 class Downloader:
     """Fetches pinned files from mirrors; one object serves several threads and prefers what answered."""
 
-    def __init__(
-        self, mirrors: Mirrors, cancel: threading.Event | None = None, *, backoff: float = 0.5
-    ) -> None:
+    def __init__(self, mirrors: Mirrors, cancel: threading.Event | None = None, *, backoff: float = 0.5) -> None:
         """``cancel`` ends all transfers; ``backoff`` is the seconds before a second try, then doubled."""
         self._mirrors = mirrors
         self._cancel = cancel or threading.Event()
@@ -236,9 +235,7 @@ class Downloader:
         found = sha256_file(part)
         if found != pin.sha256:
             part.unlink()
-            raise _Stale(
-                f"has other content than pinned (SHA-256 {found[:16]}… instead of {pin.sha256[:16]}…)"
-            )
+            raise _Stale(f"has other content than pinned (SHA-256 {found[:16]}… instead of {pin.sha256[:16]}…)")
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -264,9 +261,7 @@ def disk_error(error: OSError, path: Path, size: int) -> ArtifactError:
             where=where,
             hint="make the folder writable for you, or set MEDCHECK_CACHE to one that is",
         )
-    return ArtifactError(
-        f"the cache cannot be used: {error.strerror or error}", where=where, hint="check this disk"
-    )
+    return ArtifactError(f"the cache cannot be used: {error.strerror or error}", where=where, hint="check this disk")
 
 
 def _url(base: str, pin: Pin) -> str:

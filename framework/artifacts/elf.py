@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What an ELF file of a guest needs: its libraries, and for a kernel module the modules it depends on.
 
 Read here rather than with a library, because the files are foreign: every offset, count and length is checked against

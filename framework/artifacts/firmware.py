@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Builds of OP-TEE OS, TF-A and Xen from their pinned sources, as ``images/firmware.yaml`` describes them.
 
 Each build is a function of (sources, configuration, patches, compiler) and is cached under the hash of all of them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``images/firmware.yaml``: how OP-TEE OS, TF-A and Xen are built, read line by line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel modules as distributions ship them: found in a folder, unpacked by their content, with what they depend on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The SSH keys of one machine's boards: made once in the cache, never committed, put into the guests' images."""
 
 from __future__ import annotations

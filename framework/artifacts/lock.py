@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The lock file: every file that is ever downloaded, by pool path, version, size and SHA-256."""
 
 from __future__ import annotations
@@ -62,18 +63,14 @@ class Lock:
         source = Source(path, _HINT)
         top = source.record(source.root(), "the lock file", ("format", "groups"))
         if (given := source.text(top["format"], "format")) != FORMAT:
-            raise source.error(
-                top["format"], f"format {given} is not known; this medcheck reads format {FORMAT}"
-            )
+            raise source.error(top["format"], f"format {given} is not known; this medcheck reads format {FORMAT}")
         groups: dict[str, tuple[Pin, ...]] = {}
         seen: set[str] = set()
         for group, members in source.mapping(top["groups"], "groups").items():
             pins = []
             for name, node in source.mapping(members, f"group {group}").items():
                 if name in seen:
-                    raise source.error(
-                        node, f"{name} is pinned in two groups; names are unique over the whole file"
-                    )
+                    raise source.error(node, f"{name} is pinned in two groups; names are unique over the whole file")
                 seen.add(name)
                 pins.append(_pin(source, name, node, resolve_sources))
             groups[group] = tuple(pins)
@@ -151,9 +148,7 @@ def _pin(source: Source, name: str, node: yaml.Node, resolve_sources: bool) -> P
     entry = source.record(node, name, ("path", "version", "size", "sha256"), ("sources",))
     path = source.text(entry["path"], f"{name}: path")
     if not _is_inside(path):
-        raise source.error(
-            entry["path"], f"{name}: path must count from an archive's base URL, like pool/main/…"
-        )
+        raise source.error(entry["path"], f"{name}: path must count from an archive's base URL, like pool/main/…")
     size = source.text(entry["size"], f"{name}: size")
     if not _SIZE.fullmatch(size):
         raise source.error(entry["size"], f"{name}: size must be a number of bytes, not {size[:40]}")
@@ -165,8 +160,6 @@ def _pin(source: Source, name: str, node: yaml.Node, resolve_sources: bool) -> P
         for item in source.items(entry["sources"], f"{name}: sources"):
             text = source.text(item, f"{name}: a source")
             is_folder = "://" not in text and not text.startswith("file:")
-            sources.append(
-                str((source.path.parent / text).resolve()) if is_folder and resolve_sources else text
-            )
+            sources.append(str((source.path.parent / text).resolve()) if is_folder and resolve_sources else text)
     version = source.text(entry["version"], f"{name}: version")
     return Pin(name, path, version, int(size), sha256, tuple(sources))

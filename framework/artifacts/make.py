@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs `make` with a known environment and compiler, and says what failed in the compiler's own words."""
 
 from __future__ import annotations

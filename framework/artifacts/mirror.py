@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where files come from: an option, the environment, or the archives this machine's apt already uses.
 
 No host name stands in the repository. Sources, in this order: ``--mirror``, ``MEDCHECK_MIRROR``, apt's own
@@ -85,9 +86,7 @@ def _listed(value: str, origin: str) -> tuple[str, ...]:
             continue
         folder = local_folder(entry)
         if folder is None and not _is_http(entry):
-            raise UsageError(
-                f"{origin}: {entry} is not an http, https or file URL", hint="or name an existing folder"
-            )
+            raise UsageError(f"{origin}: {entry} is not an http, https or file URL", hint="or name an existing folder")
         if folder is not None and not folder.expanduser().is_dir():
             raise UsageError(f"{origin}: {folder} is not a folder", hint="give a URL or an existing folder")
         result.append(entry.rstrip("/") if folder is None else str(folder.expanduser().absolute()))
@@ -130,8 +129,7 @@ def _deb822(text: str) -> Iterable[str]:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for stanza in re.split(r"\n\s*\n", "\n".join(lines)):
         fields = {
-            match[1].lower(): match[2].split()
-            for match in re.finditer(r"^(\S+):((?:.*)(?:\n[ \t].*)*)", stanza, re.M)
+            match[1].lower(): match[2].split() for match in re.finditer(r"^(\S+):((?:.*)(?:\n[ \t].*)*)", stanza, re.M)
         }
         if "deb" in fields.get("types", ()) and fields.get("enabled", ["yes"]) != ["no"]:
             yield from fields.get("uris", ())

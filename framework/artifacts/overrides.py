@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the user brings instead of the pinned parts: one table for the command line, pytest and what they mean."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU with its own C library and loader: runs on any x86-64 Linux, whatever the host has installed."""
 
 from __future__ import annotations

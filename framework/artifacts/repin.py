@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pins anew: resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
 
 from __future__ import annotations
@@ -147,9 +148,7 @@ def read_wishes(path: Path) -> list[Wish]:
             if ("arch" in entry) != ("packages" in entry):
                 raise source.error(selection, f"group {group}: arch belongs to packages, and only there")
             arch = source.text(entry["arch"], "arch") if "arch" in entry else "source"
-            for item in source.items(
-                entry.get("packages", entry.get("sources", selection)), f"group {group}"
-            ):
+            for item in source.items(entry.get("packages", entry.get("sources", selection)), f"group {group}"):
                 wishes += _wishes(source, item, group, suite, arch)
     _refuse_repeats(wishes)
     return wishes
@@ -237,9 +236,7 @@ def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="medcheck-gpgv-") as folder:
         signed, plain = Path(folder, "InRelease"), Path(folder, "Release")
         signed.write_text(text, encoding="utf-8")
-        done = subprocess.run(
-            [*gpgv, "--output", str(plain), str(signed)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*gpgv, "--output", str(plain), str(signed)], capture_output=True, text=True, check=False)
         if done.returncode or not plain.is_file():
             raise ArtifactError(
                 f"the release file of {suite} has no good signature:\n{done.stderr.strip()}",

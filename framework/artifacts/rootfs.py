@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Root file systems of dom0 and domUs, assembled from unpacked packages and the project's own files.
 
 No root, no chroot and no foreign binary is needed: programs come with the closure of their DT_NEEDED libraries,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The stack under test: every file that a board loads, with its version, hash and origin.
 
 :func:`prepare` fetches, builds and assembles whatever is missing; what the user brings replaces the pinned part.

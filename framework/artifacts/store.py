@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The download cache: files by hash, fetched once, verified at every use.
 
 Layout below the root: ``blobs/<sha256>`` (read-only), ``partial/<sha256>`` (unfinished, gone on with later)
@@ -128,9 +129,7 @@ class Store:
                 f"{len(failures)} of {len(pins)} files cannot be had:\n{told}", hint=failures[0].hint
             ) from failures[0]
 
-    def _one(
-        self, downloader: Downloader, pin: Pin, advance: Callable[[int], None], cancel: threading.Event
-    ) -> None:
+    def _one(self, downloader: Downloader, pin: Pin, advance: Callable[[int], None], cancel: threading.Event) -> None:
         """Fetch one file under its lock; a disk that refuses ends the other downloads too."""
         part, blob = self.root / "partial" / pin.sha256, self.blob(pin)
         if cancel.is_set():

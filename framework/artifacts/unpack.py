@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Debian packages and source packages, unpacked without root and without trusting what is inside them.
 
 Nothing is written outside the destination, no device is made, no owner is changed, no script is run. Whatever is wrong
@@ -67,14 +68,10 @@ def unpack_source(orig: Path, debian: Path, dest: Path) -> None:
     :raises InfrastructureError: the host has no ``patch``.
     """
     if dest.exists() and any(dest.iterdir()):
-        raise InfrastructureError(
-            "the destination is not empty", where=str(dest), hint="unpack into a new folder"
-        )
+        raise InfrastructureError("the destination is not empty", where=str(dest), hint="unpack into a new folder")
     with _reading(orig):
         with _tar(orig) as tar:
-            top = {
-                _clean(member.name, orig.name).split("/")[0] for member in tar if _clean(member.name, orig.name)
-            }
+            top = {_clean(member.name, orig.name).split("/")[0] for member in tar if _clean(member.name, orig.name)}
         if len(top) != 1:
             raise ArtifactError(f"expected one folder at the top, found {len(top)}", where=orig.name)
         prefix = f"{top.pop()}/"
@@ -92,9 +89,7 @@ def _apply_series(tree: Path) -> None:
         return
     program = shutil.which("patch")
     if program is None:
-        raise InfrastructureError(
-            "the program `patch` is missing", hint="install your distribution's package `patch`"
-        )
+        raise InfrastructureError("the program `patch` is missing", hint="install your distribution's package `patch`")
     for line in series.read_text(encoding="utf-8").splitlines():
         words = line.split("#", 1)[0].split()
         if not words:
@@ -193,9 +188,7 @@ def _ar_members(stream: IO[bytes], where: str) -> Iterator[tuple[str, int]]:
     while header := stream.read(_AR_HEADER):
         size = header[48:58].strip()
         if len(header) != _AR_HEADER or header[58:] != b"`\n" or not size.isdigit():
-            raise ArtifactError(
-                "the ar archive is damaged", where=where, hint="remove the file; it is fetched again"
-            )
+            raise ArtifactError("the ar archive is damaged", where=where, hint="remove the file; it is fetched again")
         start = stream.tell()
         yield header[:16].decode("ascii", errors="replace").strip().rstrip("/"), int(size)
         stream.seek(start + int(size) + int(size) % 2)
@@ -306,9 +299,7 @@ def _extract(
             elif reopen is not None:
                 late.append((_clean(member.linkname, where), target))
             else:
-                raise ArtifactError(
-                    f"refused: {name} is a hard link to {other}, which is not there", where=where
-                )
+                raise ArtifactError(f"refused: {name} is a hard link to {other}, which is not there", where=where)
         else:
             raise ArtifactError(f"refused: {name} is a device or another special file", where=where)
     for original, target in late:
@@ -340,9 +331,7 @@ def _inside(dest: Path, name: str, where: str) -> Path:
     target = dest / name
     root = dest.resolve()
     if not target.parent.resolve().is_relative_to(root):
-        raise ArtifactError(
-            f"refused: {name} would be written through a link that leaves the tree", where=where
-        )
+        raise ArtifactError(f"refused: {name} would be written through a link that leaves the tree", where=where)
     if target.is_symlink() and target.is_dir() and not target.resolve().is_relative_to(root):
         raise ArtifactError(f"refused: {name} is a link that leaves the tree", where=where)
     return target

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one look at each file that a user brings: is it what its option says, whole, and for this board?
 
 All of it happens before anything is fetched or built. Whatever is wrong is a UsageError that names the file and what
@@ -191,9 +192,7 @@ def _check_xtest(root: Path) -> None:
     xtest = next(filter(None, map(_file, (resolve(root, p) for p in (XTEST, XTEST.removeprefix("usr/"))))), None)
     if xtest is None:
         # Otherwise the pinned one would be tested under the user's name.
-        raise UsageError(
-            f"--xtest-root: {root} has no {XTEST}", hint="give the folder that xtest is installed into"
-        )
+        raise UsageError(f"--xtest-root: {root} has no {XTEST}", hint="give the folder that xtest is installed into")
     if xtest.stat().st_size > _MOST_PROGRAM:
         raise UsageError(f"--xtest-root: {xtest} has more than {_MOST_PROGRAM >> 20} MiB, which no xtest has")
     try:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Xen under test: hypervisor and toolstack, pinned or of the user's own, and whether they fit together."""
 
 from __future__ import annotations

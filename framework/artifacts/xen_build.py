@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hypervisors from a tree of the user's own: only what an edit has changed is compiled again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a Xen image says about itself: its release, the mediators it has, and the options it knows."""
 
 from __future__ import annotations

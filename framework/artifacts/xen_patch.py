@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Patches to files in memory, and words for those that do not apply."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Xen source tree of the user's own, read as it is: uncommitted changes included, and never written to.
 
 A tree is taken into memory once (some 40 MB), patched there, and copied from there by content: a file that has not

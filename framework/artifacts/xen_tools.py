@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Xen's toolstack for dom0: pinned, brought by the user, or cross-built without root from a tree of the user's own.
 
 Whatever its origin, a toolstack is one folder with a neutral layout: the programs in ``usr/lib/xen/bin``, their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast a console takes bytes: through a socket, into its log, past the problem watch, to an expect."""
 
 from __future__ import annotations

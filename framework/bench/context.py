@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every benchmark is given."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long a developer of the mediator waits: from an edit to the verdict."""
 
 from __future__ import annotations

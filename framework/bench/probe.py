@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many programs and calls a probe guest executes a second, through the doorbell; every sample is a new clone."""
 
 from __future__ import annotations

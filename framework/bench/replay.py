@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What doing the same each time costs: the same work of a guest on the instruction clock and on the host's."""
 
 from __future__ import annotations

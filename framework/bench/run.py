@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck bench``: named measurements, each a list of samples with one unit."""
 
 from __future__ import annotations

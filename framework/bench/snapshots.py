@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast a clone is there, and what it takes; every sample is a new clone of the cached snapshot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What watching costs: the same xtest cases on clones of one board, with a watcher and without.
 
 A wiring is what watches: it gives the options of a board, and makes sure afterwards that it really watched. Each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A running board: QEMU, its consoles, its monitor.
 
 Start it, look at it, end it; it never outlives this process.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The board's device tree: QEMU's own, without what dom0 must not see, with what Xen needs to boot.
 
 TF-A receives this tree from QEMU at the base of RAM, OP-TEE adds ``/firmware/optee`` and its reserved

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Deterministic execution with ``-icount``: clones that all do the same, instruction by instruction.
 
 QEMU's ``-icount`` makes the board's clock a count of instructions, executes all CPUs in turns in one thread, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The janitor: finds QEMUs and files of ours whose owner is gone, ends them, and proves that none is left.
 
 Every board has an entry file ``<cache>/boards/<id>.json`` for as long as it lives. A board's id begins with

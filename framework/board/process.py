@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A QEMU under its supervisor, as its owner sees it: start, how it ended, kill."""
 
 from __future__ import annotations

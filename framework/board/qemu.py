@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line of a board's QEMU. Nothing here starts anything."""
 
 from __future__ import annotations

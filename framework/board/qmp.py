@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """QMP for code that is not asynchronous: the `qemu.qmp` library on an event loop in a thread of its own."""
 
 from __future__ import annotations

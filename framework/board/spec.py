@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a board is: images/boards/*.yaml as frozen dataclasses.
 
 Memory is in MiB, addresses are guest-physical. Everything is checked when it is read, so whoever holds a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The supervisor: a tiny process between a board's owner and its QEMU, so that no QEMU outlives its owner.
 
 It runs as ``python -I -S supervisor.py OWNER_FD STATUS_FD JOB`` in a session of its own (a terminal's Ctrl-C

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The walls around a QEMU, put up by its supervisor: a view of the file system with nothing but the board's files in
 it, under their usual names, and Landlock.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck check FILE`` and ``medcheck explain [RULE]``: argument parsing, and results in words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck compare A B``: argument parsing, and differences in words."""
 
 from __future__ import annotations

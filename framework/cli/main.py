@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: ``./medcheck COMMAND``. Parses, calls one function, turns its errors into words and exit codes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck replay STIMULUS``: argument parsing and nothing else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a file is: its hash, and the memory of files that were hashed and have not been touched since.
 
 A stamp (device, inode, size, times) vouches for a file during one boot of the machine, because the kernel

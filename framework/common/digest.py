@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hashes of files, and the memory of which files were hashed already and have not been touched since."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one exception hierarchy of medcheck, and the exit codes that follow from it.
 
 Every error says what happened, where (``file:line`` of a YAML, a domain, an SMC, a console) and what the

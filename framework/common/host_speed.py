@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How much slower than a reference machine this host is right now, so that waiting scales with it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Locks between processes: files that are locked, so that a process that ends, whatever way, holds nothing.
 
 Source: flock(2).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Locations of bundled images and the cache, and atomic file writes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long work tells its story, without knowing whether a terminal, a log or nobody listens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The user and group ids of QEMU processes that root starts: nothing else on a machine has them.
 
 They lie between the ids that systemd gives to containers and those that it calls foreign

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files and folders that nothing of another user can turn into a way to files elsewhere."""
 
 from __future__ import annotations

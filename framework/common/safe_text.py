@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Makes text of unknown origin harmless: what a guest prints is evidence, never an order to a screen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the terminal shows. Results go to stdout; the story (progress, remarks, errors) goes to stderr.
 
 On a terminal the story has bars; elsewhere it is plain lines, at each tenth of a task or after five seconds.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """YAML read against a checked schema: an error names the file, the line, the key and what was expected.
 
 A schema is a small tree of the classes below. :func:`load` gives plain Python values back, with every default

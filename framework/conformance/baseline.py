@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Baselines: the known deviations that a user accepts for now, each with a reason and an end.
 
 ::

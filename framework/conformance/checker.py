@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The checker: records of a trace in, verdicts out; the same code live and from a file."""
 
 from __future__ import annotations

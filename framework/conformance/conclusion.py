@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one verdict of a run or a trace: a sentence, and whether it fails by the policy that the user has set."""
 
 from __future__ import annotations

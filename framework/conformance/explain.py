@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Words for people: an event, a nonconformance with its story, a rule with its examples."""
 
 from __future__ import annotations

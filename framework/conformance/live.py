@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Checking while the board runs: the trace plugin's lock-step socket feeds the checker from a thread.
 
     with LiveCheck(folder / "trace.sock", source=folder / "trace.bin") as check:

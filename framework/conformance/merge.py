@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One result over several traces: what a whole run, its stimuli and its boot included, says of each rule."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From what a trace records to what the reference is told, one record at a time.
 
 Nothing is judged here and nothing is made up. What a record does not show is absent from the event, and what

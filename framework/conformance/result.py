@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a check found out, as plain data: for the report, the command line and tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``docs/rules.md``: the rules, where they come from, and which tests are about them. Generated, never edited.
 
 ``medcheck explain --table > docs/rules.md`` makes it. Board tests say themselves what they are about, with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The way back: events of the reference as records of a trace, for tests and measurements without a board."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
 something.
 

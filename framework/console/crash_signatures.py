@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a console says when something broke: one table of signatures, and who may speak each of them.
 
 Guests decide what their consoles say, so nothing here trusts a line: a signature belongs to one speaker, a speaker is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """pexpect's pattern matching on bytes that another thread hands over."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What broke on a board's consoles: a list that a chattering guest can neither fill the memory with nor hide in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The thread that reads a board: one per board, for all its consoles and whatever else needs the same
 attention."""
 

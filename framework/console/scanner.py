@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Finds crash signatures in what a console prints, at a cost per byte that no text can raise.
 
 Regular expressions hold the interpreter's lock for as long as they run, so a line of a guest's choice must not meet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Idle-timeout policy: when to sample board activity while a console stays silent, and which callback does it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a board's CPUs are: QEMU's register dump, read and put into words."""
 
 from __future__ import annotations

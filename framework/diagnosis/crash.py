@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What died, and how it is named: problems on consoles, domains that are gone, guests that hang.
 
 The board's consoles recognise signs of death by themselves (``framework.console.crash_signatures``); this module

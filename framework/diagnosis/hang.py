@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hung, idle or slow: what of a board moved while somebody waited in vain, and where its CPUs are.
 
 Three things move on a board: bytes on consoles, recorded SMCs (the trace file grows within a tenth of a second), and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Linux's own symbols, read from the kernel image that runs (an arm64 ``Image`` with CONFIG_KALLSYMS).
 
 Where a kernel lies is not known beforehand: it may have moved itself to a random address (KASLR). But its code is

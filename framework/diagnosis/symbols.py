@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The place of an address in a program's functions: ``idle_loop+0x188``."""
 
 from __future__ import annotations

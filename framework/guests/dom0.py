@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The control domain: ready when it says so, driven over SSH, with its console as evidence and as the way in
 when the network is not."""
 

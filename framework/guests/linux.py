@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Linux domU: created by xl, ready when it says so, reached over SSH through dom0."""
 
 from __future__ import annotations

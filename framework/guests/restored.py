@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a guest needs after it was restored from a saved board: the time, and randomness that no other clone has.
 
 A clone's guests believe that no time has passed, and all clones of one snapshot would draw the same random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands in a guest over SSH: output live and whole, exit codes that never hang, one jump through dom0.
 
 Nothing here waits by the clock alone: a wait ends when bytes stop moving for ``idle_timeout`` seconds (scaled

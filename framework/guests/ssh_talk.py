@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One channel of an SSH connection: both directions drained with a deadline, lines live, exit codes last."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Xen's toolstack as a typed API: ``xl`` in dom0, few commands per connection, its errors put into words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs xtest in a guest, or in several at the same time, and tells what came of every case and subtest.
 
 A run ends with a result even when the guest dies in the middle: the case that was running is ``crashed`` and

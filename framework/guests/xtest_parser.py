@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reads xtest's output while it runs: cases, subtests, first error lines, and xtest's own totals.
 
 The form is that of optee_test's ``host/xtest/adbg`` (adbg_run.c, adbg_case.c, adbg_expect.c)::

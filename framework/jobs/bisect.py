@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A run as one step of ``git bisect run``: what it found, in the three words that git understands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck boot``: a board at your fingertips, with a shell in dom0 or in a domU until you leave."""
 
 from __future__ import annotations

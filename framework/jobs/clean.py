@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Ends what a killed run may have left behind, and frees disk space."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two reports side by side: what one run found and the other did not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck doctor``: what is missing or broken on this machine, and how to mend it."""
 
 from __future__ import annotations

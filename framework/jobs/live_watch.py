@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Judging a board while it runs: the first nonconformance is said at once, and may end the run."""
 
 from __future__ import annotations

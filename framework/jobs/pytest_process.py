@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A pytest that runs as a process of its own, followed to its end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The same stimulus, the same trace, bit by bit: a board that does it again and again, instruction by instruction.
 
 A stimulus is a shell script of dom0. It is put into a clone of a moment (``ready``, if nothing else is said) and told

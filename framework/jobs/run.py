@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The main job: boot the board, run xtest in every guest at once, then the stimuli, and draw one conclusion."""
 
 from __future__ import annotations

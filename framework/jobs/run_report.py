@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The report of a run: what was found, put into one verdict and the report's own words."""
 
 from __future__ import annotations

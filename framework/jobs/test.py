@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck test``: makes ready what the board tests need, with its progress shown, and hands over to pytest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The conformance suite as a part of the main job: exact and hostile stimuli, each on a fresh board of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The probe guest's image: compiled here from ``images/probe`` by the cross compiler."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A standard call of the probe, while OP-TEE works on it and after."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The probe guest's client: SMCs, memory, hypercalls and whole OP-TEE calls, made from inside a domU.
 
 session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session

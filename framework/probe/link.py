@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How programs reach the probe guest and results come back: its console, or the trace plugin's doorbell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """OP-TEE messages as the ABI writes them: commands with parameters, whose buffers the probe client lays out.
 
     OpenSession(INVOKE_TESTS)

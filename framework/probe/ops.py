@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The instructions of the probe guest, as typed Python.
 
 The same numbers stand in ``images/probe/probe.h`` and ``layout.h``; ``docs/probe.md`` explains the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A probe's call that waits at a request of OP-TEE, saved with its board and taken over in a clone.
 
 In the guest everything is in its memory already. What the client on the host knew of it (pages in use, registers of

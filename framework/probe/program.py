@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Programs of the probe guest: encoded for it, saved, loaded, and printed as Python."""
 
 from __future__ import annotations

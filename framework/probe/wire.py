@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What comes back from the probe guest: records, decoded.
 
 A record is ``opcode | status << 16 | words << 32``, the word offset of the instruction it belongs to, and its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pytest plugin: boards, guests and probes as fixtures, and the checker's verdict over what the mediator did.
 
 Everything a test author gets comes with the installed package; no conftest.py is needed. ``-p no:medcheck`` leaves it

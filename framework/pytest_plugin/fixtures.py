@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Boards as fixtures.
 
 The ladder of boards: ``board`` is a fresh clone for each test and the default; ``module_board`` a clone that a module's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names of version 0.1 that still work in 0.2: options, markers and fixtures. Each use is told at the end of the run.
 
 It is told in the terminal, not warned of: under ``-W error`` a warning would break what is promised to work.
@@ -47,9 +48,7 @@ def pytest_load_initial_conftests(
         new = OPTIONS.get(old)
         if new is None:
             continue
-        args[:] = [
-            new + argument[len(old) :] if argument.partition("=")[0] == old else argument for argument in args
-        ]
+        args[:] = [new + argument[len(old) :] if argument.partition("=")[0] == old else argument for argument in args]
         told.append(f"option {old}: {new}")
     return result
 

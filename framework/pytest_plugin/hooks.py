@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hooks: markers that follow from fixtures, what a failed test shows, and the deviations that a run saw."""
 
 from __future__ import annotations

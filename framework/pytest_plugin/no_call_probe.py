@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A probe whose calls are left out: every test that gets one must fail (``--mc-no-stimulus``).
 
 Everything else happens: the domain is created, memory written and read, hypercalls made. Where a program has a call,

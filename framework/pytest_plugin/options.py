@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Options and markers of the plugin, and what they choose: the parts under test and the board."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Probe guests as fixtures, and what a test that has one may tell its report.
 
 A test that uses a probe gets a clone of the checkpoint at which dom0 is ready, with every SMC recorded. When it is

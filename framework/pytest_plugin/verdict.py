@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The checker's verdict over a test's traces: given when the test is over and its boards are gone.
 
 A test passes only if what the mediator did meanwhile was seen from beginning to end and conforms, or differs by listed

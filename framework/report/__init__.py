@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run found: ``report.json`` and ``junit.xml`` for machines, ``index.html``, ``summary.md`` to read.
 
 Whoever runs something fills :mod:`framework.report.model`; :mod:`framework.report.write` writes the files.

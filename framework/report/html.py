@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``index.html``: one file without outside resources, readable without JavaScript, which adds filters."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``report.json``: the machine's view of a run, described by ``report.schema.json`` beside this module."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``junit.xml``: a testsuite per guest, a testcase per xtest case; suites for conformance and the board."""
 
 from __future__ import annotations

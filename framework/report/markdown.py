@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``summary.md`` and the terminal's last lines: the verdict, the guests, what failed, how to do it again."""
 
 from __future__ import annotations

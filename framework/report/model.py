@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The content of a report: plain frozen dataclasses that a job fills with its results.
 
 Times are in seconds; times "since power-on" share the clock of the console logs. Status words are kept as the

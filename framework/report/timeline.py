@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Puts the logs of all consoles on one time line."""
 
 from __future__ import annotations

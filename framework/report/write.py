@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writes a report into its folder: all files or none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Conversion of a device state that was saved on the host's clock, for a board on the instruction clock.
 
 A board that was saved on the host's clock has no instruction count. :func:`converted` gives its state one that begins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A private copy of a saved board, running in a fraction of a second."""
 
 from __future__ import annotations

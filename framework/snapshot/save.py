@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A running board turned into files, and a new board filled from them."""
 
 from __future__ import annotations

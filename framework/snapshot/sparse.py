@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guest RAM as a file with holes: copied and hashed without ever reading a hole."""
 
 from __future__ import annotations

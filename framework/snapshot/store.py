@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots: boards saved at a moment of their life, each kept as a verified set of files and cloned many times.
 
 Layout of ``<cache>/snapshots/<label>-<key>/``: ``ram`` (guest RAM, with holes), ``state`` (QEMU's device state),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A saved board's device state, mended where QEMU forgets timers.
 
 QEMU saves an Arm CPU's EL1 physical and virtual timers, but re-arms none of the others on restore: the EL2

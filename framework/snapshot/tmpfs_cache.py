@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Working copies: the RAM of one cache's snapshots on tmpfs, where every clone maps it. A cache in memory, so bounded.
 
 Layout of ``<tmpfs>/medcheck-<uid>-<tag of the cache>/``: ``<snapshot>/ram`` (with its ``.verified``),

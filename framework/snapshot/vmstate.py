@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU's saved device state, read by QEMU's own description of it: what is in it, and where.
 
 Sources: QEMU migration/savevm.c (stream and "vmdesc"), target/arm/machine.c (the registers of a CPU).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Moments of a board's life that are worth a snapshot, and clones of them.
 
 A checkpoint is a name and a plain function that takes a booted target there. Whatever goes into a snapshot goes

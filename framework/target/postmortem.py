@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TargetProvider whose whole state was kept, mostly because a test failed: brought back later with ``medcheck resume``.
 
 A kept board is complete in itself: device state with all RAM in use, the consoles so far, and where the files it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Provides boards to tests (restored from a snapshot or cold-booted), limits how many run at once, and cleans up."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many boards may run on this machine at once, over all processes of this user.
 
 Multi-threaded TCG runs one host thread per virtual CPU; more threads than cores slow every board down until

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a board is made of: the stack under test in this user's cache, checked before anything boots."""
 
 from __future__ import annotations

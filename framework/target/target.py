@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A board with its guests up: what the main job, the interactive board and the pytest fixtures have in common."""
 
 from __future__ import annotations
@@ -189,9 +190,7 @@ class Target(AbstractContextManager["Target"]):
     def _wait_for_xen(self) -> None:
         console = self.board.consoles["xen"]
         try:
-            match = console.expect(
-                [_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout
-            )
+            match = console.expect([_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout)
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:
             # Xen panics over it a moment later.

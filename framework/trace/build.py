@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace plugin: compiled here, once, by the host's C compiler; and its arguments."""
 
 from __future__ import annotations

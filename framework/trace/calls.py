@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Events folded into calls: what a guest asked, everything that happened because of it, and the answer.
 
 A standard call may be suspended by OP-TEE many times (RPC); each suspension ends one :class:`Exchange` and

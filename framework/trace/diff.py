@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two traces compared by what was said, not by when or at which address.
 
 Each domain's calls become signatures: function, command, parameter types and sizes, results, and the RPCs
@@ -64,9 +65,7 @@ def diff(left: Iterable[Event], right: Iterable[Event]) -> Iterator[str]:
             continue
         name = "unknown domain" if domain is None else f"domain {domain}"
         yield f"{name}: {len(mine)} calls against {len(theirs)}"
-        yield from (
-            _edits(mine, theirs) if _is_quick(mine, theirs) else _first_difference(mine, theirs)
-        )
+        yield from (_edits(mine, theirs) if _is_quick(mine, theirs) else _first_difference(mine, theirs))
 
 
 def _is_quick(mine: list[str], theirs: list[str]) -> bool:

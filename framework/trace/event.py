@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One record of a trace, decoded on demand."""
 
 from __future__ import annotations

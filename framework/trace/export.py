@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A trace as NDJSON: one JSON object a line, for other tools.
 
 Numbers that are 64 bits wide (registers, addresses, cookies, entries) are strings in hexadecimal, because

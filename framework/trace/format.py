@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace format in Python: the numbers and layouts of ``plugin/record.h``; see
 ``docs/trace-format.md``."""
 

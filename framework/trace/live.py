@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Lock-step: a consumer that sees each event while the vCPU waits, and may change registers and memory before
 it lets go. The other end is ``plugin/lockstep.c``; ``docs/trace-format.md`` has the messages.
 

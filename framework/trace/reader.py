@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Trace files, read as a stream: nothing is kept but the current chunk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A trace for people: calls in the ABI's own words, nested."""
 
 from __future__ import annotations

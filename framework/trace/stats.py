@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A trace in numbers: how often, how long, which RPCs."""
 
 from __future__ import annotations

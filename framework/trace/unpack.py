@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Chunks of a trace file unpacked and found again, at a cost that the bytes at hand bound, not what they claim."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The stage-2 walk in Python, for a consumer that has the tables and for checking the plugin's own walk.
 
 4 KiB granule, as Xen on arm64 uses it (Arm ARM, D8.2; Xen's ``lpae.h``).

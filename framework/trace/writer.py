@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writing trace files from Python: for tests, for cutting and filtering traces, and for synthetic ones."""
 
 from __future__ import annotations

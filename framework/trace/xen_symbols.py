@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where Xen keeps what the plugin must know, from the symbols and DWARF of ``xen-syms``.
 
 Used to attribute an event to a domain independently of the mediator, and to see domains come and go. Nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """ABIs of trusted operating systems, one module each, beside the calling convention they share.
 
 ``from mediator_ref import abi`` and ``from mediator_ref.abi import …`` give the words of the convention and of OP-TEE,

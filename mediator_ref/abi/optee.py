@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The OP-TEE ABI as tables: SMC functions, message layout, commands, attributes, return codes.
 
 The only source of these numbers for the reference, the decoder, generated documents and the tests. Sources:

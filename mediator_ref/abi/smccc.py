@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The SMC Calling Convention (Arm DEN 0028): function ids, owners, and 64-bit values in register pairs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """OP-TEE returned from a standard call, and the guest's answer (copy_std_request_back, handle_rpc_return,
 do_call_with_arg)."""
 

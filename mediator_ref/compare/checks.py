@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Comparisons shared by all kinds of calls: registers at EL3, registers and pages as the guest finds them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The four events of a call: trap, EL3, OP-TEE's answer, the guest's answer (vsmc.c, tee.c, optee_handle_call)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fast calls that reach OP-TEE (optee_handle_call, handle_exchange_capabilities)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Domains come and go; calls of the hypervisor's own (optee_probe, optee_domain_init, optee_relinquish_resources)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The guest returns from an RPC (handle_rpc_func_alloc, handle_rpc, issue_rpc_cmd_free)."""
 
 from __future__ import annotations

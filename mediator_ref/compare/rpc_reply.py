@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The shadow of a guest's reply that OP-TEE is resumed with (handle_xen_rpc_return, handle_rpc_cmd_alloc,
 handle_rpc_cmd)."""
 

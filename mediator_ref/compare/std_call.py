@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """CALL_WITH_ARG up to OP-TEE (copy_std_request, translate_params, handle_std_call)."""
 
 from __future__ import annotations

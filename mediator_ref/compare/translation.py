@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Buffers of a message: the shadow page lists, and refusals that only a mediator with known defects makes."""
 
 from __future__ import annotations

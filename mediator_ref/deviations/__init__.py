@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Known differences between Xen's mediator and what it should do. A list, so that known and new are never confused.
 
 Each deviation is one object in a module of its own: the rules it breaks, where, how to provoke it, and the condition

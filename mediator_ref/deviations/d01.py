@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D1: a contiguous address in the reply to SHM_ALLOC goes to OP-TEE untranslated."""
 
 from __future__ import annotations

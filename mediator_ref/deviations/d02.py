@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D2: buffers are released by a cookie from the message, not by what the call registered."""
 
 from __future__ import annotations

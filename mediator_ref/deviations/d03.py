@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D3: a failed translation leaks the pages it did not get to from the domain's count."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D4: the reply's page is looked up by the guest's x1:x2; an unknown cookie loses the call."""
 
 from __future__ import annotations

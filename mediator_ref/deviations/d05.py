@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D5: buffers translated before a parameter that failed stay registered."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D6: an undeliverable request is resumed with OP-TEE's x0 instead of CALL_RETURN_FROM_RPC."""
 
 from __future__ import annotations

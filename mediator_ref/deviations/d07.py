@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D7: EBADADDR of a failed write-back is overwritten by OP-TEE's x0."""
 
 from __future__ import annotations

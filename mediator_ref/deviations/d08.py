@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D8: x0 is not set for too many parameters."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D9: size + offset wraps around and is cut to 32 bits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D10: x1..x7 of probe calls are not set."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D11: whether a reply is one to SHM_ALLOC is read from the reply, not from the request."""
 
 from __future__ import annotations

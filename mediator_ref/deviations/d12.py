@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D12: a REGISTER_SHM or UNREGISTER_SHM that OP-TEE refused by x0 counts as done when the guest preset ret = 0."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D13: OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D14: OP-TEE's SHM_FREE for a reply it could not use releases a buffer that was registered otherwise."""
 
 from __future__ import annotations

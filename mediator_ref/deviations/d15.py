@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """D15: an unreadable answer to the mediator's own request leaves it waiting; the call's next reply is thrown away."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The form of a known deviation, and what its condition is asked about."""
 
 from __future__ import annotations

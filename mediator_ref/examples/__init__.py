@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """For every rule that can be checked one good and one bad trace, small enough to read, made with the simulator.
 
 ``EXAMPLES[rule]`` is an :class:`~mediator_ref.examples.mutate.Example`. Bad traces are judged without the list of known

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Examples for dispatch, registers and fast calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Examples for the life of a domain."""
 
 from __future__ import annotations

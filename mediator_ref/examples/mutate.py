@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Making a bad trace out of a good one: change one register or a few bytes, at one event."""
 
 from __future__ import annotations

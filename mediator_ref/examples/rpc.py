@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Examples for RPC, cookies and addresses of the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The simulator put together: guests call, the mediator and OP-TEE answer, and everything is observed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A mediator written after the implementation, call by call, with the listed defects on request.
 
 It shares the numbers of the ABI with the reference, and none of its decisions: those are what it has to contradict.

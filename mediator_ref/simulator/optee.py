@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A simulated OP-TEE: clients, threads, and a plan of RPCs each standard call goes through before it ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Machine memory of the simulator: frames, who owns them, who holds references, and the guests' view of them."""
 
 from __future__ import annotations

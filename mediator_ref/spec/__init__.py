@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The behaviour of a correct mediator, to be read beside Xen's ``arch/arm/tee/optee.c``.
 
 Every module takes its functions in the order of optee.c, under their names there; the table of all of them is in

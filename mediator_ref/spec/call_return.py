@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """OP-TEE returned from a standard call (optee.c: copy_std_request_back(), free_shm_buffers(), handle_rpc_return(),
 do_call_with_arg())."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dispatch of a guest's call (vsmc.c: vsmccc_handle_call(), tee.c: tee_handle_call(), optee.c: optee_handle_call())."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guest memory as the observer saw it: the only source of :class:`NotObserved` about guest pages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls of the hypervisor's own (optee.c: optee_probe(), optee_domain_init(), optee_relinquish_resources()).
 
 Registers are x0..x7: the client id in x7 is 0, that of the hypervisor itself.

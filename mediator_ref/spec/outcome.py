@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Results of the specification: what has to follow a guest's call or OP-TEE's answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The guest returns from an RPC (optee.c: issue_rpc_cmd_free() to handle_rpc())."""
 
 from __future__ import annotations

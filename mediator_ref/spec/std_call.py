@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Standard calls up to OP-TEE (optee.c: allocate_std_call(), get_std_call(), copy_std_request(), handle_std_call())."""
 
 from __future__ import annotations

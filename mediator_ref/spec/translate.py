@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Memory parameters (optee.c: allocate_optee_shm_buf() to translate_params())."""
 
 from __future__ import annotations

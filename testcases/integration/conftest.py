@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace plugin and its payload, built once for all tests of the plugin."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A real QEMU without Xen: a few instructions in the secure flash print a line, and then things go wrong.
 
 ``MEDCHECK_TEST_QEMU`` (a command line) replaces the pinned QEMU.

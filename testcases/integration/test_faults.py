@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What goes wrong on a real board is named, at once, with its console, and nothing is left running."""
 
 from __future__ import annotations

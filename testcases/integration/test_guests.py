@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The whole stack, booted once: guests answer, domains are managed, xtest runs in two guests at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A wait on a console of a real board that expires says whether the board is hung, idle or slow, and where it is.
 
 TargetProvider without Xen that sleep for ever, spin or die: test_board_process.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest, and dom0 with it, that print what hurts most, as fast as they can: the host stays well, and so does the
 neighbour.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A test that leaves its board in ruins does not touch the next: each of these finds a whole board, and ruins it."""
 
 from __future__ import annotations

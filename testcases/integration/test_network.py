@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The board's network: SSH comes in, nothing goes out; and what became of the way to the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Xen source tree of the user's own on the board: hypervisor and dom0's tools built from it, and an edit judged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A board saved while a guest's call waits in OP-TEE: each clone goes on with that call as it likes."""
 
 from __future__ import annotations

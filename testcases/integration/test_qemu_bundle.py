@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """QEMU from its own bundle: it runs, and nothing of the host's libraries gets into it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The same stimulus, the same trace: armed boards on the instruction clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Clones of a booted board: private, alive in every timer, with a sane clock and randomness of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A real QEMU with the trace plugin in lock-step with a consumer: what it may do, and when it is gone."""
 
 from __future__ import annotations

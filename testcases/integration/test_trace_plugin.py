@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the trace plugin records in a real QEMU. Needs a C compiler and an aarch64 assembler."""
 
 from __future__ import annotations

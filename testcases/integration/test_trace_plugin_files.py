@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace plugin's files when runs are appended, boards killed and disks full; and what it refuses to do."""
 
 from __future__ import annotations

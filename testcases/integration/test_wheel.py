@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The wheel: complete, typed, and good for everything that the checkout does for a user.
 
 It is built and unpacked without network; its dependencies are those of the tests' own environment.

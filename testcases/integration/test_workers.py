@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``pytest -n 2``: workers share slots for boards and snapshots, say what they wait for, and leave nothing behind."""
 
 from __future__ import annotations

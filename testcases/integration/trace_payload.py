@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the bare-metal board of one page (``payloads/trace.S``) on a real QEMU with the trace plugin."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The house rules that a program can check: types, style, direction of imports, and what may never be committed."""
 
 from __future__ import annotations
@@ -94,3 +95,13 @@ def test_types_and_style(tool: list[str]) -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+def test_each_source_file_names_its_licence() -> None:
+    suffixes = {".py", ".sh", ".c", ".h", ".S", ".lds"}
+    scripts = {"medcheck", "run", "init", "attach-console", "vif-medcheck"}
+    sources = [
+        p for p in _tracked() if (p.suffix in suffixes or p.name in scripts) and p.is_file() and p.stat().st_size
+    ]
+    licence = b"SPDX-License-Identifier: GPL-2.0-or-later"
+    assert [p.relative_to(ROOT) for p in sources if licence not in p.read_bytes()[:2048]] == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What unit tests share: they wait for nothing that they do not test."""
 
 from __future__ import annotations

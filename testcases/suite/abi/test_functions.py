@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every function id: what comes back in every register, whichever conduit is used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """OP-TEE's requests to the guest, and what a guest may answer."""
 
 from __future__ import annotations

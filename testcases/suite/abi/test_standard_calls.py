@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """CALL_WITH_ARG: errors of the call itself, what is copied in, and exactly what is copied back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Several virtual CPUs of one domain in the mediator at once."""
 
 from __future__ import annotations

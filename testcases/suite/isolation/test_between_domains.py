@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What belongs to one domain is out of another's reach."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The isolation findings of the list of deviations, as far as the guest's own view shows them.
 
 The mediator's maintainers are told of each before details are published: see SECURITY.md.

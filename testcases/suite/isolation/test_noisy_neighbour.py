@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A domain that does its worst, beside one that works."""
 
 from __future__ import annotations

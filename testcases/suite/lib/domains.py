@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What several tests ask of domains: how many calls wait, at which requests, and what memory Xen has left."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random calls that are nearly right: function ids, registers, messages; and what may come back for them."""
 
 from __future__ import annotations

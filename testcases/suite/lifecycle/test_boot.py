@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What Xen asks OP-TEE while it boots, before there is any domain."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Creation and sudden death of domains that use OP-TEE."""
 
 from __future__ import annotations

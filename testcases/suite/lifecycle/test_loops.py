@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Domains that come and go, many times: nothing of them stays, in Xen or in OP-TEE, and nobody else notices."""
 
 from __future__ import annotations

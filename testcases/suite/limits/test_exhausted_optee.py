@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guest's OP-TEE without any memory left: what it turns away by x0 alone, before it reads the message."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What one domain may share with OP-TEE, and that every refusal gives back what it took."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many standard calls a domain may have at once."""
 
 from __future__ import annotations

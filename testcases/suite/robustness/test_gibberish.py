@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Thousands of random calls, one program each, through the doorbell: only defined answers, and everybody lives on."""
 
 from __future__ import annotations

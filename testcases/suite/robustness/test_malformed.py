@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Malformed messages and answers, thousands of them: only defined errors, and everybody lives on."""
 
 from __future__ import annotations

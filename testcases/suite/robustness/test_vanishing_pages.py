@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pages that a guest gives back to Xen while a call still needs them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A small Debian archive on the loopback interface, with real packages in it and faults on demand."""
 
 from __future__ import annotations

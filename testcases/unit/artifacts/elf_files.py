@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Small ELF files, Images and OP-TEE headers, made as a linker would or as somebody with bad intentions."""
 
 from __future__ import annotations

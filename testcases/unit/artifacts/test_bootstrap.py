@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Python environment: every package pinned by hash, installed as pinned or not at all."""
 
 from __future__ import annotations

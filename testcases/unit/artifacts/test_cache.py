@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The build cache: the same inputs build once, damage builds again, failures keep their logs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whose cache it is: programs run from it, so it is the user's own, marked as one, and nobody else writes there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What mirrors are asked beside pinned files: small texts, bounded, and whether they are there at all."""
 
 from __future__ import annotations

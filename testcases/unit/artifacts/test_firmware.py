@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Firmware builds: what they see of the user's environment, what they show, and a configuration that is wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The readers of foreign files with damaged ones: an error of medcheck's own or none, soon, and in little memory.
 
 Every input follows from its seed, so a failure names the seed to begin again with; seeds that found something once
@@ -187,8 +188,7 @@ def _ramdisk(_folder: Path, dice: random.Random) -> None:
 
 
 READERS = {
-    reader.__name__.strip("_"): reader
-    for reader in (_symbols, _program, _module, _firmware, _yaml, _archive, _ramdisk)
+    reader.__name__.strip("_"): reader for reader in (_symbols, _program, _module, _firmware, _yaml, _archive, _ramdisk)
 }
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The lock file: what is read from it, and what is said about a bad one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where mirrors come from: an option, the environment, apt's files in both styles."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pinning anew against a small archive with real indexes, and what is said when it does not fit."""
 
 from __future__ import annotations

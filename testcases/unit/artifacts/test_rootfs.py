@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Root file systems out of foreign folders: nothing from outside of a folder gets into a guest, whatever names it."""
 
 from __future__ import annotations
@@ -187,5 +188,3 @@ def test_the_projects_recipes_are_read_whole() -> None:
     recipe = Recipe.load(IMAGES / "rootfs/dom0.yaml")
     assert recipe.groups == ("dom0", "kernel") and "xen-evtchn" in recipe.modules
     assert recipe.links["var/run"] == "/run"
-
-

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What must not get out: passwords in mirrors' addresses, and the guests' private keys."""
 
 from __future__ import annotations

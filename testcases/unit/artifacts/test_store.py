@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Downloads against a real server on the loopback interface, with every fault a mirror or disk can have."""
 
 from __future__ import annotations

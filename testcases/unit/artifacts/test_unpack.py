@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Packages unpacked without root: what must be kept, and what must be refused."""
 
 from __future__ import annotations
@@ -140,9 +141,7 @@ LOOP = {"./d": special(tarfile.SYMTYPE, ".")}
         {"./a/b/c": b"", "./d": special(tarfile.SYMTYPE, "a/b"), "./link": special(tarfile.SYMTYPE, "d/../../../x")},
     ],
 )  # fmt: skip
-def test_a_link_that_leaves_the_tree_by_way_of_another_is_refused(
-    tmp_path: Path, dest: Path, entries: Entries
-) -> None:
+def test_a_link_that_leaves_the_tree_by_way_of_another_is_refused(tmp_path: Path, dest: Path, entries: Entries) -> None:
     with pytest.raises(ArtifactError, match="leaves the tree"):
         unpack_deb(package(tmp_path, entries), dest)
     assert not (dest / "link").is_symlink()

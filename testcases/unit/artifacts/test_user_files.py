@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each file of a user is looked at when it is given: its content, whole, for this board; no library's exception."""
 
 from __future__ import annotations

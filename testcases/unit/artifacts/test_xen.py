@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether hypervisor and toolstack fit: what an image says of itself, which tools are taken, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Builds of a tree: only what has changed, with the user's configuration, and the compiler's own words on errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Trees of the user's own: what of them is taken, that nothing is written, and what is said of those that are none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Xen tree small enough for a test: what tells one, a mediator, and a git repository if it is wanted."""
 
 from __future__ import annotations

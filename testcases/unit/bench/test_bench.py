@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Benchmarks without a board: the table, what is written, and that nothing is measured when nobody watched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A board as far as it goes without QEMU: whose folder it writes to, what a clone's log begins with, who is where."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The board's device tree: what dom0 must not see is gone, what Xen needs is there, and room is left."""
 
 from __future__ import annotations

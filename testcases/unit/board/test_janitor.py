@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes that another user dresses up as a board's are none of ours."""
 
 from __future__ import annotations

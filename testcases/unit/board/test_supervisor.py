@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The supervisor and the janitor with an ordinary process in QEMU's place: who dies, and what is left."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The walls around a QEMU, with an interpreter in its place that tries what a broken-out QEMU would."""
 
 from __future__ import annotations
@@ -133,9 +134,7 @@ for name, mode in ((read, "r"), (read, "w"), (written, "w"), (other, "r"), (othe
 
 
 @as_root
-def test_a_link_in_the_place_of_an_output_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_in_the_place_of_an_output_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "cache"))
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Board descriptions: every mistake is answered with file, line, key and what was expected."""
 
 from __future__ import annotations

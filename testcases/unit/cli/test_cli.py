@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line as a whole: common options at every place, streams that are closed or full, wrong traces."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line takes the names of version 0.1, tells the new ones, and shows only those in its help."""
 
 from __future__ import annotations

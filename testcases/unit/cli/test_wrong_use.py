@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A user's mistake on the command line: what, where, hint, exit code 2; never a traceback."""
 
 from __future__ import annotations

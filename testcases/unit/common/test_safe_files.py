@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files that nothing of another user can turn into a way to files elsewhere, and ends of files of any length."""
 
 from __future__ import annotations

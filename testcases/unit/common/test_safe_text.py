@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Text and numbers of guests: shown, never obeyed, and of any length."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What reaches stdout and stderr: on a terminal, in a pipe, quiet, with --json and with NO_COLOR."""
 
 from __future__ import annotations

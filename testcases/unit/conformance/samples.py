@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Traces for the conformance tests: the reference's model as a board, its events as records."""
 
 from __future__ import annotations

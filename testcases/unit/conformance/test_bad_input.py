@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Traces that are not as they should be: never a crash, never a guess, never a pass for what was not seen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a user sees: explanations, the commands, and the check while the board runs."""
 
 from __future__ import annotations

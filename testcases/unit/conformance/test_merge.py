@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One result over several traces, the conclusion drawn of it, and baselines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every rule through the whole way, records in and verdicts out: a bad trace fails its rule alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """docs/rules.md is what is generated, and every test on a board says which rules it is about."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The head of a run turns red or incomplete when the evidence for any rule is sabotaged; it is never *conforms*."""
 
 from __future__ import annotations

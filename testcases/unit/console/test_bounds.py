@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whatever a guest prints, the host's time and memory are bounded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Consoles: no byte is lost, nothing is quadratic, no match is missed, silence and death are told apart."""
 
 from __future__ import annotations

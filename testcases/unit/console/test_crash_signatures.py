@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the problem watch recognises, in the words of Xen, OP-TEE and Linux, who may say it, and what it must not."""
 
 from __future__ import annotations

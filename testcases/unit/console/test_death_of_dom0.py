@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What dies is told to whoever waits anywhere on the board, by its name; what a domU says of others is not."""
 
 from __future__ import annotations

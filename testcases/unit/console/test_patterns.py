@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every regular expression that may meet a guest's text takes time that grows with the text, and no faster.
 
 The expressions are found, not listed: whatever a module of these packages holds under a name is tried, and an

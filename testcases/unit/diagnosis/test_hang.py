@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hung, idle or slow: what the words are, whatever QEMU and the host say; and that a diagnosis hides nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Linux's own symbol tables, found in an image that was built for the test; the real kernel's: test_standstill.py."""
 
 from __future__ import annotations

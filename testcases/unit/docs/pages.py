@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The project's papers as tests read them: pages, fenced blocks, commands, headings and links."""
 
 from __future__ import annotations

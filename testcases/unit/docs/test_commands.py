@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every command in the papers: parsed by the real parsers, its files looked for, and run where that needs no board.
 
 A command of a form that stands in none of the tables below fails: whoever documents it says where it is tried.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What pages promise each other: links lead somewhere, and tables agree with the code that they are about."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A small SSH server on 127.0.0.1 whose commands are real shells: what a guest looks like to SshClient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """dom0 and Linux guests as their consoles tell of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SshClient against a real SSH server on this machine."""
 
 from __future__ import annotations

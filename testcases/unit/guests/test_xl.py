@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """xl's configuration, its tables and its errors."""
 
 from __future__ import annotations

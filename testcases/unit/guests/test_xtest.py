@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs of a make-believe xtest in make-believe guests, through real SSH connections."""
 
 from __future__ import annotations

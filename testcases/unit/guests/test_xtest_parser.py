@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """xtest's output, as it should be and as it should not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run means to ``git bisect run``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``medcheck clean`` and ``doctor``: what goes, what stays, and what a fresh machine is told."""
 
 from __future__ import annotations

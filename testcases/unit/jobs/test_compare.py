@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What differs between two reports, and which of it is for the worse."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run says and does about a nonconformance while the board still runs."""
 
 from __future__ import annotations

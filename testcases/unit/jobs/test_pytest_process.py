@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Interrupts while a pytest runs, with a program in its place that takes a while to take its boards down."""
 
 from __future__ import annotations

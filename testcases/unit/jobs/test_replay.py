@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a board needs to do the same twice, without a board: its state, the order of threads, scripts, digests."""
 
 from __future__ import annotations

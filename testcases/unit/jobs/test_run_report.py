@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run's verdict is made of: traces first, then what ended it, then what failed, then what is missing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the main job takes from the results of the tests it runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guests doing things on the simulated board while the reference watches: what Hypothesis and random walks share.
 
 Invariants: a mediator as it should be gets no verdict but passes; what the reference thinks is held is what is held;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each listed deviation is recognized by its condition when it is there, and reported as stale when it is not.
 
 The model's mediator has the listed defects on request; the stimulus is the one the list names.

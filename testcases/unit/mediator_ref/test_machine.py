@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hypothesis and random walks drive reference, model and checker together: domains, vCPUs and calls interleaved at
 will, no QEMU. What has to hold at every moment stands in ``ref_driver.py``.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every rule has one good and one bad trace: the good one passes, the bad one is caught by exactly that rule."""
 
 from __future__ import annotations

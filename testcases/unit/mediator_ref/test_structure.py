@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the reference is built: what may import and decide what, and that a reader finds optee.c in it."""
 
 from __future__ import annotations

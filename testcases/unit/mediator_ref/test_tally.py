@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the reference keeps and what it leaves alone: a bounded tally, and events as they were."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Parts of the reference on their own: tables, decoder, page lists, what is not observed, gibberish, documents."""
 
 from __future__ import annotations

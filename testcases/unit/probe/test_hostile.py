@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A probe that breaks its protocol is a guest error, at once, and stops nobody else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two ways to the probe guest, with the guest played by Python."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Programs of the probe guest: encoding, records, text; and the messages built from typed parameters."""
 
 from __future__ import annotations

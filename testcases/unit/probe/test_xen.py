@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hypercall structures of the probe, and its image."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The public face: what type checkers are told, what is there, and that importing it costs next to nothing."""
 
 from __future__ import annotations

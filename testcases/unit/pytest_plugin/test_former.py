@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Names of version 0.1: options, markers and fixtures work, and each use is told with the new name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Programs without their calls, for ``--mc-no-stimulus``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Options of the plugin: what an error about them calls them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A test passes only if its traces were seen from beginning to end, hold something to check, and conform."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A realistic report with a failure, hostile text and consoles, for the tests of framework.report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """report.json against its schema, junit.xml, summary.md, and that a report is written whole or not at all."""
 
 from __future__ import annotations

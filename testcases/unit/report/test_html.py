@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """index.html: hostile text stays text, nothing comes from outside, all is there without JavaScript."""
 
 from __future__ import annotations

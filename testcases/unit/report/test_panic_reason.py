@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A panic whose reason stands on the next line, on the report's time line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a board must be like before it is saved, without a board: calm, and with timers that fire."""
 
 from __future__ import annotations

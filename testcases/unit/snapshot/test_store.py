@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The snapshot store: complete or absent, verified, bounded, and made once by however many processes."""
 
 from __future__ import annotations

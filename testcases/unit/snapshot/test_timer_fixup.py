@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Device states: synthetic streams in QEMU's form, and what must not be taken for one."""
 
 from __future__ import annotations

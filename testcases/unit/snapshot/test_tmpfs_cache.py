@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Working copies on tmpfs: bounded, never at the cost of one in use, and never those of somebody else's cache."""
 
 from __future__ import annotations

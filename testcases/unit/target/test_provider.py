@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TargetProvider for tests: how many at once, and when a board that tests share is booted anew."""
 
 from __future__ import annotations

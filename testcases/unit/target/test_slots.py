@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Places for boards: bounded over processes, free again whatever way a process ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A target that cannot be made leaves no board behind, and what a user should know of a board is said once."""
 
 from __future__ import annotations

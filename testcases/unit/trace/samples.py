@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Synthetic conversations for the trace tests: what a guest, Xen and OP-TEE would say, as records."""
 
 from __future__ import annotations
@@ -49,9 +50,7 @@ class Conversation:
 
     def standard_call(self, domain: int = 1, thread: int = 0) -> None:
         """OPEN_SESSION with a page list, a foreign interrupt, an RPC for SHM_ALLOC, and success."""
-        ask = abi.message(
-            0, abi.Param(0x209, 0x4A00_0000, 0x2000, 0xC0), abi.Param(abi.Attr.VALUE_INPUT, 7), session=0
-        )
+        ask = abi.message(0, abi.Param(0x209, 0x4A00_0000, 0x2000, 0xC0), abi.Param(abi.Attr.VALUE_INPUT, 7), session=0)
         done = abi.message(0, abi.Param(0x209, 0x4A00_0000, 0x2000, 0xC0), session=5)
         rpc = abi.message(abi.RpcCmd.SHM_ALLOC, abi.Param(abi.Attr.VALUE_INPUT, 0, 0x1000, 8))
         reply = abi.message(abi.RpcCmd.SHM_ALLOC, abi.Param(0x20A, 0x4B00_0000, 0x1000, 0xC1))

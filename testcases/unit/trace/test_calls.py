@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls folded out of events, and what people see of them."""
 
 from __future__ import annotations
@@ -84,10 +85,7 @@ def test_the_text_uses_the_abis_words() -> None:
     assert "=> OK ret=SUCCESS origin=0 session=0x5 (110 us)" in text
     assert "=> x0=0x384fb3e0 x1=0xe7f811e3" in text
     assert "domain 1 is being created" in lines[0] and "domain 1 is destroyed" in lines[-1]
-    order = [
-        text.index(word)
-        for word in ("cmd=OPEN_SESSION", "RPC_FOREIGN_INTR", "RPC_CMD SHM_ALLOC", "=> OK ret")
-    ]
+    order = [text.index(word) for word in ("cmd=OPEN_SESSION", "RPC_FOREIGN_INTR", "RPC_CMD SHM_ALLOC", "=> OK ret")]
     assert order == sorted(order)
 
 

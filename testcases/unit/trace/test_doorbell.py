@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The doorbells' thread outlives what a hostile probe guest says: the guest's program fails, the board goes on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Trace files: what is written is read; what is damaged is noticed; what was lost is noticed."""
 
 from __future__ import annotations
@@ -144,9 +145,7 @@ def test_a_lost_record_is_noticed_in_the_middle_and_at_the_end(tmp_path: Path) -
         counts = [0] * 24
         counts[0] = len(records) + 1
         writer.append(pack_record(Kind.COUNTERS, len(records), counts))
-    with pytest.raises(
-        TraceError, match=f"the plugin wrote {len(records) + 1} records, {len(records)} were read"
-    ):
+    with pytest.raises(TraceError, match=f"the plugin wrote {len(records) + 1} records, {len(records)} were read"):
         list(Reader(tmp_path / "end").events())
 
 

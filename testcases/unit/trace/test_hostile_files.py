@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Trace files of strangers: bounded time and memory, and no error but medcheck's own."""
 
 from __future__ import annotations

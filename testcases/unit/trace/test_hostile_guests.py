@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The plugin's own sources against hostile guests and consumers, under the sanitizers, with a stub for QEMU."""
 
 from __future__ import annotations
@@ -150,9 +151,7 @@ def test_the_call_that_names_the_most_memory_has_a_budget(memory: Hostile, tmp_p
 def test_all_that_a_domain_may_share_is_within_the_budget(memory: Hostile, tmp_path: Path) -> None:
     """33 list pages of one parameter, as many as Xen's limit of 16384 pages needs, are recorded whole."""
     (asked,) = [
-        event
-        for event in memory.record(tmp_path / "t", "most", 1, 1).events()
-        if event.kind == Kind.GUEST_CALL
+        event for event in memory.record(tmp_path / "t", "most", 1, 1).events() if event.kind == Kind.GUEST_CALL
     ]
     listed = sum(block.count for block in asked.blocks() if block.kind == BlockKind.TRANSLATIONS)
     assert listed == 16384 and not asked.flags & Flag.TRUNCATED

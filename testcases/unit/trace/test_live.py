@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The lock-step consumer against a plugin that is played by the test."""
 
 from __future__ import annotations
@@ -361,9 +362,7 @@ def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in
 
 def test_who_is_our_descendant() -> None:
     grandchild = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
-    with subprocess.Popen(
-        [sys.executable, "-c", grandchild], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
+    with subprocess.Popen([sys.executable, "-c", grandchild], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdin is not None
         assert child.stdout.readline() == b"1\n"
         listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The plugin's parts that need no board: it compiles, its sink keeps or counts every record, Xen's layout is
 found."""
 
@@ -56,9 +57,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
 
 
 def test_options_become_arguments_and_commas_are_doubled() -> None:
-    options = PluginOptions(
-        out=Path("/a,b/t"), lockstep=Path("/s"), stop_on_loss=False, others=True, timeout_s=1.5
-    )
+    options = PluginOptions(out=Path("/a,b/t"), lockstep=Path("/s"), stop_on_loss=False, others=True, timeout_s=1.5)
     option, text = options.qemu(Path("/p.so"))
     assert option == "-plugin" and text.startswith("/p.so,out=/a,,b/t,append=off,lockstep=/s,")
     assert "max_mib=4096" in text
@@ -87,9 +86,7 @@ def test_a_full_disk_is_reported_and_lost_records_are_counted(sink: Path, tmp_pa
     reader = Reader(tmp_path / "t")
     kept = sum(1 for _ in reader.events())
     assert 0 < kept < 200_000 and reader.truncated
-    assert (
-        200_000 - lost <= kept <= 200_000 - lost + 1100
-    )  # the torn chunk counts as lost, its whole records are read
+    assert 200_000 - lost <= kept <= 200_000 - lost + 1100  # the torn chunk counts as lost, its whole records are read
 
 
 @needs_compiler

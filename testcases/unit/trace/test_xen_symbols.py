@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Files that are no good xen-syms: an error with the file's name, in bounded time."""
 
 from __future__ import annotations
@@ -150,9 +151,7 @@ def test_many_mutated_files_raise_nothing_of_others(good: bytes, tmp_path: Path)
         fuzz(tmp_path / "xen-syms", good, seed)
 
 
-def test_the_process_that_reads_has_limits(
-    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_that_reads_has_limits(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "xen-syms"
     path.write_bytes(good)
     assert XenLayout.load(path) == XenLayout.parse(path)
