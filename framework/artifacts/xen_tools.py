@@ -246,11 +246,16 @@ def _goes_in(name: str) -> bool:
 
 
 def _make_configure(tree: Path, title: str, log: Path) -> None:
-    """A tree of a distribution's source package has no configure scripts."""
+    """A tree of a distribution's source package has neither configure scripts nor what they call."""
     if shutil.which("autoconf") is None:
         raise InfrastructureError(
             "this tree has no configure scripts and this machine no autoconf", hint="install autoconf"
         )
+    for name in ("config.guess", "config.sub"):
+        if not (tree / name).exists():
+            # They turn a machine's short name into the long one, and only two names ever come.
+            (tree / name).write_text("#!/bin/sh\necho \"$1\" | sed 's/-linux-gnu/-unknown-linux-gnu/'\n")
+            (tree / name).chmod(0o755)
     for folder, command in ((tree, "autoconf"), (tree / "tools", "autoconf"), (tree / "tools", "autoheader")):
         run_logged(title, [command, "-f"], folder, log)
 
