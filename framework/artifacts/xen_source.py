@@ -26,6 +26,11 @@ from framework.common.errors import InfrastructureError, UsageError
 from framework.common.paths import atomic_write_text
 
 _MUST_HAVE = ("xen/Makefile", "xen/include/public/domctl.h", "xen/include/public/sysctl.h", "xen/arch/arm/Makefile")
+_PRODUCT = re.compile(
+    r"(^|/)(\.[^/]*\.(d|d2|cmd|tmp)|[^/]*\.(o|a|opic|pyc|gcno)|[^/]*\.so(\.\d+)*|config\.(log|status|cache))$"
+    r"|^xen/(include/(generated|config)/|xen-syms[^/]*$|xen(\.gz|\.efi)?$|\.config)"
+)
+"""Paths of what a build leaves in a tree."""
 _ATTEMPTS = 3
 _MANIFEST = ".medcheck-copied"
 _LARGEST = 64 << 20
@@ -124,7 +129,7 @@ class XenSource:
 def read_tree(folder: Path, rev: str | None = None, say: Callable[[str], None] = lambda _text: None) -> XenSource:
     """Read a tree: what git knows of and does not ignore there, as it is on the disk; or the commit ``rev``.
 
-    Without git the whole folder counts, without what its ``.gitignore`` calls products of a build.
+    Without git the whole folder counts, without products of a build.
 
     :raises UsageError: the folder is no Xen tree, or has no such commit.
     :raises InfrastructureError: files change all the time while they are read.
@@ -191,7 +196,7 @@ def _names(folder: Path) -> Iterator[str]:
     """The paths of the source files of a tree: as git sees it where there is git."""
     listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is None or b"xen/Makefile" not in listed.split(b"\0"):
-        # No repository, or one that ignores the tree as a whole. Its own rules say what is no source.
+        # No repository, or one that ignores the tree as a whole.
         yield from _names_without_git(folder)
         return
     modules = _git(folder, "ls-files", "-z", "--stage") or b""
@@ -205,23 +210,13 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _names_without_git(folder: Path) -> Iterator[str]:
-    rules = folder / ".gitignore"
-    if rules.is_file() and shutil.which("git"):
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="medcheck-git-") as scratch:
-            subprocess.run(["git", "init", "-q", scratch], check=True, env=_environment(), capture_output=True)
-            listed = _git(
-                folder, "ls-files", "-z", "--others", "--exclude-standard",
-                repository=Path(scratch, ".git"),
-            )  # fmt: skip
-        if listed is not None:
-            yield from (os.fsdecode(raw) for raw in listed.split(b"\0") if raw)
-            return
+    """All files but products of a build. A ``.gitignore`` would not do: a source package ignores what it brings."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name != ".git")
+        folders[:] = sorted(name for name in folders if name not in (".git", "__pycache__", "autom4te.cache"))
         for name in names:
-            yield str(Path(parent, name).relative_to(folder))
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if not _PRODUCT.search(path):
+                yield path
 
 
 def _commit(folder: Path, rev: str) -> tuple[dict[str, File], str]:
@@ -255,11 +250,10 @@ def _label(folder: Path) -> str:
     return described.decode().strip() + (", changed" if changes else "")
 
 
-def _git(folder: Path, *words: str, repository: Path | None = None) -> bytes | None:
+def _git(folder: Path, *words: str) -> bytes | None:
     """What git says; None where it refuses or is not there. It neither writes nor runs anything of the tree's own."""
-    place = [] if repository is None else [f"--git-dir={repository}", f"--work-tree={folder}"]
     settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"]
-    command = ["git", "-C", str(folder), *settings, *place, *words]
+    command = ["git", "-C", str(folder), *settings, *words]
     try:
         done = subprocess.run(command, capture_output=True, env=_environment(), check=False)
     except OSError:

@@ -47,7 +47,7 @@ _HEADERS = (
 )  # fmt: skip
 _SINGLE = (
     "xen/Makefile", "xen/include/xen/libelf.h", "xen/include/xen/elfstructs.h", "Config.mk", "Makefile", "COPYING",
-    "configure", "configure.ac", "config.guess", "config.sub", "xen/common/kernel.c", "install.sh", "version.sh",
+    "configure", "configure.ac", "config.guess", "config.sub", "install.sh", "version.sh",
 )  # fmt: skip
 _PARTS = ("include", "libs", "xenstore", "xenstored", "xs-clients", "console", "xl", "helpers")
 _CONFIGURE = (
@@ -130,6 +130,9 @@ def built_tools(source: XenSource, store: Store, lock: Lock, cache: BuildCache, 
         tree = out / "source"
         tree.mkdir()
         parts.copy_to(tree)
+        # By this file configure knows that it stands in a tree; what is in it is the hypervisor's business.
+        (tree / "xen/common").mkdir(parents=True, exist_ok=True)
+        (tree / "xen/common/kernel.c").touch()
         (out / "cross").mkdir()
         _wrap_compiler(out / "cross", sysroot)
         environment = {
@@ -243,11 +246,16 @@ def _goes_in(name: str) -> bool:
 
 
 def _make_configure(tree: Path, title: str, log: Path) -> None:
-    """A tree of a distribution's source package has no configure scripts."""
+    """A tree of a distribution's source package has neither configure scripts nor what they call."""
     if shutil.which("autoconf") is None:
         raise InfrastructureError(
             "this tree has no configure scripts and this machine no autoconf", hint="install autoconf"
         )
+    for name in ("config.guess", "config.sub"):
+        if not (tree / name).exists():
+            # They turn a machine's short name into the long one, and only two names ever come.
+            (tree / name).write_text("#!/bin/sh\necho \"$1\" | sed 's/-linux-gnu/-unknown-linux-gnu/'\n")
+            (tree / name).chmod(0o755)
     for folder, command in ((tree, "autoconf"), (tree / "tools", "autoconf"), (tree / "tools", "autoheader")):
         run_logged(title, [command, "-f"], folder, log)
 

@@ -68,15 +68,23 @@ def test_a_commit_is_read_without_checking_it_out(repository: Path) -> None:
             read_tree(repository, wrong)
 
 
-@pytest.mark.parametrize("with_rules", [True, False])
-def test_a_tree_without_git_counts_as_a_whole(tmp_path: Path, with_rules: bool) -> None:
+def test_a_tree_without_git_counts_as_a_whole_but_for_products(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "xen")
-    (tree / "built.o").write_text("x")
-    if not with_rules:
-        (tree / ".gitignore").unlink()
+    # As a source package does, which ignores files that it brings.
+    (tree / ".gitignore").write_text("*.in\n")
+    (tree / "tools/xl/rc.in").write_text("x")
+    for name in (
+        "xen/xen",
+        "xen/xen-syms",
+        "xen/.config",
+        "xen/arch/arm/a.o",
+        "xen/arch/arm/.a.o.cmd",
+        "tools/l.so.1.0",
+    ):
+        (tree / name).write_text("product")
     source = read_tree(tree)
-    assert MEDIATOR in source.files
-    assert ("built.o" in source.files) is not with_rules
+    assert {MEDIATOR, "tools/xl/rc.in", "xen/arch/arm/Makefile"} <= set(source.files)
+    assert b"product" not in {file.data for file in source.files.values()}
     assert source.label == "no git"
     assert not (tree / ".git").exists()
 
