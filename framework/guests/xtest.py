@@ -19,7 +19,8 @@ from framework.common.errors import GuestCrash, GuestError, MedcheckError, Usage
 from framework.diagnosis.crash import Watch
 from framework.guests.ssh import Alive, SshClient, always_alive
 from framework.guests.ssh_talk import EndlessOutputError
-from framework.guests.xtest_parser import Case, CaseDone, Event, Subtest, Totals, XtestParser
+from framework.guests.xtest_parser import CaseDone, Event, XtestParser
+from framework.report.model import Case, Subtest, XtestReport, XtestTotals
 
 __all__ = ["Case", "Subtest", "XtestGuest", "XtestResult", "run_xtest", "run_xtest_in_all"]
 
@@ -72,31 +73,18 @@ class XtestGuest(Protocol):
 
 
 @dataclass(frozen=True)
-class XtestResult:
-    """One run. ``totals`` holds xtest's own counts (``subtests``, ``subtests_failed``, ``cases``,
-    ``cases_failed``, ``skipped``; None if xtest did not come so far) and ``agree``: whether they, the exit
-    code and the request fit what was seen line by line. xtest's "subtests" are single checks.
-    ``exit_code`` is None after a crash, else the number of failed cases modulo 256. ``problems`` are
-    sentences for the reader."""
+class XtestResult(XtestReport):
+    """One run in ``guest``, of ``seconds``; ``crash`` is what ended it early. ``exit_code`` is None after a crash, else
+    the number of failed cases modulo 256."""
 
-    guest: str
-    cases: tuple[Case, ...]
-    totals: dict[str, int | bool | None]
-    exit_code: int | None
-    problems: tuple[str, ...]
-    seconds: float
+    guest: str = ""
+    seconds: float = 0.0
     crash: GuestCrash | None = None
 
     @property
     def good(self) -> bool:
-        """Whether everything asked for ran and passed and all counts agree."""
-        return (
-            self.crash is None
-            and self.exit_code == 0
-            and bool(self.totals["agree"])
-            and bool(self.cases)
-            and all(case.status in ("ok", "skipped") for case in self.cases)
-        )
+        """Whether everything asked for ran and passed, all counts agree, and the guest lives."""
+        return self.crash is None and super().good
 
     @property
     def reason(self) -> str | None:
@@ -300,26 +288,11 @@ def _result(
 ) -> XtestResult:  # fmt: skip
     disagreements = list(_disagreements(parser, wanted, code)) if crash is None else []
     causes = [cause for cause in (_fatal(parser), _other_release(guest, parser)) if cause]
-    return XtestResult(
-        guest.name,
-        tuple(parser.cases),
-        _totals(parser.totals, agree=crash is None and parser.fatal is None and not disagreements),
-        code,
-        (*causes, *disagreements, *parser.problems),
-        seconds,
-        crash,
-    )
-
-
-def _totals(totals: Totals, *, agree: bool) -> dict[str, int | bool | None]:
-    return {
-        "subtests": totals.checks,
-        "subtests_failed": totals.checks_failed,
-        "cases": totals.cases,
-        "cases_failed": totals.cases_failed,
-        "skipped": totals.cases_skipped,
-        "agree": agree,
-    }
+    said = parser.totals
+    agree = crash is None and parser.fatal is None and not disagreements
+    totals = XtestTotals(said.cases, said.cases_failed, said.checks, said.checks_failed, said.cases_skipped, agree)
+    problems = (*causes, *disagreements, *parser.problems)
+    return XtestResult(tuple(parser.cases), totals, code, problems, guest.name, seconds, crash)
 
 
 def _disagreements(parser: XtestParser, wanted: Sequence[str], code: int | None) -> Iterator[str]:

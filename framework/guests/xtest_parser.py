@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from framework.common.safe_text import number
+from framework.report.model import Case, Subtest
 
 ID = r"[A-Za-z][A-Za-z0-9]{0,40}_[A-Za-z0-9_]{1,120}(?:\.[0-9]{1,9}){0,40}"
 _BEGIN = re.compile(rf"([*o]) ({ID}) (.*)")
@@ -62,30 +63,6 @@ _MOST_SUMMARY = MOST_CASES + MOST_PARTS
 _DEEPEST = 32
 _TITLE, _TEXT = 200, 400
 """Characters of titles, and of error lines, that are kept."""
-
-
-@dataclass(frozen=True)
-class Subtest:
-    """A part of a case. ``status`` is ok, failed, skipped or crashed; ``error`` the first failed check."""
-
-    id: str
-    status: str
-    error: str | None = None
-    title: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test case with all parts at all levels, in the order in which they began. ``error`` is the first
-    failed check anywhere in it."""
-
-    id: str
-    title: str
-    status: str
-    seconds: float
-    subtests: tuple[Subtest, ...] = ()
-    error: str | None = None
 
 
 @dataclass(frozen=True)

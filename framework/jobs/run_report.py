@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
 
 import psutil
 
@@ -115,23 +114,7 @@ def slowdown_of(guest: str, tests: Sequence[model.BoardTestReport]) -> float | N
 def _guest(name: str, target: Target, found: Found) -> model.GuestReport:
     guest = target.guests.get(name)
     domid = guest.domid if guest else None
-    return model.GuestReport(name, domid, _xtest(found.xtest.get(name)), slowdown_of(name, found.tests))
-
-
-def _xtest(result: XtestResult | None) -> model.XtestReport | None:
-    if result is None:
-        return None
-    cases = tuple(
-        model.CaseReport(
-            case.id, case.title, case.status, case.seconds,
-            tuple(model.SubtestReport(sub.id, sub.status, sub.error, sub.title) for sub in case.subtests),
-            case.error,
-        )
-        for case in result.cases
-    )  # fmt: skip
-    # The parser's counts are whole numbers or None, and `agree` is a truth value.
-    totals = model.TotalsReport(**cast(Any, result.totals))
-    return model.XtestReport(cases, totals, result.exit_code, problems=tuple(result.problems))
+    return model.GuestReport(name, domid, found.xtest.get(name), slowdown_of(name, found.tests))
 
 
 def _host() -> dict[str, object]:

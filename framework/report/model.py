@@ -31,29 +31,30 @@ def outcome(status: str) -> Outcome:
 
 
 @dataclass(frozen=True)
-class SubtestReport:
+class Subtest:
     """One xtest subtest, e.g. ``regression_1004.3``; ``error`` is its first error line."""
 
     id: str
     status: str
     error: str | None = None
     title: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class CaseReport:
+class Case:
     """One xtest case; ``seconds`` None if it never ended. ``error``: the first error line of all of it."""
 
     id: str
     title: str
     status: str
     seconds: float | None
-    subtests: tuple[SubtestReport, ...] = ()
+    subtests: tuple[Subtest, ...] = ()
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class TotalsReport:
+class XtestTotals:
     """xtest's own sums in one guest; None where it did not come so far.
 
     What xtest's summary calls subtests are single checks, many more than the named subtests of the cases.
@@ -75,8 +76,8 @@ class XtestReport:
     ``problems``: sentences about the run as a whole, such as a summary that does not fit the stream.
     """
 
-    cases: tuple[CaseReport, ...]
-    totals: TotalsReport
+    cases: tuple[Case, ...]
+    totals: XtestTotals
     exit_code: int | None
     problems: tuple[str, ...] = ()
 

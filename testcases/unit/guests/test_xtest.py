@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -146,7 +146,7 @@ def test_a_good_run_is_good_and_was_asked_for_exactly(make):
     assert result.good
     assert result.reason is None
     assert [(case.id, case.status) for case in result.cases] == [("regression_1001", "ok")]
-    assert result.totals == {
+    assert asdict(result.totals) == {
         "subtests": 3, "subtests_failed": 0, "cases": 1, "cases_failed": 0, "skipped": 111, "agree": True,
     }  # fmt: skip
     assert (guest.folder / "args").read_text() == "-l 0 -t regression regression_1001\n"
@@ -158,7 +158,7 @@ def test_a_failure_names_the_first_error_and_the_exit_code_agrees(make):
     result = run_xtest(guest, ["1001"])
     assert not result.good
     assert result.exit_code == 1
-    assert result.totals["agree"], result.problems
+    assert result.totals.agree, result.problems
     assert "x.c:5: res has an unexpected value" in result.reason
 
 
@@ -221,7 +221,7 @@ def test_output_without_end_is_given_up_and_the_result_says_so(make, monkeypatch
     guest.program("echo '* regression_1001 A'; yes")
     result = run_xtest(guest)
     assert not result.good
-    assert not result.totals["agree"]
+    assert not result.totals.agree
     assert result.crash is None
     assert "xtest was given up" in result.reason
     assert "prints more than 100000 bytes" in result.reason
@@ -291,7 +291,7 @@ def test_a_panic_in_the_middle_is_named_with_its_console_and_keeps_what_came_bef
     for words in ("in regression_1002", "linux-panic", "not syncing: test", "last line of the console"):
         assert words in str(result.crash)
     assert result.crash.where == "console c-vm1"
-    assert (result.good, result.exit_code, result.totals["agree"]) == (False, None, False)
+    assert (result.good, result.exit_code, result.totals.agree) == (False, None, False)
 
 
 def test_a_domain_that_vanishes_is_noticed_in_the_silence(make, monkeypatch):

@@ -52,7 +52,7 @@ def guest(name: str, domid: int, *, failing: bool, scale: float = 1, factor: flo
     cases = []
     for number, (ident, title, seconds, count) in enumerate(_CASES):
         subtests = tuple(
-            model.SubtestReport(f"{ident}.{i}", "OK", None, _title(ident, i))
+            model.Subtest(f"{ident}.{i}", "OK", None, _title(ident, i))
             for i in range(1, max(min(count, 7), round(count * scale)) + 1)
         )
         status = "SKIPPED" if ident == "regression_6016" else "OK"
@@ -60,14 +60,14 @@ def guest(name: str, domid: int, *, failing: bool, scale: float = 1, factor: flo
             error = f"regression_5000.c:1234: res has an unexpected value: 0xffff000c {HOSTILE}"
             subtests = (
                 *subtests[:4],
-                model.SubtestReport(f"{ident}.5", "FAILED", error),
-                model.SubtestReport(f"{ident}.6", "FAILED", "regression_5000.c:1240: session is not open"),
+                model.Subtest(f"{ident}.5", "FAILED", error),
+                model.Subtest(f"{ident}.6", "FAILED", "regression_5000.c:1240: session is not open"),
                 *subtests[6:],
             )
             status = "FAILED"
-        cases.append(model.CaseReport(ident, title, status, round(seconds * factor + number / 1000, 3), subtests))
+        cases.append(model.Case(ident, title, status, round(seconds * factor + number / 1000, 3), subtests))
     every = [sub for case in cases for sub in case.subtests]
-    totals = model.TotalsReport(
+    totals = model.XtestTotals(
         cases=len(cases),
         cases_failed=int(failing),
         subtests=len(every),

@@ -90,7 +90,7 @@ def test_contract_keys(written: Path) -> None:
 
 def test_json_has_a_line_per_subtest(written: Path) -> None:
     lines = (written / "report.json").read_text().splitlines()
-    wanted = '{"id": "regression_1001.2", "status": "OK", "error": null, "title": ""}'
+    wanted = '{"id": "regression_1001.2", "status": "OK", "error": null, "title": "", "seconds": 0.0}'
     assert sum(line.strip().rstrip(",") == wanted for line in lines) == 2
 
 
@@ -159,7 +159,7 @@ def test_case_that_never_ended_is_an_error_in_junit(tmp_path: Path) -> None:
 
 
 def test_unfinished_xtest_has_no_totals_but_its_problems_everywhere(tmp_path: Path) -> None:
-    totals = model.TotalsReport(None, None, None, None, None, agree=False)
+    totals = model.XtestTotals(None, None, None, None, None, agree=False)
     sentence = "xtest ended with exit code 139 before it gave its totals"
     guest = model.GuestReport("vm1", 1, model.XtestReport((), totals, 139, (sentence,)))
     write_report(dataclasses.replace(sample(tmp_path, scale=0.02), guests=(guest,)), tmp_path)
@@ -176,9 +176,9 @@ def test_unfinished_xtest_has_no_totals_but_its_problems_everywhere(tmp_path: Pa
         ({"exit_code": 1}, False),
         ({"exit_code": None}, False),
         ({"cases": ()}, False),
-        ({"totals": model.TotalsReport(12, 0, 99, 0, agree=False)}, False),
-        ({"totals": model.TotalsReport(12, 0, 99, 1)}, False),
-        ({"totals": model.TotalsReport(None, None, None, None)}, False),
+        ({"totals": model.XtestTotals(12, 0, 99, 0, agree=False)}, False),
+        ({"totals": model.XtestTotals(12, 0, 99, 1)}, False),
+        ({"totals": model.XtestTotals(None, None, None, None)}, False),
         ({"problems": ("this xtest has no case 9999",)}, False),
     ],
 )

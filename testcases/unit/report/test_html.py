@@ -159,9 +159,9 @@ def test_failed_cases_come_first_in_their_guest(source: str) -> None:
 
 def test_failed_subtests_are_listed_up_to_a_bound(tmp_path: Path) -> None:
     report = sample(tmp_path)
-    subs = tuple(model.SubtestReport(f"regression_1.{i}", "FAILED", "x") for i in range(900))
-    case = model.CaseReport("regression_1", "t", "FAILED", 1.0, subs)
-    guest = model.GuestReport("vm1", 1, model.XtestReport((case,), model.TotalsReport(1, 1, 900, 900), 1))
+    subs = tuple(model.Subtest(f"regression_1.{i}", "FAILED", "x") for i in range(900))
+    case = model.Case("regression_1", "t", "FAILED", 1.0, subs)
+    guest = model.GuestReport("vm1", 1, model.XtestReport((case,), model.XtestTotals(1, 1, 900, 900), 1))
     source = render(dataclasses.replace(report, guests=(guest,)), tmp_path)
     assert source.count("<li><code>regression_1.") == 200
     assert "700 more failed subtests" in source
