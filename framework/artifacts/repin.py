@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pins anew: resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
+"""Resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Wish:
         return "main/source/Sources.xz" if self.arch == "source" else f"main/binary-{self.arch}/Packages.xz"
 
     def names(self, package: str) -> bool:
-        """Whether ``package`` is the one that is meant."""
+        """Whether ``package`` is the requested one."""
         return fnmatchcase(package, self.package)
 
     def accepts(self, version: str) -> bool:
-        """Whether ``version`` is what was asked for."""
+        """Whether ``version`` is a requested one."""
         if self.version is None:
             return True
         if self.version.endswith("*"):
@@ -65,7 +65,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class LockDiff:
-    """What pinning anew changed."""
+    """Difference between an old and a new lock file."""
 
     added: tuple[Pin, ...] = ()
     removed: tuple[Pin, ...] = ()
@@ -172,7 +172,7 @@ def _refuse_repeats(wishes: list[Wish]) -> None:
 
 
 def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress, unsigned: bool) -> dict[Wish, list[Pin]]:
-    """The pins of every wish; binary pins are named after the package, source pins after package and part."""
+    """Return the pins of every request; binary pins are named after the package, source pins after package and part."""
     releases = {
         suite: _release(suite, mirrors, progress, unsigned) for suite in dict.fromkeys(wish.suite for wish in wishes)
     }
@@ -222,17 +222,17 @@ def _release(suite: str, mirrors: Mirrors, progress: Progress, unsigned: bool) -
 
 
 def _insist(suite: str, what: str, cure: str, progress: Progress, unsigned: bool) -> None:
-    """Go on without a signature only for somebody who has asked for it."""
+    """Accept a missing signature only where the user has asked for that."""
     if not unsigned:
         raise ArtifactError(
-            f"{suite}: {what}, and whoever stands between could pin anything",
+            f"{suite}: {what}, and anyone between here and the archive could pin anything",
             hint=f"{cure}; or give --unsigned, and check the difference with care",
         )
     progress.say(f"{suite}: {what}; check the difference with care")
 
 
 def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
-    """What was signed in ``text``, as ``gpgv`` gives it out after checking the signature."""
+    """Return what was signed in ``text``, as ``gpgv`` prints it after checking the signature."""
     with tempfile.TemporaryDirectory(prefix="medcheck-gpgv-") as folder:
         signed, plain = Path(folder, "InRelease"), Path(folder, "Release")
         signed.write_text(text, encoding="utf-8")
@@ -262,7 +262,7 @@ def _index_pin(wish: Wish, release: str) -> Pin:
 
 
 def _offered(index: Path, wishes: list[Wish]) -> dict[Wish, list[Mapping[str, str]]]:
-    """What an index offers for each wish."""
+    """Return what an index offers for each request."""
     result: dict[Wish, list[Mapping[str, str]]] = {wish: [] for wish in wishes}
     try:
         with lzma.open(index, "rt", encoding="utf-8") as stream:
@@ -310,7 +310,7 @@ def _picked(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
 
 
 def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
-    """The newest version that a wish accepts."""
+    """Return the newest version that a request accepts."""
     if not stanzas:
         raise ArtifactError(
             f"suite {wish.suite} has no package {wish.package} ({wish.arch})",
@@ -344,7 +344,7 @@ def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
 
 
 def _with_sources(pin: Pin, before: Lock) -> Pin:
-    """Keep the further sources a user gave: folders always, a file's URL only while it is the same file."""
+    """Copy the further sources that a user gave: folders always, a file's URL only while it is the same file."""
     old = before.pins.get(pin.name)
     if old is None:
         return pin

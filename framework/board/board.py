@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A running board: QEMU, its consoles, its monitor.
 
-Start it, look at it, end it; it never outlives this process.
+Starts, observes and ends one; it never outlives this process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _counter = itertools.count()
 
 @dataclass(frozen=True)
 class RestoredFrom:
-    """What a board has behind it that begins from a saved one: ``logs`` is the folder with its consoles' logs,
+    """History of a board that was restored from a saved one: ``logs`` is the folder with its consoles' logs,
     ``uptime`` the seconds since power-on, ``origin`` what it was saved as."""
 
     logs: Path
@@ -70,9 +70,8 @@ class Board:
     ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb``, ``consoles/*.log`` and, when a wait
     expired, ``hang.txt``. It stays; throwing it away is the caller's choice.
     ``incoming`` makes a clone: no files are loaded, QEMU runs with ``-incoming defer`` and stays paused until
-    the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles said
-    before, and continue.
-    ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
+    the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles printed before;
+    their logs continue it. ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as a user of its
     own when medcheck is root, so they are made beforehand, given to it, and taken back when it ends. ``run_as``:
@@ -158,17 +157,17 @@ class Board:
         return self._process is not None and self._process.pid is not None and not self._process.ended.is_set()
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait so long for QEMU's end; whether it has ended."""
+        """Wait up to ``seconds`` for QEMU's end; return whether it has ended."""
         return self._running().ended.wait(seconds)
 
     @property
     def ending(self) -> str:
-        """How QEMU ended, in words; or that it runs."""
+        """Text that says how QEMU ended, or that it runs."""
         return "the board was not started" if self._process is None else self._process.ending
 
     @property
     def exit_code(self) -> int | None:
-        """QEMU's exit status, negative for a signal; None while it runs and when nobody could tell."""
+        """QEMU's exit status, negative for a signal; None while it runs and when it is not known."""
         return None if self._process is None else self._process.exit_code
 
     @property
@@ -200,7 +199,7 @@ class Board:
     def kill(self) -> None:
         """End the board at once and wait until it is gone; may be called twice and on a dead board.
 
-        From a callback of the drain thread it only begins the end: that thread itself has to see it through.
+        Called from the console reader thread, it only requests the end: that thread itself has to complete it.
         """
         self._wanted_end = True
         if self._drain is not None and self._drain.is_current:
@@ -221,7 +220,7 @@ class Board:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know about how this board runs: that its QEMU is root, and why."""
+        """Remarks for the user about how this board runs: that its QEMU is root, and why."""
         walls = None if self._process is None else self._process.walls
         return [f"QEMU runs as root (uid 0, without capabilities): {walls.lack}"] if walls and walls.lack else []
 
@@ -237,7 +236,7 @@ class Board:
         )
 
     def _reason(self) -> str:
-        """What QEMU gave as its reason to end, if it had the time to."""
+        """Reason that QEMU gave for its end, if it had the time to."""
         events = [] if self._qmp is None else self._qmp.events()
         reasons = [event["data"]["reason"] for event in events if event["event"] == "SHUTDOWN"]
         return f" ({reasons[-1]})" if reasons else ""
@@ -276,11 +275,11 @@ class Board:
         return 0.0 if self._past is None else self._past.uptime
 
     def on_problem(self, callback: Callable[[Problem], None]) -> None:
-        """Call ``callback`` (from the drain thread, so be quick) for each problem from now on."""
+        """Call ``callback`` (from the console reader thread, so be quick) for each problem from now on."""
         self._problem_callbacks.append(callback)
 
     def alarm(self, error: MedcheckError) -> None:
-        """Make everyone who waits on a console of this board get ``error``."""
+        """Make every wait on a console of this board raise ``error``."""
         for console in self.consoles.values():
             console.alarm(error)
 
@@ -385,7 +384,7 @@ class Board:
             raise BoardError("the board was not started", where=f"board {self.spec.name}")
         return self._process
 
-    # In the drain thread
+    # In the console reader thread
 
     def _on_status(self) -> bool:
         process = self._running()
@@ -406,7 +405,7 @@ class Board:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Make both ends of a channel. No file, no name: nothing to collide with and nothing to clean up."""
+    """Return both ends of a channel without a file or a name: nothing to collide with and nothing to clean up."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a board is: images/boards/*.yaml as frozen dataclasses.
+"""Board descriptions: images/boards/*.yaml as frozen dataclasses.
 
-Memory is in MiB, addresses are guest-physical. Everything is checked when it is read, so whoever holds a
-:class:`BoardSpec` holds one that can be started.
+Memory is in MiB, addresses are guest-physical. Everything is checked when it is read, so every :class:`BoardSpec` can
+be started.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def _write_entry(path: str, qemu: int) -> None:
 
 
 def _wait(owner_fd: int, owner: int, child: int, asked: int) -> None:
-    """Return when the owner hangs up or dies, QEMU ends, or somebody asks the supervisor to end."""
+    """Return when the owner hangs up or dies, QEMU ends, or the supervisor gets a signal to end."""
     poll = select.poll()
     fds = [owner_fd, asked, os.pidfd_open(child)]
     try:

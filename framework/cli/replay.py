@@ -81,7 +81,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     verdict = f"{len(runs)} runs, {'one trace' if traces == 1 else f'{traces} different traces'}"
     verdict += f" of {runs[0].events} events" if traces == 1 else ""
     ending = f"; the stimulus failed with exit code {failed[0]}: see dom0's console beside the trace" if failed else ""
-    ending += "" if runs[0].events else "; nobody called OP-TEE, so nothing was compared"
+    ending += "" if runs[0].events else "; no guest called OP-TEE, so nothing was compared"
     output.finish({"runs": rows, "traces": traces}, f"{verdict}{ending}; the first is {runs[0].trace}")
     differ = traces > 1 and not options.host_clock
     return ExitCode.FAILED if failed or differ or not runs[0].events else ExitCode.GOOD

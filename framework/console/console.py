@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
-something.
+"""Consoles: every byte goes into a log with time stamps, to the crash scanner and to the waits for patterns.
 
 One thread per board (:class:`framework.console.reader_thread.ConsoleReader`) reads all its consoles, whether or not
 a caller is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
@@ -75,7 +74,7 @@ class Console:
 
     @property
     def dropped(self) -> int:
-        """How many bytes nobody expected in time and that are therefore in the log only."""
+        """Bytes dropped from the expect buffer because nothing read them in time; they are still in the log."""
         return self._feed.dropped
 
     @property
@@ -122,8 +121,8 @@ class Console:
 
     @property
     def before(self) -> bytes:
-        """What came between the previous match and the last one: its last MiB, and a line that says how much came
-        before that, if anything did."""
+        """Text between the previous match and the last one: its last MiB, after a line that gives the size of anything
+        dropped before."""
         before = self._feed.before
         text = before if isinstance(before, bytes) else b""
         return b"[medcheck: %d bytes before this were not kept]\r\n" % cut + text if (cut := self._feed.cut) else text
@@ -160,8 +159,8 @@ class Console:
         return [decode(line.rstrip(b"\r")) for line in text.rstrip(b"\n").split(b"\n")[-lines:]]
 
     def watch(self, pattern: bytes, callback: Watcher) -> Callable[[], None]:
-        """Call ``callback(line)`` from the drain thread for each complete line that matches; returns how to
-        stop it.
+        """Call ``callback(line)`` from the console reader thread for each complete line that matches; return a function
+        that stops it.
 
         Of each line, the first 512 bytes count. The callback must be quick and must not wait for the console:
         nothing is read while it runs.
@@ -171,12 +170,12 @@ class Console:
         return lambda: self._watches.remove(entry)
 
     def alarm(self, error: MedcheckError | None) -> None:
-        """Make everyone who waits on this console, now or later, get ``error`` once the bytes are used up."""
+        """Make every wait on this console, present or later, raise ``error`` once the bytes are used up."""
         with self._feed.ready:
             self._feed.alarm = error
             self._feed.ready.notify_all()
 
-    # What follows is for the drain thread and the board.
+    # The rest is for the console reader thread and the board.
 
     def fileno(self) -> int:
         """Return the file descriptor, so that a selector can wait for the console."""
@@ -198,7 +197,7 @@ class Console:
         return len(data)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes that came: log them, look for problems, hand them to whoever expects something."""
+        """Take bytes that came: log them, scan them for problems, and hand them to the expect buffer."""
         self.bytes_seen += len(data)
         try:
             self._write_log(data)
@@ -219,19 +218,20 @@ class Console:
             self._feed.no_progress(progress)
 
     def settle(self, *, now: bool = False) -> bool:
-        """Tell of a sign whose next lines do not come (``now``: will not); return whether one still may."""
+        """Report a crash signature whose next lines do not come (``now``: will not); return whether one may still
+        come."""
         self._tell(self._scanner.settle(now=now))
         return self._scanner.waits
 
     def _look(self, block: bytes) -> None:
-        """Look for problems and for what is watched for in whole lines."""
+        """Scan whole lines for problems and for watched patterns."""
         self._tell(self._scanner.feed(block))
         try:
             for pattern, callback in tuple(self._watches):
                 for line in first_matches(pattern, block):
                     callback(line)
         except Exception as error:
-            # A mistake in somebody's callback must not stop the board's only reader; the next expect tells
+            # A mistake in a callback must not stop the board's only reader; the next expect tells
             # of it.
             self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
 
@@ -247,7 +247,7 @@ class Console:
                 self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
 
     def close(self, reason: MedcheckError) -> None:
-        """End the console: whoever waits gets ``reason``."""
+        """End the console: every wait raises ``reason``."""
         if self._open:
             self._tell(self._scanner.feed(self._unfinished + b"\n") if self._unfinished else [])
             self.settle(now=True)
@@ -261,7 +261,7 @@ class Console:
         os.close(self._log_fd)
 
     def on_sign(self, callback: Callable[[Console, CrashSignature, bytes], None]) -> None:
-        """Say who is told about problems (the board)."""
+        """Set the callback that receives problems (the board's)."""
         self._on_sign = callback
 
     def on_silence(self, callback: OnSilence) -> None:
@@ -302,7 +302,7 @@ class Console:
         return "\n".join(f"    {line}" for line in lines) if lines != [""] else "    (nothing was printed)"
 
     def _expired(self, wanted: Sequence[bytes]) -> MedcheckError:
-        """The error of a wait that nothing ended; the board's death if that is why nothing came."""
+        """Return the error of an expired wait; the board's death if that is why nothing came."""
         feed, idle, now = self._feed, self.idle, time.monotonic()
         why = self._on_silence.explain(feed.seen) if self._on_silence is not None and feed.window else ""
         with feed.ready:

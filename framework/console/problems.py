@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What broke on a board's consoles: a list that a chattering guest can neither fill the memory with nor hide in."""
+"""Problems seen on a board's consoles, in a bounded list: a chattering guest can neither fill the memory nor hide
+others'."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ must not hide what another one says."""
 
 @dataclass(frozen=True)
 class Problem:
-    """A broken thing seen on a console: ``at`` is in seconds since power-on, ``line`` as printed, its first 512 bytes
-    (and with Xen's panic, the reason from the lines after it)."""
+    """A crash signature seen on a console: ``at`` is in seconds since power-on, ``line`` as printed, its first 512
+    bytes (and with Xen's panic, the reason from the lines after it)."""
 
     kind: str
     console: str
@@ -32,7 +33,7 @@ class Problem:
         return self.console == "xen" and self.kind in DOM0_DEATHS
 
     def crash(self) -> GuestCrash:
-        """Return the error for those who wait while it happens."""
+        """Return the error that waits for this board raise."""
         who = "dom0: " if self.of_dom0 else ""
         return GuestCrash(f"{who}{self.kind}: {self.line.strip()}", where=f"console {self.console}")
 
@@ -45,7 +46,7 @@ class ProblemLog:
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def add(self, console: str, sign: CrashSignature, line: bytes, at: float) -> tuple[Problem, bool]:
-        """Count what was seen; return it and whether it is kept."""
+        """Count a problem; return it and whether it is recorded."""
         problem = Problem(sign.kind, console, line.decode(errors="replace"), at, sign.fatal)
         key = (console, sign.kind)
         self._seen[key] += 1
@@ -56,11 +57,11 @@ class ProblemLog:
 
     @property
     def not_kept(self) -> int:
-        """How many were counted only."""
+        """Number of problems that were only counted."""
         return self._seen.total() - len(self.kept)
 
     def shown(self) -> list[Problem]:
-        """Return what is kept, and one line at the end that says how much is not."""
+        """Return the recorded problems, and one line at the end that counts the rest."""
         if not self.not_kept:
             return list(self.kept)
         over = {key: count - MOST_OF_A_KIND for key, count in self._seen.items() if count > MOST_OF_A_KIND}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a board's CPUs are: QEMU's register dump, read and put into words."""
+"""Locations of a board's CPUs: QEMU's register dump, parsed and put into words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEVEL = re.compile(r"^PSTATE=[0-9a-f]+ [N-][Z-][C-][V-] (NS |S )?EL(\d)", re.MU
 
 @dataclass(frozen=True)
 class CpuLocation:
-    """Where one CPU is. ``level`` is its exception level (None: AArch32 code, or QEMU does not say);
+    """Location of one CPU. ``level`` is its exception level (None: AArch32 code, or QEMU does not say);
     ``link`` is X30, where a leaf function returns to."""
 
     cpu: int
@@ -51,8 +51,8 @@ def parse(registers: str) -> list[CpuLocation]:
 
 
 class Names:
-    """Puts places into words. ``xen_syms`` are the symbols of the Xen that runs, if somebody has them; ``linux``
-    knows the kernel."""
+    """Puts CPU locations into words. ``xen_syms`` are the symbols of the Xen that runs, if available; ``linux`` knows
+    the kernel."""
 
     def __init__(self, xen_syms: Path | None, linux: NameLinux | None = None) -> None:
         self._linux = linux
@@ -65,14 +65,14 @@ class Names:
                 self._no_xen = error.what
 
     def describe(self, place: CpuLocation) -> str:
-        """``CPU 0 at 0x26b10c: idle_loop+0x188 in Xen (EL2)``. Xen's names are for non-secure EL2 only: the same
-        number at another level is somebody else's address."""
+        """``CPU 0 at 0x26b10c: idle_loop+0x188 in Xen (EL2)``. Xen's names are for non-secure EL2 only: the same number
+        at another level is an address in another program."""
         if place.pc is None:
             return f"CPU {place.cpu}: QEMU shows no 64-bit program counter (AArch32 code?)"
         return f"CPU {place.cpu} at {place.pc:#x}: {self._where(place, place.pc)}"
 
     def caller(self, place: CpuLocation) -> str | None:
-        """The place that X30 points to, for code of Xen; None elsewhere."""
+        """Return the location that X30 points to, for code of Xen; None elsewhere."""
         if self._xen is None or place.link is None or place.level != 2 or place.secure:
             return None
         return self._xen.name(place.link)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hung, idle or slow: what of a board moved while somebody waited in vain, and where its CPUs are.
+"""Hang diagnosis: classify a silent board as hung, idle or slow from console, trace and vCPU activity.
 
 Three things move on a board: bytes on consoles, recorded SMCs (the trace file grows within a tenth of a second), and
 its CPUs. What a virtual CPU executes shows as CPU time of its thread in QEMU, in nanoseconds; one that waits for an
 interrupt sleeps, and each interrupt, its own timers' included, wakes it. So a CPU that neither ran nor was woken has
 nothing that will ever wake it, short of input from outside.
 
-Looking is reading a few files below /proc; QEMU is asked only when a wait has expired.
+A sample reads a few files below /proc; QEMU is asked only when a wait has expired.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STARVED = 0.25
 
 @dataclass(frozen=True)
 class CpuActivity:
-    """What the thread of a virtual CPU had done up to one moment: ``ran`` and ``waited`` (for a CPU of the host)
+    """Activity of a virtual CPU's thread up to one point in time: ``ran`` and ``waited`` (for a CPU of the host)
     in seconds, and how often it was ``woken``."""
 
     ran: float
@@ -58,7 +58,7 @@ class CpuActivity:
 
 @dataclass(frozen=True)
 class ActivitySample:
-    """What a board had done up to ``at`` (monotonic seconds): bytes per console, bytes of trace (None: no SMC
+    """Activity of a board up to ``at`` (monotonic seconds): bytes per console, bytes of trace (None: no SMC
     is recorded), and what its CPUs did. ``frozen``: a signal has stopped QEMU itself."""
 
     at: float
@@ -161,13 +161,13 @@ _SKIPPED = "time in which no CPU works is skipped at the host's full speed, whos
 
 
 def watch(board: Board) -> Board:
-    """Have the waits on this board's consoles explained when they expire; the same board, to be started next."""
+    """Return ``board`` with a hang detector that explains expired waits on its consoles; call it before the start."""
     board.on_silence = HangDetector(board)
     return board
 
 
 class HangDetector:
-    """Looks into the silence on a board's consoles, and of its guests. May be called from several threads."""
+    """Explains silence of a board's consoles and guests. May be called from several threads."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -192,7 +192,7 @@ class HangDetector:
     def hopeless(self) -> bool:
         """Whether the samples so far show a board that runs and sleeps for ever.
 
-        A paused board does not run, and one whose SMCs somebody reads in lock-step may be held by that reader.
+        A paused board does not run, and one whose SMCs are read in lock-step may be held by that reader.
         """
         with self._lock:
             since, last = self._since, self._last
@@ -206,9 +206,9 @@ class HangDetector:
             return False
 
     def explain(self, before: ActivitySample | None) -> str | None:
-        """Say why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.
+        """Explain why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.
 
-        Never raises: what keeps it from seeing is part of the answer, and the wait's own error is not lost.
+        Never raises: failures to collect data are included in the report, and the wait's own error is not lost.
         """
         try:
             now = sample(self._board)
@@ -240,8 +240,8 @@ class HangDetector:
 
 @dataclass
 class _Said:
-    """What QEMU said: its state, its registers, once or more, memory around the places of Linux; or why it did
-    not answer."""
+    """QEMU's answers: its state, its registers, once or more, memory around Linux' locations; or why it did not
+    answer."""
 
     status: str | None = None
     dumps: list[str] = field(default_factory=list)
@@ -263,7 +263,7 @@ def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
             for place in parse(said.dumps[-1]):
                 if place.pc is not None and place.level == 1 and not place.secure:
                     begin = (place.pc - _CODE_BYTES // 2) & ~63
-                    # While the CPU goes on this may fail, or show somebody else's memory: the names check it.
+                    # While the CPU goes on this may fail, or show another program's memory: the names check it.
                     text = _monitor(board, f"x /{_CODE_BYTES // 4}wx {begin:#x}", place.cpu)
                     said.code[begin] = words(text)
     except BoardError as error:
@@ -317,13 +317,14 @@ def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _
 
 
 def _again(place: CpuLocation, seen: list[list[CpuLocation]]) -> str:
-    """Say that a CPU was at one and the same place each time; QEMU knows it to the last jump it had to look up."""
+    """Text that says that a CPU was at the same location each time; QEMU knows it to the last jump it had to look
+    up."""
     counters = {other.pc for places in seen for other in places if other.cpu == place.cpu}
     return f", {len(seen)} times in a row" if len(seen) > 1 and len(counters) == 1 else ""
 
 
 def _moved(before: ActivitySample, now: ActivitySample) -> str:
-    """What else than CPUs moved, in words."""
+    """Text that says what moved beside CPUs."""
     printed = {name: now.consoles[name] - count for name, count in before.consoles.items()}
     found = [f"console {name} printed {count} bytes" for name, count in printed.items() if count]
     if now.trace is not None and now.trace != before.trace:
@@ -338,7 +339,7 @@ def _busy(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]
 
 
 def between(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]:
-    """What each CPU did between two samples; all that it ever did for one that the first did not see."""
+    """Return what each CPU did between two samples; all it ever did for a CPU missing from the first."""
     nothing = CpuActivity(0.0, 0.0, 0)
     found = {}
     for name, use in now.cpus.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs xtest in a guest, or in several at the same time, and tells what came of every case and subtest.
+"""Runs xtest in a guest, or in several at the same time, and reports the outcome of every case and subtest.
 
 A run ends with a result even when the guest dies in the middle: the case that was running is ``crashed`` and
 :attr:`XtestResult.crash` names what was seen, with the end of the console that told it.
@@ -35,7 +35,7 @@ LONGEST = 4 * 3600.0
 
 _NO_SUPPLICANT = "medcheck: tee-supplicant does not run"
 _GUARD = f"pidof tee-supplicant >/dev/null || {{ echo {_NO_SUPPLICANT!r}; exit 125; }}"
-"""Without its supplicant, OP-TEE's driver waits for ever: xtest would hang and nothing would say why."""
+"""Raise GuestError without a supplicant: OP-TEE's driver would wait for ever, and xtest hang without a reason shown."""
 
 _FIRST_LOOK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""
@@ -52,7 +52,7 @@ _SUITE = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
 
 
 class XtestGuest(Protocol):
-    """What a run needs of a guest; :class:`framework.guests.linux.LinuxGuest` is one."""
+    """The part of a guest that a run uses; :class:`framework.guests.linux.LinuxGuest` is one."""
 
     name: str
     ssh: SshClient
@@ -244,7 +244,7 @@ class _StoppedError(MedcheckError):
 
 
 class _Run:
-    """One guest's parser, fed and watched."""
+    """One guest's parser, and the watch over the guest."""
 
     def __init__(self, guest: XtestGuest, alive: Alive, on_event: Callable[[Event], None] | None) -> None:
         self.parser = XtestParser()
@@ -272,7 +272,7 @@ class _Run:
             self._guest.check_domain()
 
     def close(self) -> None:
-        """No more lines come."""
+        """End the parser's input."""
         self.died_in = self.parser.running
         for event in self.parser.finish(time.monotonic()):
             self._on_event(event)
@@ -344,7 +344,7 @@ def _disagreements(parser: XtestParser, wanted: Sequence[str], code: int | None)
             yield f"this xtest has no case {name}"
     for case in ran:
         if wanted and not any(name in case for name in wanted):
-            yield f"{case} ran, but nobody asked for it"
+            yield f"{case} ran, but was not requested"
 
 
 def _fatal(parser: XtestParser) -> str | None:
@@ -353,7 +353,7 @@ def _fatal(parser: XtestParser) -> str | None:
     if "TEE context" in parser.fatal:
         return f"{parser.fatal}: the guest has no /dev/tee0 (no OP-TEE, or its driver is not loaded)"
     if parser.fatal == _NO_SUPPLICANT:
-        return "tee-supplicant does not run in the guest: nobody would serve OP-TEE's remote procedure calls"
+        return "tee-supplicant does not run in the guest: OP-TEE's remote procedure calls would not be served"
     return parser.fatal
 
 

@@ -134,7 +134,7 @@ def armed(
 
 
 def _arm(target: Target, script: bytes) -> None:
-    """Type the scripts into dom0 and start them. Over the network it would leave packets that somebody answers."""
+    """Type the scripts into dom0 and start them. Typed on the console, because SSH traffic would make runs differ."""
     for path, text in ((_GIVEN, script), (_SCRIPT, _ARMED.encode())):
         target.dom0.run_on_console(f": >{path}").check()
         for at in range(0, len(text), _PIECE):

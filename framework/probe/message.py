@@ -97,14 +97,14 @@ class Buffer:
 
 
 class Memory(Protocol):
-    """Where pages and cookies come from: the probe's client."""
+    """Allocator of pages and cookies: the probe's client."""
 
     def pages(self, count: int) -> int:
         """IPA of that many new pages next to each other, zeroed."""
         ...
 
     def cookie(self) -> int:
-        """A number nobody has used yet."""
+        """Return a number not used before."""
         ...
 
 

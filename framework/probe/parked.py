@@ -31,7 +31,7 @@ _MEMORY_MIB = 32
 
 @dataclass(frozen=True)
 class Parked:
-    """``call``: OPEN_SESSION of a TA that does not exist, suspended in OP-TEE until somebody answers its request.
+    """``call``: OPEN_SESSION of a TA that does not exist, suspended in OP-TEE until its request is answered.
 
     ``session``: of OP-TEE's built-in test TA, open since before the call.
     """

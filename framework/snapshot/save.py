@@ -26,7 +26,7 @@ _CALM, _CALM_SECONDS, _CALM_PATIENCE = 0.1, 0.2, 5.0
 
 
 def wait_until_calm(board: Board) -> bool:
-    """Let a board end what it has begun: every clone would have to, again and again. False: it does not end.
+    """Wait until a board has finished what it began, which every clone would have to repeat. False: it does not finish.
 
     Raises BoardError, or what else ended the board, when it is gone.
     """
@@ -104,7 +104,7 @@ def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:
     ``shared``: its RAM lies in the file that the state belongs to, rather than in the state itself.
     """
     board.qmp.execute("migrate-set-capabilities", capabilities=_capabilities(shared))
-    # A machine that moved tells its network so, five times; a clone's network is new and knows nobody.
+    # A machine that moved tells its network so, five times; a clone's network is new and has no peers.
     board.qmp.execute("migrate-set-parameters", announce_rounds=0)
     if isinstance(state, bytes):
         fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
@@ -143,7 +143,7 @@ def _capabilities(shared: bool) -> list[dict[str, object]]:
 
 
 def _lend(board: Board, path: str, mode: int) -> str:
-    # QEMU runs as somebody else, maybe, and could not open the file itself.
+    # QEMU may run as another user, who could not open the file itself.
     fd = os.open(path, mode | os.O_CLOEXEC)
     try:
         return board.qmp.add_fd(fd)

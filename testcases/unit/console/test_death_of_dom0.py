@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What dies is told to whoever waits anywhere on the board, by its name; what a domU says of others is not."""
+"""A death ends every wait on the board and is named; what a domU prints of others' deaths is ignored."""
 
 from __future__ import annotations
 

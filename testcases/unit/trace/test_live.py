@@ -162,7 +162,7 @@ def test_writes_travel_with_the_release_and_fail_at_the_next_event(consumer: Liv
 
     def script(plugin: FakePlugin) -> None:
         plugin.put(Message.EVENT, event(1), flags=1)
-        requests.extend(plugin.get() for _ in range(3))  # and nobody has answered yet
+        requests.extend(plugin.get() for _ in range(3))  # and nothing has answered yet
         plugin.put(Message.REPLY)
         plugin.put(Message.REPLY, flags=2)
         plugin.put(Message.EVENT, event(2), flags=1)
@@ -344,7 +344,7 @@ with socket.socket(socket.AF_UNIX) as end:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("kind", ["child", "foster"])
 def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in(kind: str) -> None:
-    """QEMU runs as nobody, and so may others."""
+    """QEMU runs as the user `nobody`, and so may other processes."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "s"
