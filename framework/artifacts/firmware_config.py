@@ -50,7 +50,7 @@ class XenRecipe:
 
 @dataclass(frozen=True)
 class FirmwareConfig:
-    """The file as a whole; ``epoch`` is the one moment (seconds since 1970) that builds print."""
+    """The file as a whole; ``epoch`` is the time (seconds since 1970) that builds print."""
 
     epoch: int
     optee: MakeRecipe

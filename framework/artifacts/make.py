@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs `make` with a known environment and compiler, and says what failed in the compiler's own words."""
+"""Runs `make` with a known environment and compiler; errors quote the compiler."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run_logged(
 
 
 def build_environment() -> dict[str, str]:
-    """All that a build sees of the user's environment: whatever else is set there (CFLAGS, MAKEFLAGS,
+    """Return the part of the user's environment that a build sees: other variables (CFLAGS, MAKEFLAGS,
     CROSS_COMPILE, …) would change what is built without changing its key in the cache."""
     kept = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
     return {

@@ -120,7 +120,7 @@ class Board:
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
         self._process: QemuProcess | None = None
-        self._drain: ConsoleReader | None = None
+        self._reader: ConsoleReader | None = None
         self._qmp: Qmp | None = None
         self._ssh_port: int | None = None
         self._ending = threading.Lock()
@@ -202,7 +202,7 @@ class Board:
         Called from the console reader thread, it only requests the end: that thread itself has to complete it.
         """
         self._wanted_end = True
-        if self._drain is not None and self._drain.is_current:
+        if self._reader is not None and self._reader.is_current:
             self._running().kill()
             return
         with self._ending:
@@ -213,8 +213,8 @@ class Board:
                     raise BoardError(f"QEMU (pid {process.pid}) does not die", where=str(self.run_dir))
             if self._qmp is not None:
                 self._qmp.close()
-            if self._drain is not None:
-                self._drain.stop()
+            if self._reader is not None:
+                self._reader.stop()
             for console in self.consoles.values():
                 console.close(self.death())
 
@@ -290,25 +290,25 @@ class Board:
         names = qemu.console_names(self.spec)
         pairs = {name: _socket_pair() for name in [*names, "qmp"]}
         theirs = {name: pair[1] for name, pair in pairs.items()}
-        self._drain = ConsoleReader(self.id)
+        self._reader = ConsoleReader(self.id)
         for name in names:
             log = self.run_dir / "consoles" / f"{name}.log"
             if self._past is not None:
                 self._past.begin_log(name, log)
             console = Console(name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None)
-            console.on_sign(self._on_sign)
+            console.on_signature(self._on_signature)
             if self.on_silence is not None:
                 console.on_silence(self.on_silence)
             self.consoles[name] = console
-            self._drain.add(console)
+            self._reader.add(console)
         self._qmp = Qmp(self.id, pairs["qmp"][0])
         try:
             self._process = QemuProcess(self._job({name: end.fileno() for name, end in theirs.items()}))
         finally:
             for end in theirs.values():
                 end.close()
-        self._drain.add_other(self._process.status_fd, self._on_status)
-        self._drain.start()
+        self._reader.add_other(self._process.status_fd, self._on_status)
+        self._reader.start()
         self._process.wait_started()
         try:
             self._qmp.connect()
@@ -390,15 +390,15 @@ class Board:
         process = self._running()
         if process.read_status():
             return True
-        assert self._drain is not None
-        self._drain.drain_rest()
+        assert self._reader is not None
+        self._reader.read_rest()
         for console in self.consoles.values():
             console.close(self.death())
         return False
 
-    def _on_sign(self, console: Console, sign: CrashSignature, line: bytes) -> None:
-        problem, kept = self.problem_log.add(console.name, sign, line, self.uptime)
-        if sign.fatal and kept:
+    def _on_signature(self, console: Console, signature: CrashSignature, line: bytes) -> None:
+        problem, kept = self.problem_log.add(console.name, signature, line, self.uptime)
+        if signature.fatal and kept:
             self.alarm(problem.crash())
         for callback in tuple(self._problem_callbacks) if kept else ():
             callback(problem)

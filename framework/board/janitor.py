@@ -148,7 +148,7 @@ class Janitor:
         """Return the ids of all boards that have an entry, alive or not."""
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
-    def survivors(self) -> list[OrphanProcess]:
+    def orphans(self) -> list[OrphanProcess]:
         """Return our processes whose owner is gone; examines every process of this machine, not only those with
         entries."""
         found = []
@@ -170,7 +170,7 @@ class Janitor:
         seen = [found for found in map(_ours, numbers) if found is not None]
         return [OrphanProcess(*found) for found in seen if found[0] == board_id]
 
-    def leftovers(self) -> list[StaleFile]:
+    def stale_files(self) -> list[StaleFile]:
         """Return the files of boards whose owner, supervisor and QEMU are all gone; each board's entry file
         comes last."""
         found = []
@@ -187,14 +187,14 @@ class Janitor:
 
     def sweep(self) -> list[OrphanProcess | StaleFile]:
         """End every orphan process, then remove every stale file; return what was found."""
-        survivors = self.survivors()
+        orphans = self.orphans()
         # QEMU first: a supervisor that sees its QEMU end cleans up by itself.
-        for survivor in sorted(survivors, key=lambda item: item.role):
-            survivor.process.kill()
-        leftovers = self.leftovers()
-        for leftover in leftovers:
-            leftover.path.unlink(missing_ok=True)
-        return [*survivors, *leftovers]
+        for orphan in sorted(orphans, key=lambda item: item.role):
+            orphan.process.kill()
+        stale_files = self.stale_files()
+        for stale in stale_files:
+            stale.path.unlink(missing_ok=True)
+        return [*orphans, *stale_files]
 
     def assert_clean(self, seconds: float = 10.0) -> None:
         """Raise BoardError, naming each, when something of a board without an owner is left.
@@ -202,9 +202,9 @@ class Janitor:
         An owner may have died only just now: its processes have ``seconds`` to end.
         """
         end = time.monotonic() + seconds
-        for survivor in self.survivors():
-            survivor.process.wait_end(end - time.monotonic())
-        left = [str(item) for item in [*self.survivors(), *self.leftovers()]]
+        for orphan in self.orphans():
+            orphan.process.wait_end(end - time.monotonic())
+        left = [str(item) for item in [*self.orphans(), *self.stale_files()]]
         if left:
             raise BoardError(
                 "boards outlived their owner: " + ", ".join(left),

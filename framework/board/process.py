@@ -64,8 +64,8 @@ class QemuProcess:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._owner_end, sitter_owner = os.pipe2(os.O_CLOEXEC)
-        self.status_fd, sitter_status = os.pipe2(os.O_CLOEXEC)
+        self._owner_end, supervisor_owner = os.pipe2(os.O_CLOEXEC)
+        self.status_fd, supervisor_status = os.pipe2(os.O_CLOEXEC)
         self._pending = b""
         self._reading = threading.Lock()
         self._closing = threading.Lock()
@@ -75,7 +75,7 @@ class QemuProcess:
         self.ended = threading.Event()
         self.ending = "QEMU runs"
         self.exit_code: int | None = None
-        wish = {
+        description = {
             "argv": list(job.argv),
             "run_as": job.run_as,
             "read": [str(path) for path in job.read],
@@ -91,9 +91,9 @@ class QemuProcess:
             "-I",
             "-S",
             supervisor.__file__,
-            str(sitter_owner),
-            str(sitter_status),
-            json.dumps(wish),
+            str(supervisor_owner),
+            str(supervisor_status),
+            json.dumps(description),
         ]
         try:
             with os.fdopen(safe_files.create(job.log), "wb") as log, _small_pages():
@@ -102,7 +102,7 @@ class QemuProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(sitter_owner, sitter_status, *job.fds),
+                    pass_fds=(supervisor_owner, supervisor_status, *job.fds),
                     start_new_session=True,
                     env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                 )
@@ -111,8 +111,8 @@ class QemuProcess:
             os.close(self.status_fd)
             raise
         finally:
-            os.close(sitter_owner)
-            os.close(sitter_status)
+            os.close(supervisor_owner)
+            os.close(supervisor_status)
 
     @property
     def supervisor_pid(self) -> int:

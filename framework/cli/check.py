@@ -107,7 +107,7 @@ def exit_code(conclusion: Conclusion) -> ExitCode:
 
 
 def lines(result: ConformanceResult) -> Iterable[str]:
-    """A result for a terminal: the rules that had something to say, the findings, the verdict."""
+    """Return a result as lines for a terminal: the rules that were exercised, the findings, the verdict."""
     yield f"{'rule':<8} {'verdict':<12} {'passed':>9} {'failed':>7} {'known':>7} {'unchecked':>9}"
     for rule in result.rules:
         if rule.verdict == NOT_EXERCISED or (rule.verdict == NOT_CHECKED and not rule.not_checked):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of version 0.1 that the command line still takes in 0.2; their use is told, and --help does not show them."""
+"""Names of version 0.1 that the command line still takes in 0.2; their use is reported, and --help does not show
+them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.stack import Overrides
     from framework.board.icount import require_realtime
     from framework.board.spec import BoardSpec
-    from framework.jobs.replay import armed, replay
+    from framework.jobs.replay import prepared, replay
     from framework.snapshot.store import SnapshotStore
     from framework.target.checkpoints import get_checkpoint
     from framework.target.slots import BoardSlots, slots_here
@@ -66,7 +66,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     logs, runs = _new_folder(options.logs), []
     with (
         BoardSlots(slots_here(spec.smp), say=output.progress.say).slot(),
-        armed(store, spec, stack, options.stimulus, checkpoint, output.progress) as found,
+        prepared(store, spec, stack, options.stimulus, checkpoint, output.progress) as found,
         output.progress.task("replaying", total=options.runs, unit="runs") as task,
     ):
         for number in range(1, options.runs + 1):

@@ -102,11 +102,11 @@ def _prune(options: argparse.Namespace, output: Output) -> int:
 
 def _resume(options: argparse.Namespace, output: Output) -> int:
     from framework.jobs.boot import visit
-    from framework.target.postmortem import kept, resume
+    from framework.target.postmortem import resume, saved_boards
 
     if options.id is None:
         none = "no board was saved (pytest --mc-save-on-failure saves some)"
-        output.finish({"kept": kept()}, "\n".join(kept()) or none)
+        output.finish({"kept": saved_boards()}, "\n".join(saved_boards()) or none)
         return ExitCode.GOOD
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, resume(options.id, Path(folder)) as target:
         for name, console in target.board.consoles.items():

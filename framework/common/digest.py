@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hashes of files, and the memory of which files were hashed already and have not been touched since."""
+"""Hashes of files, and a record of the files that were hashed already and have not been touched since."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def redacted(text: str) -> str:
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller."""
+    """Exit codes of the process."""
 
     GOOD = 0
     FAILED = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much slower than a reference machine this host is right now, so that waiting scales with it."""
+"""Speed of this host relative to a reference machine, by which time limits are scaled."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@
         versions: ["4.17", "4.18"]     # Xen versions by their beginning; all, if left out
         expires: 2027-06-30
 
-What is seen and does not stand here is a failure; what stands here, had its occasion and was not seen has vanished.
+What is seen and does not stand here is a failure; what stands here, whose condition was met and which was not seen, has
+vanished.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The checker: records of a trace in, verdicts out; the same code live and from a file."""
+"""Checker: turns records of a trace into verdicts; the same code live and from a file."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Checker:
         return decided
 
     def tell(self, event: Event) -> Sequence[Verdict]:
-        """Check something the trace does not show: a frame released, what a dead domain left behind."""
+        """Check an event that is not in the trace: a frame released, pages that a dead domain left behind."""
         return self._step(event)
 
     def gap(self, reason: str) -> None:
-        """Say that records are missing here."""
+        """Note that records are missing here."""
         self._step(self._observer.gap(reason))
 
     def finish(self, board_alive: bool | None = None) -> None:
@@ -101,7 +101,7 @@ class Checker:
             self._step(End(self._latest.seq, board_alive))
 
     def result(self, damage: Iterable[str] = ()) -> ConformanceResult:
-        """What was found up to here. ``damage``: what is known to be missing or broken in the trace itself."""
+        """Return the result up to here. ``damage``: what is known to be missing or broken in the trace itself."""
         broken = tuple(damage)
         tally = self._state.tally
         return ConformanceResult(
@@ -266,7 +266,7 @@ def replay(
     limits: Limits | None = None,
     deviations: Mapping[str, Deviation] | None = None,
 ) -> tuple[Sequence[Verdict], Sequence[str]]:
-    """Check a trace up to one record and stop there: what was decided at it, and the stories.
+    """Check a trace up to one record; return the verdicts decided at it, and their explanations.
 
     Raises :class:`framework.common.errors.UsageError` when the trace has no such record.
     """
@@ -280,7 +280,7 @@ def replay(
 
 
 def _file_gaps(reader: Reader) -> Iterable[str]:
-    """What the file itself says is wrong with it."""
+    """Yield the gaps that the file's own counters and damage show."""
     for problem in reader.problems:
         yield f"the file, at byte {problem.offset}: {problem.text}"
     for number, segment in enumerate(reader.segments, start=1):

@@ -32,7 +32,7 @@ else:
     _Base = SpawnBase  # generic in its type stubs only
 
 
-class Feed(_Base):
+class ExpectBuffer(_Base):
     """pexpect's machinery on top of bytes that the console reader thread hands over."""
 
     def __init__(self) -> None:

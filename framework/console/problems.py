@@ -45,10 +45,10 @@ class ProblemLog:
         self.kept: list[Problem] = []
         self._seen: Counter[tuple[str, str]] = Counter()
 
-    def add(self, console: str, sign: CrashSignature, line: bytes, at: float) -> tuple[Problem, bool]:
+    def add(self, console: str, signature: CrashSignature, line: bytes, at: float) -> tuple[Problem, bool]:
         """Count a problem; return it and whether it is recorded."""
-        problem = Problem(sign.kind, console, line.decode(errors="replace"), at, sign.fatal)
-        key = (console, sign.kind)
+        problem = Problem(signature.kind, console, line.decode(errors="replace"), at, signature.fatal)
+        key = (console, signature.kind)
         self._seen[key] += 1
         keep = self._seen[key] <= MOST_OF_A_KIND
         if keep:

@@ -23,7 +23,7 @@ class ConsoleReader:
         self._others: dict[int, Callable[[], bool]] = {}
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll.register(self._stop_read, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._run, name=f"drain-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"consoles-{name}", daemon=True)
         self._stopping = threading.Event()
 
     def add(self, console: Console) -> None:
@@ -46,7 +46,7 @@ class ConsoleReader:
         """Begin to read."""
         self._thread.start()
 
-    def drain_rest(self) -> None:
+    def read_rest(self) -> None:
         """Read what is left in every console; for the reader thread itself, when nothing will be added any more."""
         for fd, console in list(self._consoles.items()):
             while console.receive() > 0:
@@ -83,7 +83,7 @@ class ConsoleReader:
             # time from the board. It bounds the wake-ups at 500 a second; a stop ends it at once.
             if small:
                 self._stopping.wait(0.002)
-        self.drain_rest()
+        self.read_rest()
         self._release()
 
     def _release(self) -> None:

@@ -42,8 +42,8 @@ def window(idle_timeout: float) -> float:
     return min(idle_timeout / 2, _LOOK_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
 
 
-def next_sample(began: float, looked: float, limit: float, every: float) -> float:
+def next_sample(began: float, sampled: float, limit: float, every: float) -> float:
     """Return when to sample next in a silence that began at ``began``, after a sample at ``sampled``; ``limit``, the
     end of the wait, if no more is due. Samples are timed back from that end, as the last one matters most."""
-    left = limit - max(began, looked)
+    left = limit - max(began, sampled)
     return limit - max(0, math.ceil(left / every - 1e-6) - 1) * every

@@ -71,17 +71,17 @@ class ActivitySample:
 @dataclass(frozen=True)
 class Verdict:
     """``word`` is ``hung``, ``idle``, ``slow`` or ``running``, ``reason`` a sentence; ``still`` names what stood
-    still for ``seconds``, ``places`` where each CPU is."""
+    still for ``seconds``, ``locations`` where each CPU is."""
 
     word: str
     reason: str
     still: tuple[str, ...]
     seconds: float
-    places: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         still = ", ".join(self.still) or "nothing"
-        lines = [f"{self.word}: {self.reason}; stood still for {self.seconds:.1f} s: {still}", *self.places]
+        lines = [f"{self.word}: {self.reason}; stood still for {self.seconds:.1f} s: {still}", *self.locations]
         return "\n    ".join(lines)
 
 
@@ -138,9 +138,9 @@ def judge(before: ActivitySample, now: ActivitySample, status: str | None) -> Ve
         return verdict("hung", "a signal has stopped QEMU itself")
     if status not in ("running", None):
         return verdict("hung", f"QEMU does not let the board run (its state is {status})")
-    mute = "" if status else "; QEMU's monitor does not answer"
+    silent_qemu = "" if status else "; QEMU's monitor does not answer"
     if rests(before, now):
-        return verdict("hung", f"every CPU sleeps, and nothing woke one, not even a timer{mute}")
+        return verdict("hung", f"every CPU sleeps, and nothing woke one, not even a timer{silent_qemu}")
     asleep = [name for name in uses if name in quiet]
     # One that sleeps for good beside others may be switched off; it may also wait for a timer that was lost.
     slept = f"; {', '.join(asleep)} slept all the while, and nothing woke it" if asleep else ""
@@ -149,19 +149,22 @@ def judge(before: ActivitySample, now: ActivitySample, status: str | None) -> Ve
     starved = [name for name, use in busy.items() if use.waited > _STARVED * seconds]
     host = f"; the host is busy with other things and lets {', '.join(starved)} wait" if starved else ""
     if moved:
-        return verdict("running", f"{moved}{f'; {load} of the time on a CPU' if load else ''}{host}{slept}{mute}")
+        return verdict(
+            "running", f"{moved}{f'; {load} of the time on a CPU' if load else ''}{host}{slept}{silent_qemu}"
+        )
     if busy:
         silent = f"code is executed ({load} of the time) but nothing is printed: it is slow, or in a loop"
-        return verdict("slow", f"{silent}{host}{slept}{mute}")
+        return verdict("slow", f"{silent}{host}{slept}{silent_qemu}")
     wakes = sum(use.woken for use in uses.values()) / seconds
-    return verdict("idle", f"all CPUs wait for an interrupt (woken {wakes:.0f} times a second){slept}{mute}")
+    return verdict("idle", f"all CPUs wait for an interrupt (woken {wakes:.0f} times a second){slept}{silent_qemu}")
 
 
 _SKIPPED = "time in which no CPU works is skipped at the host's full speed, whose use tells nothing: see where they are"
 
 
 def watch(board: Board) -> Board:
-    """Return ``board`` with a hang detector that explains expired waits on its consoles; call it before the start."""
+    """Give ``board`` a hang detector, which explains expired waits on its consoles, and return it; call it before the
+    start."""
     board.on_silence = HangDetector(board)
     return board
 
@@ -219,7 +222,7 @@ class HangDetector:
                     before = self._since
             said = _Said() if now.frozen else _ask(self._board, before, now)
             # QEMU closes its monitor a moment before it is gone.
-            if said.mute and self._board.ends_within(_DEATH_SECONDS):
+            if said.trouble and self._board.ends_within(_DEATH_SECONDS):
                 return None
         except OSError:
             self._board.ends_within(_DEATH_SECONDS)
@@ -246,7 +249,7 @@ class _Said:
     status: str | None = None
     dumps: list[str] = field(default_factory=list)
     code: dict[int, bytes] = field(default_factory=dict)
-    mute: str = ""
+    trouble: str = ""
 
 
 def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
@@ -260,14 +263,14 @@ def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
                 # Nothing announces that a CPU has moved on.
                 time.sleep(_SAMPLE_SECONDS)
             said.dumps.append(_monitor(board, "info registers -a"))
-            for place in parse(said.dumps[-1]):
-                if place.pc is not None and place.level == 1 and not place.secure:
-                    begin = (place.pc - _CODE_BYTES // 2) & ~63
+            for location in parse(said.dumps[-1]):
+                if location.pc is not None and location.level == 1 and not location.secure:
+                    begin = (location.pc - _CODE_BYTES // 2) & ~63
                     # While the CPU goes on this may fail, or show another program's memory: the names check it.
-                    text = _monitor(board, f"x /{_CODE_BYTES // 4}wx {begin:#x}", place.cpu)
+                    text = _monitor(board, f"x /{_CODE_BYTES // 4}wx {begin:#x}", location.cpu)
                     said.code[begin] = words(text)
     except BoardError as error:
-        said.mute = error.what
+        said.trouble = error.what
     return said
 
 
@@ -288,15 +291,15 @@ def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _
     names = Names(getattr(board.stack, "xen_syms", None), linux.name)  # Not every board has a Xen.
     seen = [parse(dump) for dump in said.dumps]
     busy = _busy(before, now)
-    places = [
-        names.describe(place) + (_again(place, seen) if f"CPU {place.cpu}" in busy else "")
-        for place in (seen[-1] if seen else [])
+    locations = [
+        names.describe(location) + (_again(location, seen) if f"CPU {location.cpu}" in busy else "")
+        for location in (seen[-1] if seen else [])
     ]
-    if said.mute:
-        places.append(f"the registers are not known: {said.mute}")
+    if said.trouble:
+        locations.append(f"the registers are not known: {said.trouble}")
     if board.in_lockstep and found.word == "hung":
-        places.append("its SMCs are read in lock-step: a CPU that seems to sleep may be held by the reader")
-    verdict = Verdict(found.word, found.reason, found.still, found.seconds, tuple(places))
+        locations.append("its SMCs are read in lock-step: a CPU that seems to sleep may be held by the reader")
+    verdict = Verdict(found.word, found.reason, found.still, found.seconds, tuple(locations))
     lines = [f"{board.uptime:.3f} s after power-on; time limits were scaled by {host_factor():.2f}"]
     lines += [str(verdict), "", f"in {found.seconds:.3f} s:"]
     lines += [f"    console {name}: {now.consoles[name] - count} bytes" for name, count in before.consoles.items()]
@@ -307,19 +310,19 @@ def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _
         lines.append(f"    {name}: {ran}, woken {use.woken} times")
     lines += ["", f"QEMU's state: {said.status or 'unknown'}"]
     lines += [f"Linux's functions have no names: {linux.trouble}"] if linux.trouble else []
-    for number, (dump, looked) in enumerate(zip(said.dumps, seen, strict=True), start=1):
+    for number, (dump, found_at) in enumerate(zip(said.dumps, seen, strict=True), start=1):
         lines += ["", f"sample {number} of {len(seen)}:"]
-        for place in looked:
-            caller = names.caller(place)
-            lines.append(names.describe(place) + (f"; X30 points to {caller}" if caller else ""))
+        for location in found_at:
+            caller = names.caller(location)
+            lines.append(names.describe(location) + (f"; X30 points to {caller}" if caller else ""))
         lines.append(dump.replace("\r", "").strip())
     return verdict, "\n".join(lines) + "\n"
 
 
-def _again(place: CpuLocation, seen: list[list[CpuLocation]]) -> str:
+def _again(location: CpuLocation, seen: list[list[CpuLocation]]) -> str:
     """Text that says that a CPU was at the same location each time; QEMU knows it to the last jump it had to look
     up."""
-    counters = {other.pc for places in seen for other in places if other.cpu == place.cpu}
+    counters = {other.pc for locations in seen for other in locations if other.cpu == location.cpu}
     return f", {len(seen)} times in a row" if len(seen) > 1 and len(counters) == 1 else ""
 
 

@@ -29,7 +29,7 @@ _ENOUGH = 2
 
 
 class LinuxNames:
-    """Names places in a kernel wherever it lies, or in several copies of it: dom0's and the guests'."""
+    """Names addresses in a kernel wherever it is loaded, or in several copies of it: dom0's and the guests'."""
 
     def __init__(self, image: Path) -> None:
         self._path = image
@@ -39,7 +39,7 @@ class LinuxNames:
         """Why it can name nothing, if so."""
 
     def learn(self, address: int, code: bytes) -> None:
-        """Take what memory holds at an address that Linux executes, to see where the kernel lies."""
+        """Learn where the kernel is loaded from the memory at an address that Linux executes."""
         try:
             if self._image is None and not self.trouble:
                 self._image = KernelImage(self._path)

@@ -35,7 +35,8 @@ LONGEST = 4 * 3600.0
 
 _NO_SUPPLICANT = "medcheck: tee-supplicant does not run"
 _GUARD = f"pidof tee-supplicant >/dev/null || {{ echo {_NO_SUPPLICANT!r}; exit 125; }}"
-"""Raise GuestError without a supplicant: OP-TEE's driver would wait for ever, and xtest hang without a reason shown."""
+"""Shell command that ends with 125 without a supplicant: OP-TEE's driver would wait for ever, and xtest hang
+silently."""
 
 _FIRST_LOOK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""

@@ -131,7 +131,7 @@ Event = CaseStarted | SubtestStarted | SubtestDone | CaseDone | ErrorSeen
 
 @dataclass
 class Totals:
-    """What xtest says about itself; None for a line that did not come."""
+    """xtest's own totals; None for a line that did not come."""
 
     checks: int | None = None
     checks_failed: int | None = None
@@ -156,7 +156,8 @@ class _Open:
 
 @dataclass
 class XtestParser:
-    """Feed it lines; it never raises, whatever they are. What does not fit is kept in :attr:`problems`."""
+    """Parser of xtest's lines; never raises, whatever they are. Lines that do not fit are listed in
+    :attr:`problems`."""
 
     cases: list[Case] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
@@ -201,15 +202,15 @@ class XtestParser:
         return self._stack[-1].id if self._stack else None
 
     def give_up(self, why: str) -> None:
-        """Look at no further line, because of a limit; ``why`` is a sentence for the reader."""
+        """Ignore all further lines, because of a limit; ``why`` is a sentence for the reader."""
         self.limits.append(why)
 
     def finish(self, now: float) -> list[Event]:
-        """Say that no more lines come: what is still open crashed."""
+        """End the input: what is still open crashed."""
         return list(self._close(0, now)) if self._stack else []
 
     def disagreements(self) -> list[str]:
-        """What xtest's own totals say otherwise than the lines before them; empty if they agree or xtest
+        """Return the differences between xtest's own totals and the lines before them; empty if they agree or xtest
         was cut short before it gave any."""
         return list(self._compare())
 
@@ -304,7 +305,7 @@ class XtestParser:
             self._problem(f"a line in the summary that is not xtest's: {text[:120]!r}")
 
     def _place(self, name: str, place: str) -> None:
-        """Take the place of a failure from the summary where the output showed no failed check."""
+        """Take a failure's file and line from the summary where the output showed no failed check."""
         at = self._places.get(name)
         if at is not None and self.cases[at].status == "failed" and self.cases[at].error is None:
             self.cases[at] = replace(self.cases[at], error=f"first error at {place}")

@@ -74,7 +74,7 @@ class RunResult:
 
 
 def run(options: RunOptions, progress: Progress) -> RunResult:
-    """Do the main job. A run that breaks off has a report, too, and its trace is checked as far as it came.
+    """Run the main job. A run that breaks off has a report, too, and its trace is checked as far as it came.
 
     Raises UsageError before anything is fetched or boots, and the error of a download or build that fails before
     there is a board. Whatever goes wrong afterwards is the result's ``failure``.
@@ -137,7 +137,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
 
 
 def _expected(error: BaseException, folder: Path) -> BaseException:
-    """The error itself if it is one that a run may end with; else one that says where the traceback is."""
+    """Return the error itself if it is one that a run may end with; else one that names the traceback's file."""
     if isinstance(error, MedcheckError | OSError | KeyboardInterrupt):
         return error
     if not isinstance(error, Exception):

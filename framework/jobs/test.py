@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``medcheck test``: makes ready what the board tests need, with its progress shown, and hands over to pytest."""
+"""Prepares what the board tests need, with its progress shown, and runs pytest (``medcheck test``)."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
             transport.serve(held)
 
     def fail(self, domid: int | None, text: str) -> None:
-        """A program could not be handed over: the mailbox is the guest's, which may take it away."""
+        """Report that a program could not be handed over: the mailbox is the guest's, which may take it away."""
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.fail(GuestError(f"the probe's mailbox cannot be written: {text}"))

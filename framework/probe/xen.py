@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a probe does to its own memory through hypercalls: balloon pages out and in, grant them, map grants.
+"""Memory hypercalls of a probe: balloon pages out and in, grant them, map grants.
 
 Structures and numbers: Xen's public headers ``memory.h`` and ``grant_table.h``.
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of version 0.1 that still work in 0.2: options, markers and fixtures. Each use is told at the end of the run.
+"""Names of version 0.1 that still work in 0.2: options, markers and fixtures. Each use is reported at the end of the
+run.
 
-It is told in the terminal, not warned of: under ``-W error`` a warning would break what is promised to work.
+The report goes to the terminal and is no warning: under ``-W error`` a warning would break what is promised to work.
 """
 
 from __future__ import annotations

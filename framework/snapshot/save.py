@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A running board turned into files, and a new board filled from them."""
+"""Saves a running board into files, and fills a new board from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 60.0
 """For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
 
 
-_CALM, _CALM_SECONDS, _CALM_PATIENCE = 0.1, 0.2, 5.0
+_CALM, _CALM_SECONDS, _CALM_LIMIT = 0.1, 0.2, 5.0
 """A board whose CPUs compute for less than this share of this many seconds is calm; how long to wait for that."""
 
 
@@ -31,7 +31,7 @@ def wait_until_calm(board: Board) -> bool:
     Raises BoardError, or what else ended the board, when it is gone.
     """
     try:
-        return _grows_calm(board, time.monotonic() + _CALM_PATIENCE * host_factor())
+        return _grows_calm(board, time.monotonic() + _CALM_LIMIT * host_factor())
     except OSError as error:
         raise board.death() from error
 

@@ -7,7 +7,7 @@ one rename, complete, and is read-only to everything that follows.
 
 Guest RAM is mapped by every clone, so a working copy on tmpfs saves the disk: see
 :mod:`framework.snapshot.tmpfs_cache`. RAM is hashed once per boot of the machine; after that its stamp (inode,
-size, times) vouches for it, because the kernel sets the change time on every write.
+size, times) proves it unchanged, because the kernel sets the change time on every write.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Moments of a board's life that are worth a snapshot, and clones of them.
+"""Named checkpoints (snapshots of a booted board) and boards restored from them.
 
 A checkpoint is a name and a plain function that takes a booted target there. Whatever goes into a snapshot goes
 into its key: the files of the stack, the board, QEMU's command line, the checkpoint's own source, and the sources of
@@ -39,9 +39,10 @@ _SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When to save. ``further`` goes on from a board with all its guests ready (``guests``) or with dom0 only;
-    it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must be a plain
-    function: its source is part of the snapshot's key, and so is the content of the ``files`` that it uses."""
+    """A point of a board's life to save. ``further`` goes on from a board with all its guests ready (``guests``) or
+    with dom0 only; it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must
+    be a plain function: its source is part of the snapshot's key, and so is the content of the ``files`` that it
+    uses."""
 
     name: str
     guests: bool = True
@@ -50,7 +51,7 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """The text of what it does."""
+        """The source text of ``further``."""
         return "" if self.prepare is None else inspect.getsource(self.prepare)
 
 
@@ -79,7 +80,8 @@ MOMENTS = {checkpoint.name: checkpoint for checkpoint in (READY, DOM0, PARKED)}
 
 
 def get_checkpoint(checkpoint: Checkpoint | str) -> Checkpoint:
-    """The checkpoint of this name; a moment is itself. Raises UsageError for a name that none has."""
+    """Return the checkpoint of this name; a checkpoint is returned as it is. Raises UsageError for a name that none
+    has."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     if checkpoint not in MOMENTS:
@@ -94,12 +96,12 @@ def take_over_parked(target: Target) -> parked.Parked:
 
 
 def label_of(spec: BoardSpec, checkpoint: Checkpoint) -> str:
-    """What people call the snapshot: ``default2-ready`` is board default with two guests, all ready."""
+    """Return the snapshot's label: ``default2-ready`` is board default with two guests, all ready."""
     return f"{spec.name}{len(spec.guests)}-{checkpoint.name}"
 
 
 def inputs_of(spec: BoardSpec, stack: Stack, checkpoint: Checkpoint) -> dict[str, object]:
-    """Everything that the content of a snapshot depends on."""
+    """Return everything that the content of a snapshot depends on."""
     fds = dict.fromkeys([*qemu.console_names(spec), "qmp"], 0)
     return {
         "board": spec,
@@ -158,7 +160,7 @@ def _ready_to_save(
     raise AssertionError("the last boot returns or raises")
 
 
-def clone_session(
+def clone_target(
     store: SnapshotStore,
     spec: BoardSpec,
     stack: Stack,
@@ -169,7 +171,7 @@ def clone_session(
     lockstep: Path | None = None,
     progress: Progress | None = None,
 ) -> Target:
-    """A running target of one's own at this checkpoint; the caller closes it.
+    """Return a running target of the caller's own at this checkpoint; the caller closes it.
 
     ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`.
     """

@@ -38,8 +38,8 @@ _REGS_OF: dict[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Where stage 2 took one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last entry
-    walked."""
+    """Result of the stage-2 translation of one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last
+    entry walked."""
 
     ipa: int
     ma: int | None
@@ -59,7 +59,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Memory at the moment of an event.
+    """Memory at the time of an event.
 
     ``data`` lacks the trailing zeros of the ``size`` bytes that were read; :meth:`page` has them. ``ipa`` is
     0 for shadow pages, ``ma`` is 0 when nothing is mapped. ``index`` is the parameter that a list belongs to,

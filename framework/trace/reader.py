@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Trace files, read as a stream: nothing is kept but the current chunk."""
+"""Trace files, read as a stream: only the current chunk is in memory."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ class Reader:
         """All records, in order. May be called again; each call reads the file anew."""
         return map(Event, self.records())
 
-    def sound(self) -> Iterator[Event]:
-        """All records that are what they claim to be; one that is not is damage."""
+    def valid_events(self) -> Iterator[Event]:
+        """Yields well-formed records; malformed ones are counted as damage."""
         for event in self.events():
             try:
                 event.check()

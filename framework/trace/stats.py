@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trace in numbers: how often, how long, which RPCs."""
+"""Statistics of a trace: counts and times of calls, and their RPCs."""
 
 from __future__ import annotations
 

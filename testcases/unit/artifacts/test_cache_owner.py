@@ -62,8 +62,9 @@ def test_an_empty_folder_becomes_a_cache(cache: Path) -> None:
     assert is_marked(cache)
 
 
-@pytest.mark.parametrize("mark", [None, b"", b"Signature: 8a477f597d28d172789f06886806bc55\n# made by another program
-"])
+@pytest.mark.parametrize(
+    "mark", [None, b"", b"Signature: 8a477f597d28d172789f06886806bc55\n# made by another program\n"]
+)
 def test_a_folder_with_other_files_is_no_cache(cache: Path, mark: bytes | None) -> None:
     (cache / "builds").mkdir(parents=True)
     (cache / "thesis").mkdir()
