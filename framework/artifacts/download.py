@@ -333,5 +333,5 @@ def _failure(pin: Pin, reasons: list[tuple[str, Exception]]) -> ArtifactError:
     else:
         what = f"{pin.name} {pin.version}: {pin.filename} cannot be had"
         hint = f"check the network and proxy, or name other sources with --mirror or {MIRROR_VARIABLE}"
-    told = "".join(f"\n    {place}: {error}" for place, error in reasons)
-    return ArtifactError(what + told, hint=hint)
+    listed = "".join(f"\n    {place}: {error}" for place, error in reasons)
+    return ArtifactError(what + listed, hint=hint)

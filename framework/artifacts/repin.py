@@ -80,12 +80,12 @@ class LockDiff:
         result += [f"- {pin.name} {pin.version} ({_size(pin)})" for pin in self.removed]
         for old, new in self.changed:
             if old.version != new.version:
-                told = f"{old.version} -> {new.version}"
+                change = f"{old.version} -> {new.version}"
             elif old.sha256 != new.sha256:
-                told = f"{new.version}: same version, OTHER CONTENT"
+                change = f"{new.version}: same version, OTHER CONTENT"
             else:
-                told = f"{new.version}: moved to {new.path}"
-            result.append(f"~ {new.name} {told} ({_size(old)} -> {_size(new)})")
+                change = f"{new.version}: moved to {new.path}"
+            result.append(f"~ {new.name} {change} ({_size(old)} -> {_size(new)})")
         return result
 
 
@@ -203,7 +203,7 @@ def _release(suite: str, mirrors: Mirrors, progress: Progress, unsigned: bool) -
     with contextlib.suppress(ArtifactError):
         text = downloader.text(f"dists/{suite}/InRelease")
     if text is None:
-        # Outside the other's handling: what is said of this one must not repeat that one.
+        # Outside the other's handling: the error about this one must not repeat that one.
         text = downloader.text(f"dists/{suite}/Release")
     keyrings = [str(path) for path in (Path("/") / name for name in _KEYRINGS) if path.is_file()]
     program = shutil.which("gpgv")

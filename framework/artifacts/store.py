@@ -124,9 +124,9 @@ class Store:
         if len(reasons) == 1:
             raise failures[0]
         if failures:
-            told = "\n".join(f"  {reason}" for reason in reasons)
+            listed = "\n".join(f"  {reason}" for reason in reasons)
             raise ArtifactError(
-                f"{len(failures)} of {len(pins)} files cannot be had:\n{told}", hint=failures[0].hint
+                f"{len(failures)} of {len(pins)} files cannot be had:\n{listed}", hint=failures[0].hint
             ) from failures[0]
 
     def _one(self, downloader: Downloader, pin: Pin, advance: Callable[[int], None], cancel: threading.Event) -> None:

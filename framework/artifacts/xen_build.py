@@ -80,7 +80,7 @@ def build_hypervisor(
 
 @dataclass
 class _Workspace:
-    """The place where a tree's hypervisor is built again and again."""
+    """Workspace of a tree's hypervisor, for incremental builds."""
 
     folder: Path
     title: str

@@ -101,7 +101,8 @@ def _put_up_walls(job: dict[str, Any], supervisor: int) -> dict[str, Any]:
     """Keep what breaks out of QEMU away from the host's files, as far as this process can.
 
     Returns ``uid`` (as which QEMU runs), ``view`` (whether it sees its own files only), ``landlock`` (the kernel's
-    version of that, 0 without) and ``lack`` (why it runs as root; empty where it does not, or was told to).
+    version of that, 0 without) and ``lack`` (why it runs as root; empty where it does not, or where that was
+    requested).
     """
     run_as, read, write = job["run_as"], job["read"], job["write"]
     view, lack = False, ""

@@ -24,13 +24,13 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
 
     ``parents`` carry the options of every command.
     """
-    text = "look into recorded traces"
+    text = "show, count, compare or export recorded traces"
     trace = subparsers.add_parser("trace", help=text, description=text, parents=list(parents))
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
 
     def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=list(parents))
-        command.add_argument("--recover", action="store_true", help="go on behind damaged parts")
+        command.add_argument("--recover", action="store_true", help="continue after damaged parts")
         command.set_defaults(handler=handler)
         return command
 
@@ -45,11 +45,11 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     counted = add("stats", _stats, "count calls, latencies and RPCs")
     counted.add_argument("file", type=Path, metavar="FILE")
 
-    compared = add("diff", _diff, "compare what was said in two traces; exit code 1 when they differ")
+    compared = add("diff", _diff, "compare the calls of two traces; exit code 1 when they differ")
     compared.add_argument("left", type=Path, metavar="A")
     compared.add_argument("right", type=Path, metavar="B")
 
-    exported = add("export", _export, "one JSON object a line for each event")
+    exported = add("export", _export, "print one JSON object a line for each event")
     exported.add_argument("file", type=Path, metavar="FILE")
     exported.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of the standard output")
 

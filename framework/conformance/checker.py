@@ -123,7 +123,7 @@ class Checker:
         try:
             verdicts = step(self._state, event)
         except Exception as error:
-            # The reference promises not to raise. If it does, that is told, and the rest is still checked.
+            # The reference promises not to raise. If it does, that is reported, and the rest is still checked.
             self._internal_error(event, error)
             return ()
         if not verdicts and type(event) is not DomainDestroyed:
@@ -147,7 +147,7 @@ class Checker:
 
     # What is kept of a verdict
 
-    def story(self, verdict: Verdict) -> str:
+    def explain(self, verdict: Verdict) -> str:
         """Explain a verdict of the latest event: rule, event, difference, state, what came before, replay."""
         event = self._latest
         segment, record = self._observer.place(event.seq)
@@ -164,15 +164,15 @@ class Checker:
             self._kept[verdict.rule] += 1
             if self._kept[verdict.rule] > KEPT:
                 return
-        story = self.story(verdict)
+        text = self.explain(verdict)
         if verdict.deviation is not None:
-            self._evidence[verdict.deviation] = story
+            self._evidence[verdict.deviation] = text
             return
         expected, observed = expected_observed(verdict)
         segment, record = self._observer.place(event.seq)
         self._found.append(
             Nonconformance(
-                verdict.rule, record, verdict.domid, describe_event(event), expected, observed, story, segment
+                verdict.rule, record, verdict.domid, describe_event(event), expected, observed, text, segment
             )
         )
 
@@ -275,7 +275,7 @@ def replay(
     for event in reader.events():
         decided = checker.feed(event)
         if event.seq == record and len(reader.segments) == segment:
-            return decided, [checker.story(verdict) for verdict in decided]
+            return decided, [checker.explain(verdict) for verdict in decided]
     raise UsageError(f"the trace has no record {record} in run {segment}", where=str(path))
 
 

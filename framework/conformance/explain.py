@@ -124,9 +124,9 @@ def explain_verdict(
     lines += [f"  {d.field}: expected {d.expected}, observed {d.observed}" for d in verdict.differences]
     if verdict.state:
         lines.append(f"  domain {verdict.domid}: {verdict.state}")
-    told = [f"    {e.seq}: {describe_event(e)}" for e in history]
-    if told:
-        lines += ["  last events of the domain:", *told]
+    recent = [f"    {e.seq}: {describe_event(e)}" for e in history]
+    if recent:
+        lines += ["  last events of the domain:", *recent]
     if replay:
         lines.append(f"  replay: {replay}")
     return "\n".join(lines)
@@ -175,8 +175,8 @@ def _rule(rule: Rule) -> list[str]:
     example = EXAMPLES.get(rule.id)
     if example is None:
         return lines
-    lines += ["", "good:", *_told(example.good, _shared(example.good, example.bad))]
-    lines += ["", "bad:", *_told(example.bad, _shared(example.bad, example.good))]
+    lines += ["", "good:", *_lines(example.good, _shared(example.good, example.bad))]
+    lines += ["", "bad:", *_lines(example.bad, _shared(example.bad, example.good))]
     state = State(limits=example.limits, deviations={})
     for event in example.bad:
         verdicts = step(state, event)
@@ -193,7 +193,7 @@ def _shared(events: Sequence[Event], other: Sequence[Event]) -> int:
     return max(0, min(starts[-1] if starts else same, len(events) - 4))
 
 
-def _told(events: Sequence[Event], skip: int) -> list[str]:
+def _lines(events: Sequence[Event], skip: int) -> list[str]:
     lines = [f"  ({skip} events before)"] if skip else []
     for event in events[skip:]:
         lines.append(f"  {event.seq}: {describe_event(event)}")

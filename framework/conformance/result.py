@@ -54,7 +54,7 @@ class Nonconformance:
     """A wrong action of the mediator that no listed deviation explains.
 
     ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, from 1),
-    ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines. ``where``: in a
+    ``event`` that record in the ABI's words; ``explanation`` is the whole explanation in several lines. ``where``: in a
     result over several traces, the one that shows it.
     """
 

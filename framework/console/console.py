@@ -34,7 +34,7 @@ _DEATH_SECONDS = 1.0
 _REPEAT_SECONDS = 2.0
 """What comes so soon after a repeated complaint (a back trace) belongs to it."""
 _COMPLAINTS = frozenset({"linux-panic", "linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
-"""What a system that makes no progress says again and again."""
+"""Kinds of messages that a system without progress prints repeatedly."""
 
 Watcher = Callable[[bytes], None]
 

@@ -13,7 +13,7 @@ _POLL_SECONDS = 2.0
 
 _LONGEST, _LONGEST_FACTOR = 600.0, 20.0
 
-_LOOK_SECONDS = 5.0
+_SAMPLE_SECONDS = 5.0
 """Between two samples at a board that is silent, scaled: what moved since the last one decides."""
 
 
@@ -39,7 +39,7 @@ def deadline(idle_timeout: float) -> float:
 def window(idle_timeout: float) -> float:
     """Return the seconds between two samples during a wait that expires after ``idle_timeout`` (not yet scaled)
     seconds; 0 for a wait too short for samples."""
-    return min(idle_timeout / 2, _LOOK_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
+    return min(idle_timeout / 2, _SAMPLE_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
 
 
 def next_sample(began: float, sampled: float, limit: float, every: float) -> float:

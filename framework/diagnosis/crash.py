@@ -101,7 +101,7 @@ class Watch:
         self._domid = domid
         self._next = len(board.problems)
         self.stall: ProblemLike | None = None
-        """The last stall or killed process that the guest's kernel told of, or else dom0's. No death by itself: an
+        """The last stall or killed process that the guest's kernel reported, or else dom0's. No death by itself: an
         emulated board on a busy host stalls now and then and goes on; together with silence, it is the reason."""
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 """Runs xtest in a guest, or in several at the same time, and reports the outcome of every case and subtest.
 
 A run ends with a result even when the guest dies in the middle: the case that was running is ``crashed`` and
-:attr:`XtestResult.crash` names what was seen, with the end of the console that told it.
+:attr:`XtestResult.crash` names what was seen, with the end of the console that showed it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GUARD = f"pidof tee-supplicant >/dev/null || {{ echo {_NO_SUPPLICANT!r}; exit 1
 """Shell command that ends with 125 without a supplicant: OP-TEE's driver would wait for ever, and xtest hang
 silently."""
 
-_FIRST_LOOK = 5.0
+_FIRST_CHECK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""
 
 _LOG_HEAD = 1 << 20
@@ -254,12 +254,12 @@ class _Run:
         self._alive = alive
         self._on_event = on_event or (lambda _event: None)
         self._last = time.monotonic()
-        self._look_after = _FIRST_LOOK
+        self._check_after = _FIRST_CHECK
 
     def feed(self, line: bytes) -> None:
         """Take a line that has just come."""
         self._last = time.monotonic()
-        self._look_after = _FIRST_LOOK
+        self._check_after = _FIRST_CHECK
         for event in self.parser.feed(line, self._last):
             self._on_event(event)
 
@@ -268,8 +268,8 @@ class _Run:
         vanished leaves its connection open."""
         self._alive()
         self._guest.check_alive()
-        if time.monotonic() - self._last > self._look_after:
-            self._look_after *= 2
+        if time.monotonic() - self._last > self._check_after:
+            self._check_after *= 2
             self._guest.check_domain()
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
         failure = _expected(error, folder)
         hypervisor = Hypervisor(False if xen_died(target) else None)
     try:
-        # Even of a run that broke off, and before anything else is said of it: the trace may name the broken rule.
+        # Even of a run that broke off, and before any other verdict on it: the trace may name the broken rule.
         if target.trace is not None and target.trace.exists():
             traces["run"] = check_file(
                 target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free

@@ -61,7 +61,7 @@ class Probe:
         return decode(self.transport.execute(data, timeout_s), steps)
 
     def run(self, *ops: Op, timeout_s: float = 30.0, title: str = "") -> tuple[Record, ...]:
-        """Run instructions. Raises ProbeFault when one failed that was not told to ``catch`` faults."""
+        """Run instructions. Raises ProbeFault when one without ``catch`` failed."""
         records = self.execute(Program(ops, title), timeout_s=timeout_s)
         for record in records:
             _check(record, self.name)

@@ -209,8 +209,8 @@ def _lent(request: pytest.FixtureRequest, target: Target, *, ended: bool = True)
         from framework.target.postmortem import save
 
         identity = save(target, node.nodeid)
-        node.add_report_section("teardown", "kept board", f"medcheck resume {identity}")
-        say(request.config)(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
+        node.add_report_section("teardown", "postmortem snapshot", f"medcheck resume {identity}")
+        say(request.config)(f"{node.nodeid}: board saved; resume it with `medcheck resume {identity}`")
 
 
 def folder_of(request: pytest.FixtureRequest) -> Path:

@@ -138,8 +138,8 @@ def _judge(node: pytest.Item, trace: Trace) -> str:
 def _objection(result: ConformanceResult, trace: Trace) -> str:
     """Return why a result does not let a test pass; empty if it does."""
     if result.failed:
-        stories = [item.explanation for item in result.nonconformances[:3]]
-        return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(stories)
+        texts = [item.explanation for item in result.nonconformances[:3]]
+        return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(texts)
     if result.incomplete and trace.ended:
         return f"incomplete: {'; '.join(result.gaps)} ({trace.path})"
     if result.notes:

@@ -84,10 +84,10 @@ def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
         if verdict == "fail":
             found = [n for n in conformance["nonconformances"] if n["rule"] == rule["id"]]
             message = f"{rule['failed']} of {rule['checked']} checks failed"
-            stories = "\n\n".join(
+            texts = "\n\n".join(
                 f"{n['event']}\nexpected: {n['expected']}\nobserved: {n['observed']}\n{n['explanation']}" for n in found
             )
-            _text(ET.SubElement(case, "failure", message=message), stories)
+            _text(ET.SubElement(case, "failure", message=message), texts)
         elif verdict == "deviation":
             known = ", ".join(
                 d["id"]

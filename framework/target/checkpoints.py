@@ -123,11 +123,11 @@ def snapshot(
     progress: Progress | None = None,
 ) -> Iterator[Snapshot]:
     """The verified snapshot of this checkpoint, made now if need be; its files stay while the context lasts."""
-    told = progress or Silent()
+    shown = progress or Silent()
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
-        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, told) as target:
+        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, shown) as target:
             yield target.board, target.about()
 
     with store.get(label_of(spec, checkpoint), inputs_of(spec, stack, checkpoint), make) as found:
@@ -135,13 +135,13 @@ def snapshot(
 
 
 def _ready_to_save(
-    spec: BoardSpec, stack: Stack, checkpoint: Checkpoint, ram: Ram, run_dir: Path, told: Progress
+    spec: BoardSpec, stack: Stack, checkpoint: Checkpoint, ram: Ram, run_dir: Path, shown: Progress
 ) -> Target:
     """A board at the checkpoint, calm; booted once more when a guest of the first one has lost its timer."""
     for last in (False, True):
         target = Target(spec, stack, run_dir, board=watch(Board(spec, stack, run_dir, ram=ram)))
         try:
-            target.boot(told, guests=checkpoint.guests)
+            target.boot(shown, guests=checkpoint.guests)
             if checkpoint.prepare is not None:
                 checkpoint.prepare(target)
             target.prepare_to_save()
@@ -154,7 +154,7 @@ def _ready_to_save(
             evidence = run_dir.with_name(f"{run_dir.name}.lost-timer")
             shutil.rmtree(evidence, ignore_errors=True)
             run_dir.rename(evidence)
-            told.say(f"{error}; its logs are in {evidence}; booting once more")
+            shown.say(f"{error}; its logs are in {evidence}; booting once more")
         else:
             return target
     raise AssertionError("the last boot returns or raises")

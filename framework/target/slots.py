@@ -82,11 +82,11 @@ class BoardSlots:
         with ExitStack() as stack:
             # One at a time looks for a free slot, in the order of arrival; the kernel wakes the next one.
             with flock(self._folder / "turn", exclusive=True):
-                told = False
+                announced = False
                 while not self._try(stack):
-                    if not told:
+                    if not announced:
                         self._say(f"all {self._size} slots for boards are taken; waiting for one")
-                        told = True
+                        announced = True
                     # No event says that any of several file locks is free.
                     time.sleep(_POLL_SECONDS)
             yield

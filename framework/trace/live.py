@@ -9,7 +9,7 @@ it lets go. The other end is ``plugin/lockstep.c``; ``docs/trace-format.md`` has
             look(held.event, held.read_ipa(...))      # the next turn of the loop lets the vCPU go
 
 When the consumer's process dies or the loop ends with an exception, the socket closes, and the plugin stops
-the board or goes on without it, as it was told (``PluginOptions.stop_on_loss``).
+the board or goes on without it, as configured (``PluginOptions.stop_on_loss``).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LiveConsumer:
     """The consumer's end of one board's lock-step socket. A context manager.
 
     ``hold``: the kinds of events at which the vCPU waits; ``send``: kinds that are sent without waiting, in
-    batches. ``on_failed_write``: told of a write given to :meth:`Held.release` that failed, with the event at which
+    batches. ``on_failed_write``: called for a write given to :meth:`Held.release` that failed, with the event at which
     it was given and a text; without it, :meth:`events` raises.
 
     The socket belongs to this process's user alone. To let a QEMU of another user connect, give the socket to that
@@ -359,7 +359,7 @@ class Held:
             self._consumer._send_all(messages + _message(Message.CONTINUE, struct.pack("<I", pause)))
 
     def detach(self) -> None:
-        """Let the board go on without a consumer, whatever it was told to do about a lost one."""
+        """Let the board go on without a consumer, whatever it is configured to do about a lost one."""
         self._need()
         self.waiting = False
         self._consumer._put(Message.DETACH)

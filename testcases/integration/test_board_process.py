@@ -250,7 +250,7 @@ def test_a_cpu_that_would_sleep_for_ever_is_noticed(make: Make) -> None:
 
 def test_a_board_that_sleeps_for_ever_is_not_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framework.diagnosis.hang._FOREVER_SECONDS", 2.0)
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 1.0)
     with make() as board:
         board.consoles["xen"].expect(HELLO, idle_timeout=10)
         with pytest.raises(BoardError, match="every CPU sleeps, and nothing woke one"):

@@ -55,11 +55,11 @@ def whole(target: Target) -> None:
         assert identity not in Janitor().boards()
 
 
-@pytest.mark.parametrize("ruin", [killed, panicked, emptied])
-def test_a_test_finds_a_whole_board_and_leaves_ruins(target: Target, ruin: Callable[[Target], None]) -> None:
+@pytest.mark.parametrize("destroy", [killed, panicked, emptied])
+def test_a_test_gets_a_working_board_and_breaks_it(target: Target, destroy: Callable[[Target], None]) -> None:
     whole(target)
     _ruined.append(target.board.id)
-    ruin(target)
+    destroy(target)
 
 
 def test_the_next_test_finds_a_whole_board(target: Target) -> None:

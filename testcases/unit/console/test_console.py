@@ -254,7 +254,7 @@ def test_each_silence_has_its_own_first_look(wire: Wire, watcher: Watcher) -> No
 def test_a_long_silence_is_looked_at_again_and_again(
     wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 0.2)
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=1.0)
     assert len(watcher.samples) == 4
@@ -262,7 +262,7 @@ def test_a_long_silence_is_looked_at_again_and_again(
 
 
 def test_a_hopeless_wait_ends_at_once(wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 0.2)
     watcher.hopeless = lambda: len(watcher.samples) == 3
     begin = time.monotonic()
     with pytest.raises(BoardError, match=r"no byte for 0\.\d s while waiting for 'never'\n    hung"):

@@ -335,7 +335,7 @@ while foster and os.getppid() == parent:
     os.sched_yield()
 with socket.socket(socket.AF_UNIX) as end:
     end.connect(path)
-    text = b'{"who": "nobody"}'
+    text = b'{"who": "qemu"}'
     end.sendall(len(text).to_bytes(4, "little") + b"\\1\\0\\0\\0" + text)
     end.recv(100)
 """
@@ -353,7 +353,7 @@ def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in
             process = subprocess.Popen([sys.executable, "-I", "-S", "-c", CONNECT, str(path), kind])
             if kind == "child":
                 consumer.accept(20)
-                assert consumer.meta == {"who": "nobody"}
+                assert consumer.meta == {"who": "qemu"}
             else:
                 with pytest.raises(TraceError, match="1 connections of other processes were refused"):
                     consumer.accept(2)
