@@ -198,7 +198,7 @@ class BuildCache:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files and links below ``folder``, sorted."""
+    """Return all files and links below ``folder``, sorted."""
     for parent, folders, files in os.walk(folder):
         for name in sorted(files) + [name for name in sorted(folders) if (Path(parent) / name).is_symlink()]:
             yield Path(parent) / name

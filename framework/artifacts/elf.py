@@ -92,7 +92,7 @@ class Elf:
         return tuple(names)
 
     def build_id(self) -> bytes | None:
-        """What the linker named this build; None if it did not."""
+        """Return the linker's build id; None without one."""
         notes, at = self.content(".note.gnu.build-id") or b"", 0
         while at + 12 <= len(notes):
             name, size, kind = struct.unpack_from("<III", notes, at)

@@ -88,7 +88,7 @@ class FirmwareConfig:
 
     @property
     def secure_window(self) -> tuple[int, int]:
-        """Where the firmware has secure RAM for OP-TEE: address and size in bytes."""
+        """Return the firmware's secure RAM for OP-TEE: address and size in bytes."""
         return int(self.optee.make["CFG_TZDRAM_START"], 16), int(self.optee.make["CFG_TZDRAM_SIZE"], 16)
 
     @property

@@ -22,9 +22,10 @@ XEN_IDENTITY = {
     "XEN_WHOAMI": "medcheck",
     "XEN_DOMAIN": "medcheck",
 }
-"""What Xen prints of the time and place of its build: always the same, so that equal inputs make equal files."""
+"""Variables that Xen prints as the time and host of its build: always the same, so that equal inputs make equal
+files."""
 MAKE_KEY: Mapping[str, str] = {"LC_ALL": "C", **XEN_IDENTITY}
-"""What this module adds to a build; part of every build's key."""
+"""Parts that this module adds to a build; they are in every build's key."""
 _COMPLAINT = re.compile(r"^\S[^:\n]*:(?:\d+:)+ (?:fatal )?error: |undefined reference to ")
 _FILE = re.compile(r"[\w./-]+\.[chS]:\d")
 _MOST_LINES = 12

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user brings instead of the pinned parts; None, and no patch, keeps the pinned one."""
+    """The user's own parts in place of the pinned ones; None, and no patch, means the pinned one."""
 
     xen: Path | None = None
     xen_syms: Path | None = None

@@ -55,7 +55,7 @@ class Store:
         return self.fetch([pin])[pin.name]
 
     def blob(self, pin: Pin) -> Path:
-        """Where the file of ``pin`` lies or would lie; says nothing about whether it is there or good."""
+        """Return the path of ``pin``'s file, whether or not it is there and good."""
         return self.root / "blobs" / pin.sha256
 
     def fetch(self, pins: Iterable[Pin]) -> dict[str, Path]:

@@ -208,7 +208,7 @@ class _Window:
 
 
 class _Bounded:
-    """What ``stream`` unpacks to, forwards only, with a bound on the whole and on what is read at once: tarfile reads
+    """Unpacked content of ``stream``, forwards only, with a bound on the whole and on each read: tarfile reads
     a header of any size into memory, and a few kilobytes can unpack to any number of zeros."""
 
     mode = "rb"

@@ -80,7 +80,7 @@ def build_hypervisor(
 
 @dataclass
 class _Workspace:
-    """Workspace of a tree's hypervisor, for incremental builds."""
+    """The place where a tree's hypervisor is built again and again."""
 
     folder: Path
     title: str

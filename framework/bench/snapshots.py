@@ -27,7 +27,7 @@ _IDLE_SECONDS = 2.0
 
 
 Look = Callable[[Target, Callable[[], float]], float]
-"""What to measure of a clone that runs, given the seconds since it was asked for."""
+"""A measurement of a running clone, given the seconds since it was requested."""
 
 
 def running(_session: Target, seconds: Callable[[], float]) -> float:

@@ -150,7 +150,7 @@ def xtest_seconds(rig: Rig, wiring: Wiring) -> float:
 def ratios(
     watched: Callable[[], float], bare: Callable[[], float], pairs: int = PAIRS, progress: Progress | None = None
 ) -> list[float]:
-    """How many times longer the same work takes when it is watched, pair by pair: 1.3 means 30 % longer."""
+    """Return the factor by which the same work takes longer when it is watched, pair by pair: 1.3 means 30 % longer."""
     found = []
     for number in range(pairs):
         if number % 2:

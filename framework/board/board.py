@@ -37,9 +37,9 @@ _QUIT_SECONDS = 5.0
 _KILL_SECONDS = 60.0
 _SOCKET_BUFFER = 4 << 20
 EARLIER_BYTES = 4 << 20
-"""How much of what a saved board's console said goes into a clone's log; a boot says less than a tenth of it."""
+"""Bytes of a saved board's console log that are copied into a clone's; a boot prints less than a tenth of it."""
 _FILE_BYTES = 8 << 30
-"""More than the trace plugin writes; a saved board's RAM comes on top."""
+"""Bytes that QEMU may write to a file: more than the trace plugin writes; a saved board's RAM comes on top."""
 
 _counter = itertools.count()
 

@@ -29,7 +29,7 @@ QEMU_UIDS = range(FIRST_UID, LAST_UID)
 """Users that QEMU runs as when root starts it."""
 
 _KILL_SECONDS = 30.0
-"""How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
+"""Seconds that the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
 
     ``parents`` carry the options of every command, ``stack`` those that choose the parts under test.
     """
-    text = "booted boards, saved for cloning"
+    text = "list, build and remove snapshots of booted boards"
     snapshot = subparsers.add_parser("snapshot", help=text, parents=[*parents])
     _add_commands(snapshot, *parents, stack=stack)
     for old, new in former.COMMANDS.items():

@@ -12,7 +12,7 @@ from framework.common.errors import UsageError
 
 _ROUNDS, _SAMPLES = 80_000, 7
 _REFERENCE_SECONDS = 0.006
-"""What :data:`_ROUNDS` rounds of the loop take on an idle 3 GHz x86-64 core with CPython 3.11."""
+"""Seconds of :data:`_ROUNDS` rounds of the loop on an idle 3 GHz x86-64 core with CPython 3.11."""
 
 _SLOWEST = 20.0
 

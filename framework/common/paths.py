@@ -39,7 +39,7 @@ CACHE_FOLDERS = (
     "blobs", "boards", "builds", "hashes", "kept", "locks", "logs", "partial", "pool", "reports", "slots", "snapshots",
     "ssh", "templates",
 )  # fmt: skip
-"""All that a cache holds, under its present and its former names; what else lies in one is not medcheck's."""
+"""Entries of a cache, by their present and their former names; others in a cache are not medcheck's."""
 
 CACHE_MARK = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"

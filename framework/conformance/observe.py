@@ -51,7 +51,7 @@ _P2M_RAM_RW, _P2M_RAM_RO, _P2M_LAST = 1, 2, 11
 _INSTRUCTION = 4
 
 Malformed = (struct.error, IndexError, ValueError, TraceError)
-"""What decoding a record of gibberish may raise."""
+"""Exceptions that decoding a malformed record may raise."""
 
 
 def page_kind(pte: int) -> PageKind | None:

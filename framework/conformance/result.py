@@ -22,7 +22,7 @@ _FROM_OUTSIDE = frozenset(rule.id for rule in RULES.values() if rule.needs)
 """Rules that hold by what was measured beside the trace: they do not make an empty trace evidence."""
 
 RESULT_FILE = "conformance.json"
-"""What a test's board leaves beside its trace: the test's id as ``test``, and its result."""
+"""File beside the trace of a test's board: the test's id as ``test``, and its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class DeviationSeen:
 
 @dataclass(frozen=True, slots=True)
 class ConformanceResult:
-    """Everything a check found.
+    """Result of a check.
 
     ``gaps`` names what is missing from the trace and what was assumed instead; ``incomplete``: records are or may be
     missing that were once written, so that the whole proves nothing. ``nonconformances`` holds the

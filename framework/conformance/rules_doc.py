@@ -71,7 +71,7 @@ def _test(node: _Function, prefix: str, shared: list[str], path: Path) -> Iterat
 
 
 def _pytestmark(body: Sequence[ast.stmt]) -> list[ast.expr]:
-    """What is assigned to ``pytestmark``."""
+    """Return the values assigned to ``pytestmark``."""
     return [
         node.value
         for node in body

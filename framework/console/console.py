@@ -32,14 +32,14 @@ from framework.console.wait_policy import OnSilence
 
 _DEATH_SECONDS = 1.0
 _REPEAT_SECONDS = 2.0
-"""What comes so soon after a repeated complaint (a back trace) belongs to it."""
+"""Seconds after a repeated complaint in which output (a back trace) belongs to it."""
 _COMPLAINTS = frozenset({"linux-panic", "linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
 """Kinds of messages that a system without progress prints repeatedly."""
 
 Watcher = Callable[[bytes], None]
 
 LOG_BYTES = 1 << 30
-"""How much of a console is logged; a whole night of xtest prints a thousandth of it."""
+"""Bytes of a console that are logged; a whole night of xtest prints a thousandth of it."""
 
 
 class Console:
@@ -204,11 +204,11 @@ class Console:
         except OSError as error:
             # A full disk must not stop the board's only reader either.
             self.alarm(BoardError(f"its log cannot be written: {error}", where=self._where()))
-        # Handed on before the watches run: who waits for a line is not held up by who looks at it.
+        # Handed on before the watches run, so that a wait for a line is not delayed by them.
         progress = self._buffer.put(data)
         end = data.rfind(b"\n") + 1
         if end == 0:
-            # Only the beginning of a line is looked at.
+            # Only the beginning of a line is searched.
             self._unfinished = (self._unfinished + data[:LINE_BYTES])[:LINE_BYTES]
         else:
             block = self._unfinished + data[:end]

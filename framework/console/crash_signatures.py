@@ -48,7 +48,7 @@ _SPEAKERS: Mapping[tuple[str, str], str] = {
     # dom0's kernel prints on Xen's console until its own is there, and for good if that never comes.
     ("linux", "xen"): r"(?!\(d[1-9])" + _OTHER,
 }
-"""Which speaker is heard on consoles of which role, and how its lines begin there."""
+"""Speakers that are accepted on consoles of each role, and how their lines begin there."""
 
 _REASON = r"\(XEN\) {0,4}(?:\[[^\]]{0,40}\] )?(?! {0,4}\*)(.*)"
 

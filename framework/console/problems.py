@@ -12,7 +12,7 @@ from framework.common.safe_text import plural
 from framework.console.crash_signatures import DOM0_DEATHS, CrashSignature
 
 MOST_OF_A_KIND = 20
-"""So many problems of one kind are kept of each console. The bound is for each console: a guest that panics in a loop
+"""Problems of one kind that are recorded for each console. The bound is for each console: a guest that panics in a loop
 must not hide what another one says."""
 
 

@@ -2,7 +2,7 @@
 """Scanner for crash signatures in a console's output, at a cost per byte that no text can raise.
 
 Regular expressions hold the interpreter's lock for as long as they run, so a line of a guest's choice must not meet
-them whole: only the first :data:`LINE_BYTES` of a line are looked at, once for each signature.
+them whole: only the first :data:`LINE_BYTES` of a line are searched, once for each signature.
 """
 
 from __future__ import annotations
@@ -127,6 +127,6 @@ def _line(block: bytes, start: int) -> bytes:
 
 
 def _after(block: bytes, at: int) -> int:
-    """Where the line after the one at ``at`` begins."""
+    """Return where the line after the one at ``at`` begins."""
     end = block.find(b"\n", at)
     return len(block) if end < 0 else end + 1

@@ -35,7 +35,7 @@ class ConsoleLike(Protocol):
 
     @property
     def before(self) -> bytes:
-        """What came before the last match."""
+        """Text before the last match."""
 
     def expect(self, patterns: list[bytes], idle_timeout: float) -> re.Match[bytes]:
         """Wait for the first of some regular expressions."""

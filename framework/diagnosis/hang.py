@@ -32,7 +32,7 @@ _PROC = Path("/proc")
 _WORD = re.compile("0x[0-9a-f]{8}")
 _WOKEN = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
 _ANSWER_SECONDS = 3.0
-"""How long QEMU's monitor may take, scaled; it answers within milliseconds."""
+"""Seconds that QEMU's monitor may take, scaled; it answers within milliseconds."""
 _DEATH_SECONDS = 1.0
 _FOREVER_SECONDS = 15.0
 """A board none of whose CPUs ran or was woken for so long (scaled) sleeps for ever: an idle Linux has timers that
@@ -221,7 +221,7 @@ class HangDetector:
                 if self._since is not None and rests(self._since, now):
                     before = self._since
             said = _Said() if now.frozen else _ask(self._board, before, now)
-            # QEMU closes its monitor a moment before it is gone.
+            # QEMU closes its monitor shortly before it is gone.
             if said.trouble and self._board.ends_within(_DEATH_SECONDS):
                 return None
         except OSError:

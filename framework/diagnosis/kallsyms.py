@@ -25,7 +25,7 @@ _MOST_TABLES = 16
 _MOST_NAMES = 256 * 512
 _PIECE = 32
 _ENOUGH = 2
-"""So many pieces that agree decide; single ones differ where the kernel has patched itself."""
+"""Number of agreeing pieces that decide; single ones differ where the kernel has patched itself."""
 
 
 class LinuxNames:
@@ -169,7 +169,7 @@ class KernelImage:
         return all(a <= b for a, b in zip(self._offsets, self._offsets[1:], strict=False))
 
     def _zero(self, begin: int) -> int:
-        """Where the string at ``begin`` ends."""
+        """Return where the string at ``begin`` ends."""
         end = self._data.find(b"\0", begin)
         if end < 0:
             raise ValueError("a string in it has no end")

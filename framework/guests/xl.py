@@ -166,7 +166,7 @@ class Xl:
         self._checked(f"{_port_known(port_name)} && {_attach(str(int(domid)), port_name)}")
 
     def list(self) -> list[DomainInfo]:
-        """All domains, dom0 first."""
+        """Return all domains, dom0 first."""
         return parse_list(self._checked("xl list").text)
 
     def find(self, domid: int) -> DomainInfo | None:
@@ -197,7 +197,7 @@ class Xl:
         self._checked(f"xl destroy {int(domid)}")
 
     def info(self) -> dict[str, str]:
-        """What ``xl info`` tells about the hypervisor and the machine, by its own names."""
+        """Return ``xl info``: facts about the hypervisor and the machine, by its own names."""
         pairs = (line.partition(":") for line in self._checked("xl info").text.splitlines())
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 

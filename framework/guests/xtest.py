@@ -28,7 +28,7 @@ IDLE_TIMEOUT = 300.0
 good one."""
 
 MOST_OUTPUT = 64 << 20
-"""Bytes of output that are looked at; the whole regression suite at level 0 prints less than 1 MiB."""
+"""Bytes of output that are parsed; the whole regression suite at level 0 prints less than 1 MiB."""
 LONGEST = 4 * 3600.0
 """Seconds (scaled) that a run at level 0 may take, ten times as many at higher levels; the regression suite takes
 750."""
@@ -43,7 +43,7 @@ _FIRST_CHECK = 5.0
 
 _LOG_HEAD = 1 << 20
 _GOT = re.compile(r"\A[^:\s]{1,80}:[0-9]{1,9}: (.{1,300}?) has an unexpected value: 0xffff000f\b", re.IGNORECASE)
-"""What a check got, not what it expected: TEEC_ERROR_SECURITY."""
+"""Matches what a check got, not what it expected: TEEC_ERROR_SECURITY."""
 _OPENS = re.compile(r"open_?session|\A(?:res|ret|rc|result)\Z", re.IGNORECASE)
 _LOADS_TA = re.compile(r"regression_(?:1004|1005|1006|1009|101[1356]|1021|4\d{3}|6\d{3})|(?:pkcs11|gp|benchmark)_")
 """Cases that run a signed trusted application from the guest's files."""
@@ -101,7 +101,7 @@ class XtestResult:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not good, in one sentence (a crash brings its console's last lines along)."""
+        """Return why it is not good, in one sentence (a crash brings its console's last lines along)."""
         if self.good:
             return None
         if self.crash is not None:

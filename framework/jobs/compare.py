@@ -15,7 +15,7 @@ _ORDER = ("fail", "not checked", "not exercised", "deviation", "pass")
 """Verdicts of a rule, the worst first: one that is no longer checked may hide a failure."""
 _XTEST_ORDER = ("crashed", "failed", "missing", "skipped", "ok")
 _SLOWER, _SLOWER_BY = 1.5, 5.0
-"""A phase is reported as slower from this factor and these seconds on: boots on a busy host differ that much."""
+"""A phase is told of as slower from this factor and these seconds on: boots on a busy host differ that much."""
 
 
 @dataclass(frozen=True)

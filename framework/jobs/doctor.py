@@ -112,7 +112,7 @@ def _shm() -> Iterator[Finding]:
 
 def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
     if offline:
-        yield Finding("mirrors", "note", "not looked at: --offline")
+        yield Finding("mirrors", "note", "not checked: --offline")
         return
     lock = Lock.load()
     # With everything here, no mirror is needed before the next `lock --update`.

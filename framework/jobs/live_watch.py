@@ -21,7 +21,7 @@ HOPELESS = 10_000
 wrongly (a driver that tries again and again, say) makes no progress, however long one waits."""
 
 _REST_SECONDS = 60.0
-"""How long the check may take to catch up with a board that has ended."""
+"""Seconds in which the check must catch up with a board that has ended."""
 
 
 class LiveWatch(AbstractContextManager["LiveWatch"]):

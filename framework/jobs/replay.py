@@ -39,7 +39,7 @@ from framework.trace.reader import Reader
 
 _SCRIPT, _GIVEN = "/run/medcheck-prepared", "/run/medcheck-stimulus"
 BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
-"""What dom0's console says."""
+"""Marks that dom0 prints on its console."""
 _CODE = rb" ([0-9]{1,18})\r?\n"
 _DELAY = 10
 """Seconds of the board's time between preparing and the stimulus: the board must have been saved by then."""
@@ -47,7 +47,7 @@ _PIECE = 200
 """Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
 PATIENCE = 300.0
 _SAID_BYTES = 1 << 20
-"""More than dom0 says between preparing and saving."""
+"""Bytes of console log to search: more than dom0 prints between preparing and saving."""
 
 _PRELUDE = """in_guest() {
     medcheck_domain=$(xl domid "$1") || { echo "in_guest: there is no guest $1"; exit 1; }

@@ -61,7 +61,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found: the report, its JSON document as written into ``folder``, and the exit code it means.
+    """Result of a run: the report, its JSON document as written into ``folder``, and the exit code it means.
 
     ``failure`` is what ended the run early, if anything did.
     """

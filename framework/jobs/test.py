@@ -17,7 +17,7 @@ from framework.jobs.pytest_process import follow
 from framework.target.stack import open_store, prepare_stack
 
 _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
-"""What pytest's exit codes mean here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
+"""Meaning of pytest's exit codes here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
 _INTERRUPTED = 2
 
 

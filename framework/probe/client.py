@@ -31,7 +31,7 @@ _MIB = 1 << 20
 _DEVICE_TREE = _MIB
 """The toolstack puts the device tree at the end of RAM; the last MiB is left alone."""
 IMAGE_IN_DOM0 = "/run/medcheck-probe.img"
-"""Where :func:`create_probe` leaves the image in dom0."""
+"""Path at which :func:`create_probe` leaves the image in dom0."""
 
 
 class ProbeFault(GuestError):  # noqa: N818 - the guest's exception, not the client's

@@ -86,7 +86,7 @@ class ConsoleTransport:
         raise GuestError(f"a program was damaged on its way {_ATTEMPTS} times", where=self._console.name)
 
     def close(self) -> None:
-        """Nothing: the console belongs to the board."""
+        """Do nothing: the console belongs to the board."""
 
     def _results(self, timeout_s: float) -> bytes | None:
         data = bytearray()
@@ -139,7 +139,7 @@ class HeldLike(Protocol):
 
     @property
     def event(self) -> EventLike:
-        """What the vCPU waits at."""
+        """The event at which the vCPU waits."""
         ...
 
     def read_ipa(self, ipa: int, length: int) -> bytes:
@@ -229,7 +229,7 @@ class DoorbellTransport:
         self._answers.put((0, reason))
 
     def close(self) -> None:
-        """Nothing: the lock-step socket belongs to the board."""
+        """Do nothing: the lock-step socket belongs to the board."""
 
     def _next(self, timeout_s: float) -> tuple[int, bytes] | None:
         try:

@@ -23,7 +23,7 @@ from mediator_ref.abi import RpcCmd
 from mediator_ref.events import PAGE_SIZE
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))
-"""What decides, beside the image, which state the board is left in."""
+"""Inputs, beside the image, that decide which state the board is left in."""
 
 _NAME = "parked"
 _MEMORY_MIB = 32

@@ -32,7 +32,7 @@ from mediator_ref.abi import RpcCmd, RpcFunc
 
 
 class Status(IntEnum):
-    """How an instruction ended."""
+    """Outcome of an instruction."""
 
     OK = 0
     FAULT = 1
@@ -84,7 +84,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Record:
-    """What one instruction did. Only the fields of its kind are set."""
+    """Result of one instruction. Only the fields of its kind are set."""
 
     op: Op
     status: Status

@@ -189,7 +189,7 @@ def _slowest(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _waterfall(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each phase as a bar from where the one before it ended."""
+    """Return each phase as a bar that begins where the one before it ended."""
     whole = max([timing["seconds"] or 0 for timing in timings], default=0) or 1
     rows, before = [], 0.0
     for timing in timings:

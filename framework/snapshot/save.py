@@ -39,7 +39,7 @@ def wait_until_calm(board: Board) -> bool:
 def _grows_calm(board: Board, end: float) -> bool:
     before = sample(board)
     while time.monotonic() < end:
-        # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.
+        # No event says that a CPU computes no more; its use of the host's time is the only evidence.
         time.sleep(_CALM_SECONDS)
         now = sample(board)
         used = sum(use.ran for use in between(before, now).values())

@@ -34,10 +34,10 @@ from framework.snapshot import sparse
 
 TMPFS = Path("/dev/shm")
 MOST_RAM = 2 << 30
-"""What a board's RAM takes at most while it boots; the rest of it stays a hole."""
+"""Bytes that a board's RAM takes at most while it boots; the rest of it stays a hole."""
 
 _SPARE = 256 << 20
-"""What a copy leaves free on tmpfs: clones' own files and other programs live there too."""
+"""Bytes that a copy leaves free on tmpfs: clones' own files and other programs live there too."""
 
 _FOLDER_MODE = 0o711 if os.geteuid() == 0 else 0o700
 """QEMU's own user goes through it to a file that it knows where there can be no private view of the file system."""

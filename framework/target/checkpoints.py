@@ -34,7 +34,7 @@ from framework.snapshot.store import Snapshot, SnapshotStore
 from framework.target.target import Target, say_remarks
 
 _SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", "guests/*.py", "snapshot/*.py")
-"""What decides, beside files and options, which state a board is saved in."""
+"""Sources that decide, beside files and options, which state a board is saved in."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Files:
-    """As much of a stack as a restored board needs."""
+    """The part of a stack that a restored board needs."""
 
     qemu: _Qemu
     flash: Path

@@ -28,7 +28,7 @@ from framework.target.stack import MEDIATOR_TRACE, trace_options
 _CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
 _DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
 _BOOT_LINES = 400
-"""More lines than Xen prints before dom0."""
+"""Lines to search: more than Xen prints before dom0."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Target(AbstractContextManager["Target"]):
         self.phases.append(Phase("restored", time.monotonic() - self._begin))
 
     def boot(self, progress: Progress, *, guests: bool = True) -> None:
-        """From power-on to every Linux guest of the board ready; without ``guests``, to dom0 ready."""
+        """Boot from power-on until every Linux guest of the board is ready; without ``guests``, until dom0 is."""
         linux = [guest for guest in self.spec.guests if guest.kind == "linux" and guests]
         with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
             self._begin = time.monotonic()

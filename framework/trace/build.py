@@ -147,7 +147,7 @@ class PluginOptions:
         return tuple(found)
 
     def for_board(self, plugin: Path) -> dict[str, Any]:
-        """What a :class:`framework.board.board.Board` is given to load the plugin with these options.
+        """Return the options of a :class:`framework.board.board.Board` that loads the plugin with these options.
 
         Its outputs: the file, and the socket as well, for QEMU may run as another user, who could not connect to it.
         """

@@ -33,7 +33,7 @@ _REGS_OF: dict[int, int] = {
     Kind.GUEST_CALL: 8, Kind.EL3_CALL: 8, Kind.EL3_RETURN: 8, Kind.GUEST_RETURN: 8, Kind.DOORBELL: 1,
     Kind.COUNTERS: len(COUNTERS),
 }  # fmt: skip
-"""As many as every convention of such a call passes; the plugin records more of a guest's."""
+"""Number of registers that every convention of such a call passes; the plugin records more of a guest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class Event:
 
     @property
     def conduit(self) -> str:
-        """How a guest called: ``smc`` or ``hvc``."""
+        """Instruction by which a guest called: ``smc`` or ``hvc``."""
         return "hvc" if self.raw_flags & Flag.HVC else "smc"
 
     @property

@@ -61,7 +61,7 @@ class Message(IntEnum):
 
 
 class Space(IntEnum):
-    """What an address means: machine, guest-physical (through the vCPU's stage-2 tables), or virtual right
+    """Meaning of an address: machine, guest-physical (through the vCPU's stage-2 tables), or virtual right
     now."""
 
     MA = 0
@@ -158,7 +158,7 @@ class LiveConsumer:
         self._connection.settimeout(None)
 
     def events(self) -> Iterator[Held]:
-        """Events until the board ends. Going on to the next one lets the vCPU go, unless that was done
+        """Yield events until the board ends. Going on to the next one lets the vCPU go, unless that was done
         already. Raises TraceError when the plugin breaks the protocol, or a write that :meth:`Held.release` was
         given failed."""
         while True:
@@ -212,7 +212,7 @@ class LiveConsumer:
                 raise TraceError(
                     f"no board connected within {timeout_s} s{others}",
                     where=str(self.path),
-                    hint="look at QEMU's standard error: did the plugin load?",
+                    hint="QEMU's standard error says whether the plugin was loaded",
                 ) from error
             except OSError as error:
                 raise self._hung_up() from error
@@ -331,7 +331,7 @@ class Held:
         self.write(Space.IPA, ipa, data)
 
     def translate(self, ipa: int) -> Leaf:
-        """Where the vCPU's stage-2 tables take an IPA."""
+        """Translate an IPA by the vCPU's stage-2 tables."""
         answer = self._ask(Message.TRANSLATE, _word(ipa, f"IPA {ipa:#x}"), f"IPA {ipa:#x}")
         if len(answer) != _LEAF.size:
             raise TraceError(f"IPA {ipa:#x}: the plugin answered with {len(answer)} bytes")

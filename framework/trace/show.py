@@ -18,7 +18,7 @@ _SHOWN_PARAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which calls to show; None: all. ``function`` is a part of a name (``CALL_WITH``), a message command
+    """Selection of calls to show; None: all. ``function`` is a part of a name (``CALL_WITH``), a message command
     (``OPEN_SESSION``), or a number; times are board seconds; ``thread`` is OP-TEE's thread id."""
 
     domain: int | None = None

@@ -41,7 +41,7 @@ class Latency:
 
 @dataclass(slots=True)
 class Stats:
-    """What :func:`collect` found. ``calls`` is keyed by domain (None: unknown) and name."""
+    """Result of :func:`collect`. ``calls`` is keyed by domain (None: unknown) and name."""
 
     records: Counter[str] = field(default_factory=Counter)
     calls: dict[tuple[int | None, str], Latency] = field(default_factory=lambda: defaultdict(Latency))

@@ -123,7 +123,7 @@ class XenLayout:
 
 
 class _Budget:
-    """What reading may cost: looked at between the steps of the ELF library."""
+    """Limit of reading time, checked between the steps of the ELF library."""
 
     def __init__(self, where: str, cpu_s: float) -> None:
         self.where = where
@@ -194,7 +194,7 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
 
 
 def _places(names: bytes, name: bytes) -> Iterator[int]:
-    """Where a name stands in a string table, the ends of longer names among them."""
+    """Yield the offsets of a name in a string table, also as the end of longer names."""
     at = names.find(name + b"\0")
     while at >= 0:
         yield at
