@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Built things by the hash of everything that went into them, verified at every use.
+"""Cache of build results, found by the hash of all their inputs and verified at every use.
 
 Layout below the root: ``builds/<name>-<key>/`` with a ``manifest.json``, ``locks/``, and ``logs/`` with the
 logs of builds that failed. A build must not depend on the folder it runs in: it is renamed when complete.
@@ -57,7 +57,7 @@ class BuildCache:
         self._checker = Checker()
 
     def get(self, name: str, inputs: Mapping[str, object], build: Callable[[Path], None]) -> Path:
-        """The folder that ``build`` fills, from the cache if it was built from the same inputs before.
+        """Return the folder that ``build`` fills, from the cache if it was built from the same inputs before.
 
         ``inputs`` may hold numbers, texts, bytes, lists, mappings, dataclasses and paths; a path stands for
         the content of the file or folder. ``build`` gets an empty folder; its ``*.log`` files are kept when
@@ -94,7 +94,7 @@ class BuildCache:
 
     @contextmanager
     def workspace(self, name: str, inputs: Mapping[str, object]) -> Iterator[Path]:
-        """A folder that stays, for what a build can use again next time; nothing vouches for its content. It is this
+        """Yield a folder that stays, for what a build can use again next time; its content is not verified. It is this
         process's alone until the end of the context, and removed like other builds when it was not used for long."""
         plain = {key: _canonical(value) for key, value in sorted(inputs.items())}
         key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
@@ -106,7 +106,7 @@ class BuildCache:
             yield folder
 
     def entries(self) -> list[Entry]:
-        """What is there, least recently used first."""
+        """Return what the cache holds, least recently used first."""
         found = []
         for folder in (self.root / "builds").glob("*-*"):
             if folder.is_dir() and not folder.name.startswith("."):
@@ -117,7 +117,7 @@ class BuildCache:
     def prune(self, max_bytes: int, *, unused_for: float = 0) -> list[Entry]:
         """Remove the least recently used folders until at most ``max_bytes`` are left; return the removed.
 
-        What is being built, or was used in the last ``unused_for`` seconds, stays.
+        Builds in progress, and those used in the last ``unused_for`` seconds, stay.
         """
         entries = self.entries()
         total = sum(entry.size for entry in entries)
@@ -143,7 +143,7 @@ class BuildCache:
     def _build(self, folder: Path, inputs: Mapping[str, object], build: Callable[[Path], None]) -> None:
         aside = folder.with_name(f".{folder.name}.partial")
         if aside.exists():
-            # Left by a run that was killed; nobody else can be at it, for the lock is ours.
+            # Left by a run that was killed; no other process uses it, for the lock is ours.
             shutil.rmtree(aside)
         aside.mkdir()
         try:
@@ -159,7 +159,7 @@ class BuildCache:
             raise
 
     def _keep_logs(self, aside: Path, name: str) -> Path | None:
-        """Move the logs of a failed build to where they stay; None if it wrote none."""
+        """Move the logs of a failed build to ``logs/``; return where, or None if it wrote none."""
         logs = [path for path in sorted(aside.rglob("*.log")) if path.is_file()]
         if not logs:
             return None
@@ -198,7 +198,7 @@ class BuildCache:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files and links below ``folder``, sorted."""
+    """Return all files and links below ``folder``, sorted."""
     for parent, folders, files in os.walk(folder):
         for name in sorted(files) + [name for name in sorted(folders) if (Path(parent) / name).is_symlink()]:
             yield Path(parent) / name

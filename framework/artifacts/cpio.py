@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Initial ramdisks as the kernel reads them: "newc" cpio archives, written the same way every time.
+"""Writer of initial ramdisks: "newc" cpio archives, byte for byte the same for the same entries.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst of Linux.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One file from whichever of its sources has it: resumed, retried, and accepted only with the pinned hash."""
+"""Download of one file from the first source that has it: resumed, retried, and accepted only with the pinned hash."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Unusable(Exception):  # noqa: N818 - an answer
 
 
 class _Stale(_Unusable):
-    """What lies here from an earlier try does not go together with what the source has."""
+    """The partial file of an earlier try does not match the source's."""
 
 
 class _Interrupted(Exception):  # noqa: N818 - an event
@@ -100,7 +100,7 @@ class Downloader:
         raise _failure(pin, reasons)
 
     def text(self, path: str) -> str:
-        """A small unpinned text file below a base URL, such as a suite's release file.
+        """Return a small unpinned text file below a base URL, such as a suite's release file.
 
         :raises ArtifactError: no mirror has it.
         """
@@ -126,7 +126,7 @@ class Downloader:
         )
 
     def ask(self, pin: Pin) -> dict[str, str | None]:
-        """What each mirror says when asked for ``pin``, within seconds: None if it has it, else the reason."""
+        """Ask each mirror for ``pin``, within seconds; by mirror, None if it has it, else the reason."""
         bases = self._mirrors.all
         with ThreadPoolExecutor(max(1, len(bases))) as pool:
             return dict(zip(bases, pool.map(lambda base: self._asked(base, pin), bases), strict=True))
@@ -142,7 +142,7 @@ class Downloader:
             return _brief(error)
 
     def _bounded(self, url: str) -> bytes:
-        """At most a little more than the limit of what ``url`` answers, however much that is."""
+        """Return the body of ``url``'s answer, cut a little above the limit."""
         data = b""
         headers = {"Accept-Encoding": "identity"}
         with self._session().get(url, headers=headers, stream=True, timeout=_TIMEOUT) as reply:
@@ -154,7 +154,7 @@ class Downloader:
         return data
 
     def _locations(self, pin: Pin) -> Iterator[tuple[str, str | Path]]:
-        """Where to look: the pin's own sources, the mirror that answered last, the others, snapshots."""
+        """Yield the locations to try: the pin's own sources, the mirror that answered last, the others, snapshots."""
         for source in pin.sources:
             folder = local_folder(source)
             if folder is None:
@@ -247,7 +247,7 @@ class Downloader:
 
 
 def disk_error(error: OSError, path: Path, size: int) -> ArtifactError:
-    """What an operating system error while writing below the cache means to the user."""
+    """Turn an operating system error while writing below the cache into one for the user."""
     where = str(error.filename or path)
     if error.errno in NO_ROOM:
         return ArtifactError(
@@ -270,12 +270,12 @@ def _url(base: str, pin: Pin) -> str:
 
 
 def _inside(folder: Path, pin: Pin) -> tuple[Path, ...]:
-    """Where a local folder may hold the file: laid out as an archive, or flat."""
+    """Return the paths at which a local folder may hold the file: laid out as an archive, or flat."""
     return folder / pin.path, folder / pin.filename
 
 
 def _usable_size(part: Path, pin: Pin) -> int:
-    """How many bytes of an earlier try can be gone on from."""
+    """Return how many bytes of an earlier try can be used."""
     try:
         size = part.stat().st_size
     except FileNotFoundError:
@@ -287,7 +287,7 @@ def _usable_size(part: Path, pin: Pin) -> int:
 
 
 def _accepted_offset(reply: requests.Response, start: int, size: int) -> int:
-    """Where the body of ``reply`` belongs in the file."""
+    """Return the offset in the file at which the body of ``reply`` begins."""
     status = reply.status_code
     if status in (404, 410):
         raise _Absent(f"{status} {reply.reason}")
@@ -319,7 +319,7 @@ def _brief(error: BaseException) -> str:
 
 
 def _failure(pin: Pin, reasons: list[tuple[str, Exception]]) -> ArtifactError:
-    """The error that says where a file was looked for, what each place said, and what to do."""
+    """Return the error that lists the sources tried, what each answered, and what to do."""
     if reasons and all(isinstance(error, _Absent) for _, error in reasons):
         what = f"{pin.name} {pin.version}: no source has {pin.filename} any more (404)"
         hint = (
@@ -333,5 +333,5 @@ def _failure(pin: Pin, reasons: list[tuple[str, Exception]]) -> ArtifactError:
     else:
         what = f"{pin.name} {pin.version}: {pin.filename} cannot be had"
         hint = f"check the network and proxy, or name other sources with --mirror or {MIRROR_VARIABLE}"
-    told = "".join(f"\n    {place}: {error}" for place, error in reasons)
-    return ArtifactError(what + told, hint=hint)
+    listed = "".join(f"\n    {place}: {error}" for place, error in reasons)
+    return ArtifactError(what + listed, hint=hint)

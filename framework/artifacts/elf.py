@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an ELF file of a guest needs: its libraries, and for a kernel module the modules it depends on.
+"""Dependencies of a guest's ELF file: its libraries, and for a kernel module the modules it depends on.
 
 Read here rather than with a library, because the files are foreign: every offset, count and length is checked against
 the file, nothing is decompressed, and whatever is wrong is one kind of error. Only what arm64 guests and Xen are made
@@ -92,7 +92,7 @@ class Elf:
         return tuple(names)
 
     def build_id(self) -> bytes | None:
-        """What the linker named this build; None if it did not."""
+        """Return the linker's build id; None without one."""
         notes, at = self.content(".note.gnu.build-id") or b"", 0
         while at + 12 <= len(notes):
             name, size, kind = struct.unpack_from("<III", notes, at)

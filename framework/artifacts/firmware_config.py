@@ -50,7 +50,7 @@ class XenRecipe:
 
 @dataclass(frozen=True)
 class FirmwareConfig:
-    """The file as a whole; ``epoch`` is the one moment (seconds since 1970) that builds print."""
+    """The file as a whole; ``epoch`` is the time (seconds since 1970) that builds print."""
 
     epoch: int
     optee: MakeRecipe
@@ -88,7 +88,7 @@ class FirmwareConfig:
 
     @property
     def secure_window(self) -> tuple[int, int]:
-        """Where the firmware has secure RAM for OP-TEE: address and size in bytes."""
+        """Return the firmware's secure RAM for OP-TEE: address and size in bytes."""
         return int(self.optee.make["CFG_TZDRAM_START"], 16), int(self.optee.make["CFG_TZDRAM_SIZE"], 16)
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Paths inside a guest's tree that lies in a folder of this machine: no name and no link leads out of that folder."""
+"""Paths inside a guest's tree, which is a folder of this machine: no name and no link leads out of that folder."""
 
 from __future__ import annotations
 

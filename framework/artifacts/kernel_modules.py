@@ -20,7 +20,7 @@ MOST = 128 << 20
 _MOST_TOGETHER = 512 << 20
 _MOST_LISTED = 16 << 20
 _MEMORY = 256 << 20
-"""What unpacking one may take, in bytes: the kernel's own build compresses for far less."""
+"""Memory for unpacking one, in bytes: the kernel's own build compresses for far less."""
 _FILE = re.compile(r"(.+)\.ko(\.(xz|gz|zst|bz2|lz4|lzma|lzo))?")
 _OTHERS = {b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4", b"\x89LZO": "lzo"}
 
@@ -126,7 +126,7 @@ def read(path: Path) -> Module:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """At most one byte more than the bound, whatever a small file unpacks to."""
+    """Unpack a module, up to one byte more than the bound."""
     if data.startswith(b"\xfd7zXZ\0"):
         xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
         return _whole(xz.decompress(data, MOST + 1), ended=xz.eof)

@@ -78,7 +78,7 @@ class Lock:
 
     @property
     def pins(self) -> dict[str, Pin]:
-        """All pins by name."""
+        """Return all pins by name."""
         return {pin.name: pin for group in self.groups.values() for pin in group}
 
     def group(self, name: str) -> tuple[Pin, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs `make` with a known environment and compiler, and says what failed in the compiler's own words."""
+"""Runs `make` with a known environment and compiler; errors quote the compiler."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ XEN_IDENTITY = {
     "XEN_WHOAMI": "medcheck",
     "XEN_DOMAIN": "medcheck",
 }
-"""What Xen prints of the time and place of its build: always the same, so that equal inputs make equal files."""
+"""Variables that Xen prints as the time and host of its build: always the same, so that equal inputs make equal
+files."""
 MAKE_KEY: Mapping[str, str] = {"LC_ALL": "C", **XEN_IDENTITY}
-"""What this module adds to a build; part of every build's key."""
+"""Parts that this module adds to a build; they are in every build's key."""
 _COMPLAINT = re.compile(r"^\S[^:\n]*:(?:\d+:)+ (?:fatal )?error: |undefined reference to ")
 _FILE = re.compile(r"[\w./-]+\.[chS]:\d")
 _MOST_LINES = 12
@@ -85,7 +86,7 @@ def run_logged(
 
 
 def build_environment() -> dict[str, str]:
-    """All that a build sees of the user's environment: whatever else is set there (CFLAGS, MAKEFLAGS,
+    """Return the part of the user's environment that a build sees: other variables (CFLAGS, MAKEFLAGS,
     CROSS_COMPILE, …) would change what is built without changing its key in the cache."""
     kept = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
     return {

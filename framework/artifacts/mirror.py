@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where files come from: an option, the environment, or the archives this machine's apt already uses.
+"""Sources of files: an option, the environment, or the archives that this machine's apt already uses.
 
 No host name stands in the repository. Sources, in this order: ``--mirror``, ``MEDCHECK_MIRROR``, apt's own
 source lists; ``MEDCHECK_SNAPSHOT`` is asked last, for files that have left the mirrors. Each is a comma
@@ -40,7 +40,7 @@ class Mirrors:
         """Find the mirrors of this machine.
 
         :raises UsageError: an entry of the option or a variable is neither URL nor existing folder.
-        :raises ArtifactError: nobody names any mirror.
+        :raises ArtifactError: no mirror is named anywhere.
         """
         snapshots = _listed(environ.get(SNAPSHOT_VARIABLE, ""), SNAPSHOT_VARIABLE)
         proxies = _apt_proxies(apt_root)
@@ -147,7 +147,7 @@ def _usable(uri: str, root: Path) -> list[str]:
 
 
 def _apt_proxies(root: Path) -> dict[str, str]:
-    """Proxies that apt is told to use; those in the environment are honoured by requests itself."""
+    """Proxies in apt's configuration; those in the environment are honoured by requests itself."""
     folder = root / "etc/apt"
     files = [folder / "apt.conf"]
     if (folder / "apt.conf.d").is_dir():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the user brings instead of the pinned parts: one table for the command line, pytest and what they mean."""
+"""The user's own parts in place of pinned ones: one table for the command line, pytest and the meaning of each
+option."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user brings instead of the pinned parts; None, and no patch, keeps the pinned one."""
+    """The user's own parts in place of the pinned ones; None, and no patch, means the pinned one."""
 
     xen: Path | None = None
     xen_syms: Path | None = None
@@ -35,7 +36,7 @@ class Overrides:
         return cls(**chosen)
 
     def words(self) -> list[str]:
-        """The options that say the same, such as ``xen-rev=RELEASE-4.20.4``, without leading dashes."""
+        """Return the equivalent options, such as ``xen-rev=RELEASE-4.20.4``, without leading dashes."""
         found = []
         for name, value in self.__dict__.items():
             for item in value if isinstance(value, tuple) else (value,):
@@ -104,7 +105,7 @@ OPTIONS: Mapping[str, Option] = {
 
 def add_options(add: Callable[..., Any], prefix: str, wrong: Callable[[str], Exception]) -> None:
     """Give a parser all options: ``add`` is its ``add_argument`` or ``addoption``, ``prefix`` stands before their
-    names (``--``), and ``wrong`` is how the parser is told of a text that means nothing."""
+    names (``--``), and ``wrong`` makes the exception that it takes for an invalid text."""
 
     def kind_of(option: Option) -> Callable[[str], Any]:
         def parse(text: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pins anew: resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
+"""Resolves ``packages.yaml`` against what the archive offers now, and writes the lock file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEYRINGS = ("usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyring
 
 
 @dataclass(frozen=True)
-class Wish:
+class PackageRequest:
     """One package of ``packages.yaml``; ``arch`` is ``source`` for a source package.
 
     ``package`` may hold ``*``, for packages such as kernels that carry their version in the name.
@@ -51,11 +51,11 @@ class Wish:
         return "main/source/Sources.xz" if self.arch == "source" else f"main/binary-{self.arch}/Packages.xz"
 
     def names(self, package: str) -> bool:
-        """Whether ``package`` is the one that is meant."""
+        """Whether ``package`` is the requested one."""
         return fnmatchcase(package, self.package)
 
     def accepts(self, version: str) -> bool:
-        """Whether ``version`` is what was asked for."""
+        """Whether ``version`` is a requested one."""
         if self.version is None:
             return True
         if self.version.endswith("*"):
@@ -65,7 +65,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class LockDiff:
-    """What pinning anew changed."""
+    """Difference between an old and a new lock file."""
 
     added: tuple[Pin, ...] = ()
     removed: tuple[Pin, ...] = ()
@@ -80,12 +80,12 @@ class LockDiff:
         result += [f"- {pin.name} {pin.version} ({_size(pin)})" for pin in self.removed]
         for old, new in self.changed:
             if old.version != new.version:
-                told = f"{old.version} -> {new.version}"
+                change = f"{old.version} -> {new.version}"
             elif old.sha256 != new.sha256:
-                told = f"{new.version}: same version, OTHER CONTENT"
+                change = f"{new.version}: same version, OTHER CONTENT"
             else:
-                told = f"{new.version}: moved to {new.path}"
-            result.append(f"~ {new.name} {told} ({_size(old)} -> {_size(new)})")
+                change = f"{new.version}: moved to {new.path}"
+            result.append(f"~ {new.name} {change} ({_size(old)} -> {_size(new)})")
         return result
 
 
@@ -103,17 +103,17 @@ def update(
         genuine.
     """
     progress = progress or Silent()
-    wishes = read_wishes(packages)
+    requests = read_requests(packages)
     before = Lock.load(lock, resolve_sources=False) if lock.exists() else Lock({}, lock)
-    found = _resolve(wishes, mirrors, progress, unsigned)
+    found = _resolve(requests, mirrors, progress, unsigned)
     labels: dict[str, list[str]] = {}
-    for wish in wishes:
-        labels.setdefault(wish.group, []).extend(pin.name for pin in found[wish])
+    for request in requests:
+        labels.setdefault(request.group, []).extend(pin.name for pin in found[request])
     unique = names(labels)
     groups: dict[str, tuple[Pin, ...]] = {}
-    for wish in wishes:
-        pins = [replace(pin, name=unique[wish.group, pin.name]) for pin in found[wish]]
-        groups[wish.group] = groups.get(wish.group, ()) + tuple(_with_sources(pin, before) for pin in pins)
+    for request in requests:
+        pins = [replace(pin, name=unique[request.group, pin.name]) for pin in found[request]]
+        groups[request.group] = groups.get(request.group, ()) + tuple(_with_sources(pin, before) for pin in pins)
     after = Lock(groups, lock)
     difference = compare(before, after)
     if difference or tuple(before.groups) != tuple(after.groups):
@@ -131,14 +131,14 @@ def compare(before: Lock, after: Lock) -> LockDiff:
     )
 
 
-def read_wishes(path: Path) -> list[Wish]:
+def read_requests(path: Path) -> list[PackageRequest]:
     """Read ``packages.yaml``.
 
     :raises ConfigError: with ``file:line``, whatever is wrong with it.
     """
     source = Source(path, "see the comments at the top of packages.yaml")
     top = source.record(source.root(), "the file", ("groups",))
-    wishes: list[Wish] = []
+    requests: list[PackageRequest] = []
     for group, selections in source.mapping(top["groups"], "groups").items():
         for selection in source.items(selections, f"group {group}"):
             entry = source.record(selection, f"group {group}", ("suite",), ("arch", "packages", "sources"))
@@ -149,46 +149,49 @@ def read_wishes(path: Path) -> list[Wish]:
                 raise source.error(selection, f"group {group}: arch belongs to packages, and only there")
             arch = source.text(entry["arch"], "arch") if "arch" in entry else "source"
             for item in source.items(entry.get("packages", entry.get("sources", selection)), f"group {group}"):
-                wishes += _wishes(source, item, group, suite, arch)
-    _refuse_repeats(wishes)
-    return wishes
+                requests += _requests(source, item, group, suite, arch)
+    _refuse_repeats(requests)
+    return requests
 
 
-def _wishes(source: Source, item: yaml.Node, group: str, suite: str, arch: str) -> Iterator[Wish]:
+def _requests(source: Source, item: yaml.Node, group: str, suite: str, arch: str) -> Iterator[PackageRequest]:
     where = f"{source.path}:{item.start_mark.line + 1}"
     if isinstance(item, yaml.ScalarNode):
-        yield Wish(group, suite, arch, source.text(item, "a package"), None, where)
+        yield PackageRequest(group, suite, arch, source.text(item, "a package"), None, where)
         return
     for name, version in source.mapping(item, f"a package of group {group}").items():
-        yield Wish(group, suite, arch, name, source.text(version, f"{name}: version"), where)
+        yield PackageRequest(group, suite, arch, name, source.text(version, f"{name}: version"), where)
 
 
-def _refuse_repeats(wishes: list[Wish]) -> None:
+def _refuse_repeats(requests: list[PackageRequest]) -> None:
     seen: set[tuple[str, str]] = set()
-    for wish in wishes:
-        if (wish.group, wish.package) in seen:
-            raise ConfigError(f"{wish.package} occurs twice in group {wish.group}", where=wish.where)
-        seen.add((wish.group, wish.package))
+    for request in requests:
+        if (request.group, request.package) in seen:
+            raise ConfigError(f"{request.package} occurs twice in group {request.group}", where=request.where)
+        seen.add((request.group, request.package))
 
 
-def _resolve(wishes: list[Wish], mirrors: Mirrors, progress: Progress, unsigned: bool) -> dict[Wish, list[Pin]]:
-    """The pins of every wish; binary pins are named after the package, source pins after package and part."""
+def _resolve(
+    requests: list[PackageRequest], mirrors: Mirrors, progress: Progress, unsigned: bool
+) -> dict[PackageRequest, list[Pin]]:
+    """Return the pins of every request; binary pins are named after the package, source pins after package and part."""
     releases = {
-        suite: _release(suite, mirrors, progress, unsigned) for suite in dict.fromkeys(wish.suite for wish in wishes)
+        suite: _release(suite, mirrors, progress, unsigned)
+        for suite in dict.fromkeys(request.suite for request in requests)
     }
     indexes: dict[tuple[str, str], Pin] = {}
-    for wish in wishes:
-        if (wish.suite, wish.index) not in indexes:
-            indexes[wish.suite, wish.index] = _index_pin(wish, releases[wish.suite])
-    found: dict[Wish, list[Pin]] = {}
+    for request in requests:
+        if (request.suite, request.index) not in indexes:
+            indexes[request.suite, request.index] = _index_pin(request, releases[request.suite])
+    found: dict[PackageRequest, list[Pin]] = {}
     with tempfile.TemporaryDirectory(prefix="medcheck-lock-") as folder:
         files = Store(Path(folder), mirrors, progress=progress).fetch(indexes.values())
         with progress.task("reading indexes", total=len(indexes), unit="files") as task:
             for (suite, index), pin in indexes.items():
-                asked = [wish for wish in wishes if (wish.suite, wish.index) == (suite, index)]
+                asked = [request for request in requests if (request.suite, request.index) == (suite, index)]
                 offered = _offered(files[pin.name], asked)
-                for wish in asked:
-                    found[wish] = _picked(wish, offered[wish])
+                for request in asked:
+                    found[request] = _picked(request, offered[request])
                 task.advance()
     return found
 
@@ -200,7 +203,7 @@ def _release(suite: str, mirrors: Mirrors, progress: Progress, unsigned: bool) -
     with contextlib.suppress(ArtifactError):
         text = downloader.text(f"dists/{suite}/InRelease")
     if text is None:
-        # Outside the other's handling: what is said of this one must not repeat that one.
+        # Outside the other's handling: the error about this one must not repeat that one.
         text = downloader.text(f"dists/{suite}/Release")
     keyrings = [str(path) for path in (Path("/") / name for name in _KEYRINGS) if path.is_file()]
     program = shutil.which("gpgv")
@@ -222,17 +225,17 @@ def _release(suite: str, mirrors: Mirrors, progress: Progress, unsigned: bool) -
 
 
 def _insist(suite: str, what: str, cure: str, progress: Progress, unsigned: bool) -> None:
-    """Go on without a signature only for somebody who has asked for it."""
+    """Accept a missing signature only where the user has asked for that."""
     if not unsigned:
         raise ArtifactError(
-            f"{suite}: {what}, and whoever stands between could pin anything",
+            f"{suite}: {what}, and anyone between here and the archive could pin anything",
             hint=f"{cure}; or give --unsigned, and check the difference with care",
         )
     progress.say(f"{suite}: {what}; check the difference with care")
 
 
 def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
-    """What was signed in ``text``, as ``gpgv`` gives it out after checking the signature."""
+    """Return what was signed in ``text``, as ``gpgv`` prints it after checking the signature."""
     with tempfile.TemporaryDirectory(prefix="medcheck-gpgv-") as folder:
         signed, plain = Path(folder, "InRelease"), Path(folder, "Release")
         signed.write_text(text, encoding="utf-8")
@@ -245,25 +248,25 @@ def verified_text(text: str, suite: str, gpgv: list[str]) -> str:
         return plain.read_text(encoding="utf-8")
 
 
-def _index_pin(wish: Wish, release: str) -> Pin:
+def _index_pin(request: PackageRequest, release: str) -> Pin:
     section = re.search(r"^SHA256:\n((?: .*\n?)*)", release, re.MULTILINE)
     for line in section[1].splitlines() if section else ():
         sha256, size, name = (*line.split(), "", "", "")[:3]
-        if name == wish.index:
-            path = f"dists/{wish.suite}/{name}"
+        if name == request.index:
+            path = f"dists/{request.suite}/{name}"
             if re.search(r"^Acquire-By-Hash: yes$", release, re.MULTILINE):
                 # The plain name may already be of the next publication; the hash's never is.
                 path = f"{path.rsplit('/', 1)[0]}/by-hash/SHA256/{sha256}"
             length = int(size) if re.fullmatch("[0-9]{1,12}", size) else 0
-            pin = Pin(f"{wish.suite}/{name}", path, "current", length, sha256)
-            check_pin(pin, wish.where)
+            pin = Pin(f"{request.suite}/{name}", path, "current", length, sha256)
+            check_pin(pin, request.where)
             return pin
-    raise ArtifactError(f"suite {wish.suite} has no {wish.index}", where=wish.where)
+    raise ArtifactError(f"suite {request.suite} has no {request.index}", where=request.where)
 
 
-def _offered(index: Path, wishes: list[Wish]) -> dict[Wish, list[Mapping[str, str]]]:
-    """What an index offers for each wish."""
-    result: dict[Wish, list[Mapping[str, str]]] = {wish: [] for wish in wishes}
+def _offered(index: Path, requests: list[PackageRequest]) -> dict[PackageRequest, list[Mapping[str, str]]]:
+    """Return what an index offers for each request."""
+    result: dict[PackageRequest, list[Mapping[str, str]]] = {request: [] for request in requests}
     try:
         with lzma.open(index, "rt", encoding="utf-8") as stream:
             stanza: list[str] = []
@@ -279,10 +282,10 @@ def _offered(index: Path, wishes: list[Wish]) -> dict[Wish, list[Mapping[str, st
     return result
 
 
-def _add_stanza(lines: list[str], result: dict[Wish, list[Mapping[str, str]]]) -> None:
+def _add_stanza(lines: list[str], result: dict[PackageRequest, list[Mapping[str, str]]]) -> None:
     first = next((line for line in lines if line.startswith("Package:")), "")
     package = first.partition(":")[2].strip()
-    asked = [wish for wish in result if wish.names(package)]
+    asked = [request for request in result if request.names(package)]
     if not asked:
         return
     fields: dict[str, str] = {}
@@ -293,40 +296,42 @@ def _add_stanza(lines: list[str], result: dict[Wish, list[Mapping[str, str]]]) -
         else:
             key, _, value = line.partition(":")
             fields[key] = value.strip()
-    for wish in asked:
-        result[wish].append(fields)
+    for request in asked:
+        result[request].append(fields)
 
 
-def _picked(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
+def _picked(request: PackageRequest, stanzas: list[Mapping[str, str]]) -> list[Pin]:
     try:
-        pins = _pick(wish, stanzas)
+        pins = _pick(request, stanzas)
     except (KeyError, ValueError) as error:
         raise ArtifactError(
-            f"the index has a malformed entry for {wish.package}: {error}", where=wish.where, hint="use another mirror"
+            f"the index has a malformed entry for {request.package}: {error}",
+            where=request.where,
+            hint="use another mirror",
         ) from error
     for pin in pins:
-        check_pin(pin, wish.where)
+        check_pin(pin, request.where)
     return pins
 
 
-def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
-    """The newest version that a wish accepts."""
+def _pick(request: PackageRequest, stanzas: list[Mapping[str, str]]) -> list[Pin]:
+    """Return the newest version that a request accepts."""
     if not stanzas:
         raise ArtifactError(
-            f"suite {wish.suite} has no package {wish.package} ({wish.arch})",
-            where=wish.where,
+            f"suite {request.suite} has no package {request.package} ({request.arch})",
+            where=request.where,
             hint="name its successor or another suite in packages.yaml",
         )
-    fitting = [stanza for stanza in stanzas if wish.accepts(stanza["Version"])]
+    fitting = [stanza for stanza in stanzas if request.accepts(stanza["Version"])]
     if not fitting:
         offered = ", ".join(stanza["Version"] for stanza in stanzas)
         raise ArtifactError(
-            f"{wish.package}: suite {wish.suite} offers {offered}, but {wish.version} is asked for",
-            where=wish.where,
+            f"{request.package}: suite {request.suite} offers {offered}, but {request.version} is asked for",
+            where=request.where,
             hint="change the version in packages.yaml, or keep the present pins and set MEDCHECK_SNAPSHOT",
         )
     best = max(fitting, key=lambda stanza: version_key(stanza["Version"]))
-    if wish.arch != "source":
+    if request.arch != "source":
         return [Pin(best["Package"], best["Filename"], best["Version"], int(best["Size"]), best["SHA256"])]
     pins = []
     for part, pattern in _PARTS.items():
@@ -334,17 +339,17 @@ def _pick(wish: Wish, stanzas: list[Mapping[str, str]]) -> list[Pin]:
             sha256, size, name = line.split() if line.strip() else ("", "0", "")
             if pattern.search(name):
                 path = f"{best['Directory']}/{name}"
-                pins.append(Pin(f"{wish.package}.{part}", path, best["Version"], int(size), sha256))
+                pins.append(Pin(f"{request.package}.{part}", path, best["Version"], int(size), sha256))
     if len(pins) != len(_PARTS):
         raise ArtifactError(
-            f"source package {wish.package} {best['Version']} is not one orig and one debian archive",
-            where=wish.where,
+            f"source package {request.package} {best['Version']} is not one orig and one debian archive",
+            where=request.where,
         )
     return pins
 
 
 def _with_sources(pin: Pin, before: Lock) -> Pin:
-    """Keep the further sources a user gave: folders always, a file's URL only while it is the same file."""
+    """Copy the further sources that a user gave: folders always, a file's URL only while it is the same file."""
     old = before.pins.get(pin.name)
     if old is None:
         return pin

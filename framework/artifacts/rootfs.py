@@ -28,7 +28,7 @@ _MOST = 512 << 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes into one root file system; see ``images/rootfs/*.yaml`` for the meaning of each key."""
+    """Contents of one root file system; see ``images/rootfs/*.yaml`` for the meaning of each key."""
 
     name: str
     groups: tuple[str, ...]
@@ -135,7 +135,7 @@ class RootFs:
         self._add([(name, None, None)])
 
     def _library(self, name: str) -> tuple[str, str] | None:
-        """Where a library is, and where it goes; None where it is already."""
+        """Return where a library is and where it goes; None if it was added before."""
         if name.startswith("/"):
             return name, _merged(name)
         if f"usr/lib/{name}" in self.entries:
@@ -172,7 +172,7 @@ class RootFs:
     def add_modules(self, names: Iterable[str], extra_folders: Sequence[Path] = ()) -> None:
         """Copy kernel modules with their dependencies, decompressed, and list them in loading order.
 
-        The list is ``/lib/modules/load``: one path a line, as the guest's init feeds them to ``insmod``.
+        The list is ``/lib/modules/load``: one path a line, as the guest's init passes them to ``insmod``.
         """
         order: list[str] = []
         modules = Modules.of([*self._packages, *extra_folders])

@@ -55,7 +55,7 @@ class Store:
         return self.fetch([pin])[pin.name]
 
     def blob(self, pin: Pin) -> Path:
-        """Where the file of ``pin`` lies or would lie; says nothing about whether it is there or good."""
+        """Return the path of ``pin``'s file, whether or not it is there and good."""
         return self.root / "blobs" / pin.sha256
 
     def fetch(self, pins: Iterable[Pin]) -> dict[str, Path]:
@@ -124,9 +124,9 @@ class Store:
         if len(reasons) == 1:
             raise failures[0]
         if failures:
-            told = "\n".join(f"  {reason}" for reason in reasons)
+            listed = "\n".join(f"  {reason}" for reason in reasons)
             raise ArtifactError(
-                f"{len(failures)} of {len(pins)} files cannot be had:\n{told}", hint=failures[0].hint
+                f"{len(failures)} of {len(pins)} files cannot be had:\n{listed}", hint=failures[0].hint
             ) from failures[0]
 
     def _one(self, downloader: Downloader, pin: Pin, advance: Callable[[int], None], cancel: threading.Event) -> None:

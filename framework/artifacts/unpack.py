@@ -52,7 +52,7 @@ def unpack_deb(deb: Path, dest: Path, select: Select | None = None) -> None:
 
     ``select`` is asked for each member's path without leading ``./`` and says whether it is wanted. Modes and
     times are kept; set-user-ID bits are not. A symbolic link to an absolute path is kept as it is, for it is
-    meant for the root the tree will have; nothing is ever written through it.
+    meant for the tree's later root; nothing is ever written through it.
 
     :raises ArtifactError: not a package, damaged, or a member would land outside ``dest`` or is a device.
     """
@@ -208,8 +208,8 @@ class _Window:
 
 
 class _Bounded:
-    """What ``stream`` unpacks to, forwards only, with a bound on the whole and on what is read at once: tarfile reads
-    a header of any size into memory, and a few kilobytes unpack to as many zeros as somebody likes."""
+    """Unpacked content of ``stream``, forwards only, with a bound on the whole and on each read: tarfile reads
+    a header of any size into memory, and a few kilobytes can unpack to any number of zeros."""
 
     mode = "rb"
 
@@ -327,7 +327,7 @@ def _copy_member(reopen: Callable[[], object] | None, original: str, target: Pat
 
 
 def _inside(dest: Path, name: str, where: str) -> Path:
-    """Where a member goes; a link planted by an earlier member must not lead it out of ``dest``."""
+    """Return the path of a member; a link planted by an earlier member must not lead it out of ``dest``."""
     target = dest / name
     root = dest.resolve()
     if not target.parent.resolve().is_relative_to(root):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one look at each file that a user brings: is it what its option says, whole, and for this board?
+"""Checks of the files that a user brings: is each what its option says, whole, and for this board?
 
 All of it happens before anything is fetched or built. Whatever is wrong is a UsageError that names the file and what
 to give instead; no error of a library, and no surprise a minute after power-on.
@@ -52,7 +52,7 @@ _PAGER = 0
 
 
 def check(overrides: Overrides, modules: Iterable[str] = (), cpu: str | None = None) -> None:
-    """Look at every file of ``overrides``.
+    """Check every file of ``overrides``.
 
     ``modules`` are the kernel modules that the guests load, ``cpu`` is the board's CPU as QEMU names it (with options
     behind a comma); None leaves out what depends on it.
@@ -128,7 +128,7 @@ def _check_image(option: str, path: Path, which: str) -> int:
 
 
 def _check_page_size(kernel: Path, flags: int, cpu: str | None) -> None:
-    """A kernel whose page size the CPU does not have spins before its first word."""
+    """Refuse a kernel whose page size the CPU does not have: it would spin before its first output."""
     size = _PAGE_KIB.get(flags >> 1 & 3)
     model = (cpu or "").partition(",")[0]
     if size == 16 and model in _NO_16K:
@@ -171,7 +171,7 @@ def _check_optee(folder: Path) -> None:
 
 
 def _check_window(header: Path, address: int, size: int) -> None:
-    """The firmware that is built here loads OP-TEE where the header says, and asserts outside of its window."""
+    """Refuse an OP-TEE whose load address is outside of the window in which our firmware accepts it."""
     begin, length = FirmwareConfig.load().secure_window
     if not begin <= address <= address + size <= begin + length:
         raise UsageError(
@@ -237,7 +237,7 @@ def _check_holds(option: str, folder: Path, names: Sequence[str], which: str) ->
 
 
 def _check_symbols(xen: Path, symbols: Path) -> None:
-    """Symbols of another Xen would put the trace's hooks where other code stands."""
+    """Refuse symbols of another Xen: the trace's hooks would be set in unrelated code."""
     option = f"--xen-syms: {symbols}"
     try:
         found = Elf(symbols.read_bytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long it takes until guests are up, on a board and on a new machine."""
+"""Boot times: seconds until guests are up, on a board and on a new machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast traces are checked: generated ones of growing length offline, and a real board's while it runs."""
+"""Speed of the checker: on generated traces of growing length offline, and on a real board's while it runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast a console takes bytes: through a socket, into its log, past the problem watch, to an expect."""
+"""Throughput of a console: through a socket, into its log, past the crash scanner, to an expect."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def console_throughput(megabytes: int = 128) -> float:
     with tempfile.TemporaryDirectory(prefix="medcheck-bench-") as folder:
         begin = time.monotonic()
         console = Console("bench", ours, Path(folder) / "bench.log", lambda: time.monotonic() - begin)
-        drain = ConsoleReader("bench")
-        drain.add(console)
+        reader = ConsoleReader("bench")
+        reader.add(console)
         command = [sys.executable, "-I", "-S", "-c", _WRITER, str(theirs.fileno()), str(megabytes)]
         with theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()]):
-            drain.start()
+            reader.start()
             try:
                 console.expect(rb"123\.456789\]", idle_timeout=30)
                 first = time.monotonic()
                 console.expect(rb"this is the end\r\n", idle_timeout=30)
                 return console.bytes_seen / 1e6 / (time.monotonic() - first)
             finally:
-                drain.stop()
+                reader.stop()
                 console.close(BoardError("the measurement is over"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every benchmark is given."""
+"""Context of every benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from framework.target.stack import open_store, prepare_stack
 
 @dataclass(frozen=True)
 class Context:
-    """What a benchmark may use: the command line, the user's own parts, and who is told of progress."""
+    """Inputs of a benchmark: the command line, the user's own parts, and the sink of progress."""
 
     options: argparse.Namespace
     overrides: Overrides

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long a developer of the mediator waits: from an edit to the verdict."""
+"""Turnaround time of a mediator's developer: from an edit to the verdict."""
 
 from __future__ import annotations
 

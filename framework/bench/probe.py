@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many programs and calls a probe guest executes a second, through the doorbell; every sample is a new clone."""
+"""Speed of a probe guest: programs and calls a second through the doorbell; every sample is a new clone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What doing the same each time costs: the same work of a guest on the instruction clock and on the host's."""
+"""Cost of deterministic execution: the same work of a guest on the instruction clock and on the host's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from framework.bench.context import Context
 from framework.board.spec import BoardSpec
-from framework.jobs.replay import BEGINS, armed
+from framework.jobs.replay import BEGINS, prepared
 from framework.snapshot.store import SnapshotStore
 from framework.target.target import Target
 
@@ -27,7 +27,9 @@ def cost(context: Context) -> list[float]:
     """A benchmark: how many times longer xtest in two guests takes, of the host's time, on the instruction clock."""
     stack, spec = context.stack(), BoardSpec.load("default")
     found = []
-    with armed(SnapshotStore(progress=context.progress), spec, stack, STIMULUS, progress=context.progress) as snapshot:
+    with prepared(
+        SnapshotStore(progress=context.progress), spec, stack, STIMULUS, progress=context.progress
+    ) as snapshot:
 
         def seconds(icount: bool) -> float:
             with (

@@ -69,7 +69,7 @@ FORMER = {"template_beyond_boot_s": "snapshot_beyond_boot_s"}
 
 
 def summarise(unit: str, samples: Sequence[float]) -> dict[str, object]:
-    """What the JSON file holds for one benchmark."""
+    """Return a benchmark's entry in the JSON file."""
     ordered = sorted(samples)
     p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
     return {

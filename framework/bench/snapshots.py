@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast a clone is there, and what it takes; every sample is a new clone of the cached snapshot."""
+"""Time until a clone runs, and its memory; every sample is a new clone of the cached snapshot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IDLE_SECONDS = 2.0
 
 
 Look = Callable[[Target, Callable[[], float]], float]
-"""What to measure of a clone that runs, given the seconds since it was asked for."""
+"""A measurement of a running clone, given the seconds since it was requested."""
 
 
 def running(_session: Target, seconds: Callable[[], float]) -> float:
@@ -104,7 +104,7 @@ def build_beyond_boot(context: Context) -> list[float]:
 def clones(
     look: Look, samples: int = SAMPLES, at_once: int = 1, checkpoint: Checkpoint = READY
 ) -> Callable[[Context], list[float]]:
-    """A benchmark: ``samples`` clones of a moment, always ``at_once`` of them side by side."""
+    """A benchmark: ``samples`` clones of a checkpoint, always ``at_once`` of them side by side."""
     return lambda context: _measure(context, look, samples, at_once, checkpoint)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast traces are written and read, without a board: synthetic records through the plugin's own sink."""
+"""Speed of writing and reading traces without a board: synthetic records through the plugin's own sink."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What watching costs: the same xtest cases on clones of one board, with a watcher and without.
+"""Cost of watching: the same xtest cases on clones of one board, with a watcher and without.
 
 A wiring is what watches: it gives the options of a board, and makes sure afterwards that it really watched. Each
 sample is a ratio of wall-clock times of one pair, measured one right after the other and in turns with either
@@ -66,7 +66,7 @@ Wiring = Callable[[Rig, Path], AbstractContextManager[dict[str, Any]]]
 
 @contextmanager
 def plain(_rig: Rig, _folder: Path) -> Iterator[dict[str, Any]]:
-    """Nobody watches."""
+    """No watcher."""
     yield {}
 
 
@@ -150,7 +150,7 @@ def xtest_seconds(rig: Rig, wiring: Wiring) -> float:
 def ratios(
     watched: Callable[[], float], bare: Callable[[], float], pairs: int = PAIRS, progress: Progress | None = None
 ) -> list[float]:
-    """How many times longer the same work takes when it is watched, pair by pair: 1.3 means 30 % longer."""
+    """Return the factor by which the same work takes longer when it is watched, pair by pair: 1.3 means 30 % longer."""
     found = []
     for number in range(pairs):
         if number % 2:

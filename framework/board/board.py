@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A running board: QEMU, its consoles, its monitor.
 
-Start it, look at it, end it; it never outlives this process.
+Starts, observes and ends one; it never outlives this process.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _QUIT_SECONDS = 5.0
 _KILL_SECONDS = 60.0
 _SOCKET_BUFFER = 4 << 20
 EARLIER_BYTES = 4 << 20
-"""How much of what a saved board's console said goes into a clone's log; a boot says less than a tenth of it."""
+"""Bytes of a saved board's console log that are copied into a clone's; a boot prints less than a tenth of it."""
 _FILE_BYTES = 8 << 30
-"""More than the trace plugin writes; a saved board's RAM comes on top."""
+"""Bytes that QEMU may write to a file: more than the trace plugin writes; a saved board's RAM comes on top."""
 
 _counter = itertools.count()
 
 
 @dataclass(frozen=True)
 class RestoredFrom:
-    """What a board has behind it that begins from a saved one: ``logs`` is the folder with its consoles' logs,
+    """History of a board that was restored from a saved one: ``logs`` is the folder with its consoles' logs,
     ``uptime`` the seconds since power-on, ``origin`` what it was saved as."""
 
     logs: Path
@@ -70,9 +70,8 @@ class Board:
     ``run_dir`` receives ``qemu.log``, ``qemu.cmdline``, ``board.dtb``, ``consoles/*.log`` and, when a wait
     expired, ``hang.txt``. It stays; throwing it away is the caller's choice.
     ``incoming`` makes a clone: no files are loaded, QEMU runs with ``-incoming defer`` and stays paused until
-    the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles said
-    before, and continue.
-    ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
+    the caller has filled it over :attr:`qmp` and calls :meth:`resume`; ``past`` is what its consoles printed before;
+    their logs continue it. ``ram`` puts guest RAM into a file. ``plugin`` is a TCG plugin to load and
     ``plugin_args`` its ``key=value`` arguments; ``pass_fds`` are inherited by QEMU under the same numbers.
     ``outputs`` are files that QEMU or its plugin writes, and sockets it connects to: QEMU runs as a user of its
     own when medcheck is root, so they are made beforehand, given to it, and taken back when it ends. ``run_as``:
@@ -121,7 +120,7 @@ class Board:
         self._power_on = time.monotonic() - self._earlier
         self._wanted_end = False
         self._process: QemuProcess | None = None
-        self._drain: ConsoleReader | None = None
+        self._reader: ConsoleReader | None = None
         self._qmp: Qmp | None = None
         self._ssh_port: int | None = None
         self._ending = threading.Lock()
@@ -158,17 +157,17 @@ class Board:
         return self._process is not None and self._process.pid is not None and not self._process.ended.is_set()
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait so long for QEMU's end; whether it has ended."""
+        """Wait up to ``seconds`` for QEMU's end; return whether it has ended."""
         return self._running().ended.wait(seconds)
 
     @property
     def ending(self) -> str:
-        """How QEMU ended, in words; or that it runs."""
+        """Text that says how QEMU ended, or that it runs."""
         return "the board was not started" if self._process is None else self._process.ending
 
     @property
     def exit_code(self) -> int | None:
-        """QEMU's exit status, negative for a signal; None while it runs and when nobody could tell."""
+        """QEMU's exit status, negative for a signal; None while it runs and when it is not known."""
         return None if self._process is None else self._process.exit_code
 
     @property
@@ -200,10 +199,10 @@ class Board:
     def kill(self) -> None:
         """End the board at once and wait until it is gone; may be called twice and on a dead board.
 
-        From a callback of the drain thread it only begins the end: that thread itself has to see it through.
+        Called from the console reader thread, it only requests the end: that thread itself has to complete it.
         """
         self._wanted_end = True
-        if self._drain is not None and self._drain.is_current:
+        if self._reader is not None and self._reader.is_current:
             self._running().kill()
             return
         with self._ending:
@@ -214,14 +213,14 @@ class Board:
                     raise BoardError(f"QEMU (pid {process.pid}) does not die", where=str(self.run_dir))
             if self._qmp is not None:
                 self._qmp.close()
-            if self._drain is not None:
-                self._drain.stop()
+            if self._reader is not None:
+                self._reader.stop()
             for console in self.consoles.values():
                 console.close(self.death())
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know about how this board runs: that its QEMU is root, and why."""
+        """Remarks for the user about how this board runs: that its QEMU is root, and why."""
         walls = None if self._process is None else self._process.walls
         return [f"QEMU runs as root (uid 0, without capabilities): {walls.lack}"] if walls and walls.lack else []
 
@@ -237,7 +236,7 @@ class Board:
         )
 
     def _reason(self) -> str:
-        """What QEMU gave as its reason to end, if it had the time to."""
+        """Reason that QEMU gave for its end, if it had the time to."""
         events = [] if self._qmp is None else self._qmp.events()
         reasons = [event["data"]["reason"] for event in events if event["event"] == "SHUTDOWN"]
         return f" ({reasons[-1]})" if reasons else ""
@@ -276,11 +275,11 @@ class Board:
         return 0.0 if self._past is None else self._past.uptime
 
     def on_problem(self, callback: Callable[[Problem], None]) -> None:
-        """Call ``callback`` (from the drain thread, so be quick) for each problem from now on."""
+        """Call ``callback`` (from the console reader thread, so be quick) for each problem from now on."""
         self._problem_callbacks.append(callback)
 
     def alarm(self, error: MedcheckError) -> None:
-        """Make everyone who waits on a console of this board get ``error``."""
+        """Make every wait on a console of this board raise ``error``."""
         for console in self.consoles.values():
             console.alarm(error)
 
@@ -291,25 +290,25 @@ class Board:
         names = qemu.console_names(self.spec)
         pairs = {name: _socket_pair() for name in [*names, "qmp"]}
         theirs = {name: pair[1] for name, pair in pairs.items()}
-        self._drain = ConsoleReader(self.id)
+        self._reader = ConsoleReader(self.id)
         for name in names:
             log = self.run_dir / "consoles" / f"{name}.log"
             if self._past is not None:
                 self._past.begin_log(name, log)
             console = Console(name, pairs[name][0], log, lambda: self.uptime, append=self._past is not None)
-            console.on_sign(self._on_sign)
+            console.on_signature(self._on_signature)
             if self.on_silence is not None:
                 console.on_silence(self.on_silence)
             self.consoles[name] = console
-            self._drain.add(console)
+            self._reader.add(console)
         self._qmp = Qmp(self.id, pairs["qmp"][0])
         try:
             self._process = QemuProcess(self._job({name: end.fileno() for name, end in theirs.items()}))
         finally:
             for end in theirs.values():
                 end.close()
-        self._drain.add_other(self._process.status_fd, self._on_status)
-        self._drain.start()
+        self._reader.add_other(self._process.status_fd, self._on_status)
+        self._reader.start()
         self._process.wait_started()
         try:
             self._qmp.connect()
@@ -385,28 +384,28 @@ class Board:
             raise BoardError("the board was not started", where=f"board {self.spec.name}")
         return self._process
 
-    # In the drain thread
+    # In the console reader thread
 
     def _on_status(self) -> bool:
         process = self._running()
         if process.read_status():
             return True
-        assert self._drain is not None
-        self._drain.drain_rest()
+        assert self._reader is not None
+        self._reader.read_rest()
         for console in self.consoles.values():
             console.close(self.death())
         return False
 
-    def _on_sign(self, console: Console, sign: CrashSignature, line: bytes) -> None:
-        problem, kept = self.problem_log.add(console.name, sign, line, self.uptime)
-        if sign.fatal and kept:
+    def _on_signature(self, console: Console, signature: CrashSignature, line: bytes) -> None:
+        problem, kept = self.problem_log.add(console.name, signature, line, self.uptime)
+        if signature.fatal and kept:
             self.alarm(problem.crash())
         for callback in tuple(self._problem_callbacks) if kept else ():
             callback(problem)
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Make both ends of a channel. No file, no name: nothing to collide with and nothing to clean up."""
+    """Return both ends of a channel without a file or a name: nothing to collide with and nothing to clean up."""
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         try:

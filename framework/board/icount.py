@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Deterministic execution with ``-icount``: clones that all do the same, instruction by instruction.
+"""Deterministic execution with ``-icount``: all clones of a board execute the same instructions.
 
 QEMU's ``-icount`` makes the board's clock a count of instructions, executes all CPUs in turns in one thread, and
 skips the time in which all of them wait. Four things stand between that and two clones that do the same:
@@ -66,9 +66,9 @@ def pin_threads_realtime(pid: int) -> None:
 
 
 def unpin_threads(pid: int) -> None:
-    """End what :func:`pin_threads_realtime` began: nothing comes from such a board's monitor while its CPUs never wait.
+    """Undo :func:`pin_threads_realtime`: the monitor of such a board does not answer while its CPUs never wait.
 
-    From here on the board does what it does at the host's pace. Does nothing for threads, or a QEMU, that are gone.
+    From then on the board runs at the host's pace. Does nothing for threads, or a QEMU, that are gone.
     """
     everywhere = os.sched_getaffinity(0)
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -79,7 +79,7 @@ def unpin_threads(pid: int) -> None:
 
 def require_realtime() -> None:
     """Raise the InfrastructureError of :func:`pin_threads_realtime` now, before any work; also on a host with one core
-    only, of which a guest that computes for ever would leave nothing to anybody."""
+    only, which a guest that computes for ever would take from all other programs."""
     if len(os.sched_getaffinity(0)) < 2:
         raise InfrastructureError(
             "a replay takes a whole core, and this host has no other one",

@@ -29,12 +29,12 @@ QEMU_UIDS = range(FIRST_UID, LAST_UID)
 """Users that QEMU runs as when root starts it."""
 
 _KILL_SECONDS = 30.0
-"""How long the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
+"""Seconds that the kernel may take to end a killed process: it frees gigabytes of guest RAM first."""
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, named for ever: its pid and when it started (clock ticks since boot)."""
+    """A process, named unambiguously: its pid and when it started (clock ticks since boot)."""
 
     pid: int
     start: int
@@ -148,9 +148,9 @@ class Janitor:
         """Return the ids of all boards that have an entry, alive or not."""
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
-    def survivors(self) -> list[OrphanProcess]:
-        """Return the processes of ours whose owner is gone; looks at every process of this machine, not at
-        entries only."""
+    def orphans(self) -> list[OrphanProcess]:
+        """Return our processes whose owner is gone; examines every process of this machine, not only those with
+        entries."""
         found = []
         for item in Path("/proc").iterdir():
             if not item.name.isdigit():
@@ -170,7 +170,7 @@ class Janitor:
         seen = [found for found in map(_ours, numbers) if found is not None]
         return [OrphanProcess(*found) for found in seen if found[0] == board_id]
 
-    def leftovers(self) -> list[StaleFile]:
+    def stale_files(self) -> list[StaleFile]:
         """Return the files of boards whose owner, supervisor and QEMU are all gone; each board's entry file
         comes last."""
         found = []
@@ -186,25 +186,25 @@ class Janitor:
         return found
 
     def sweep(self) -> list[OrphanProcess | StaleFile]:
-        """End every survivor, then remove every leftover; return what was found."""
-        survivors = self.survivors()
+        """End every orphan process, then remove every stale file; return what was found."""
+        orphans = self.orphans()
         # QEMU first: a supervisor that sees its QEMU end cleans up by itself.
-        for survivor in sorted(survivors, key=lambda item: item.role):
-            survivor.process.kill()
-        leftovers = self.leftovers()
-        for leftover in leftovers:
-            leftover.path.unlink(missing_ok=True)
-        return [*survivors, *leftovers]
+        for orphan in sorted(orphans, key=lambda item: item.role):
+            orphan.process.kill()
+        stale_files = self.stale_files()
+        for stale in stale_files:
+            stale.path.unlink(missing_ok=True)
+        return [*orphans, *stale_files]
 
     def assert_clean(self, seconds: float = 10.0) -> None:
         """Raise BoardError, naming each, when something of a board without an owner is left.
 
-        An owner may have died a moment ago: processes have ``seconds`` to follow it.
+        An owner may have died only just now: its processes have ``seconds`` to end.
         """
         end = time.monotonic() + seconds
-        for survivor in self.survivors():
-            survivor.process.wait_end(end - time.monotonic())
-        left = [str(item) for item in [*self.survivors(), *self.leftovers()]]
+        for orphan in self.orphans():
+            orphan.process.wait_end(end - time.monotonic())
+        left = [str(item) for item in [*self.orphans(), *self.stale_files()]]
         if left:
             raise BoardError(
                 "boards outlived their owner: " + ", ".join(left),
@@ -213,9 +213,9 @@ class Janitor:
 
 
 def _ours(pid: int) -> tuple[str, str, ProcessId] | None:
-    """Recognise a QEMU or a supervisor of ours by its command line, in this pid namespace only.
+    """Recognise one of our QEMUs or supervisors by its command line, in this pid namespace only.
 
-    A command line is whatever a process says of itself, so only those of processes count that can be ours.
+    A process can choose its own command line, so only processes that can be ours count.
     """
     try:
         if not _can_be_ours(Path(f"/proc/{pid}").stat().st_uid):
@@ -249,7 +249,7 @@ def _read_entry(path: Path) -> dict[str, Any]:
     try:
         entry = json.loads(path.read_text())
     except (OSError, ValueError):
-        # An entry nobody can read names nothing to keep: what it stood for is found in /proc.
+        # An unreadable entry protects no file: its board's processes are found in /proc.
         return {}
     return entry if isinstance(entry, dict) else {}
 

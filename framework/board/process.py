@@ -28,8 +28,8 @@ _thp_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be started: the whole command line, the inherited fds, as whom it runs (``auto``, ``keep`` or a
-    uid), the files around it, and those that it opens by name, for reading and for writing.
+    """Description of a process to start: the whole command line, the inherited fds, as whom it runs (``auto``, ``keep``
+    or a uid), the files around it, and those that it opens by name, for reading and for writing.
 
     ``file_bytes`` bounds each file that it writes.
     """
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Walls:
-    """What stands between a QEMU and the host: the ``uid`` as which it runs, ``view``: whether it sees its own files
+    """Isolation between a QEMU and the host: the ``uid`` as which it runs, ``view``: whether it sees its own files
     only, Landlock's version (0: the kernel has none), and ``lack``: why it runs as root although it should not."""
 
     uid: int
@@ -59,13 +59,13 @@ class Walls:
 class QemuProcess:
     """One QEMU.
 
-    ``ended`` is set, and ``ending`` says how, once QEMU is gone; nothing else is done by the clock.
+    ``ended`` is set and ``ending`` explains why once QEMU exits; no other state changes asynchronously.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._owner_end, sitter_owner = os.pipe2(os.O_CLOEXEC)
-        self.status_fd, sitter_status = os.pipe2(os.O_CLOEXEC)
+        self._owner_end, supervisor_owner = os.pipe2(os.O_CLOEXEC)
+        self.status_fd, supervisor_status = os.pipe2(os.O_CLOEXEC)
         self._pending = b""
         self._reading = threading.Lock()
         self._closing = threading.Lock()
@@ -75,7 +75,7 @@ class QemuProcess:
         self.ended = threading.Event()
         self.ending = "QEMU runs"
         self.exit_code: int | None = None
-        wish = {
+        description = {
             "argv": list(job.argv),
             "run_as": job.run_as,
             "read": [str(path) for path in job.read],
@@ -91,9 +91,9 @@ class QemuProcess:
             "-I",
             "-S",
             supervisor.__file__,
-            str(sitter_owner),
-            str(sitter_status),
-            json.dumps(wish),
+            str(supervisor_owner),
+            str(supervisor_status),
+            json.dumps(description),
         ]
         try:
             with os.fdopen(safe_files.create(job.log), "wb") as log, _small_pages():
@@ -102,7 +102,7 @@ class QemuProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(sitter_owner, sitter_status, *job.fds),
+                    pass_fds=(supervisor_owner, supervisor_status, *job.fds),
                     start_new_session=True,
                     env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                 )
@@ -111,8 +111,8 @@ class QemuProcess:
             os.close(self.status_fd)
             raise
         finally:
-            os.close(sitter_owner)
-            os.close(sitter_status)
+            os.close(supervisor_owner)
+            os.close(supervisor_status)
 
     @property
     def supervisor_pid(self) -> int:
@@ -120,7 +120,7 @@ class QemuProcess:
         return self._supervisor.pid
 
     def read_status(self) -> bool:
-        """Take what the supervisor says; return False once it has said its last. For the drain thread."""
+        """Read the supervisor's status; return False after its last message. For the console reader thread."""
         with self._reading:
             data = os.read(self.status_fd, 4096)
             self._pending += data
@@ -154,7 +154,7 @@ class QemuProcess:
                 self._owner_end = -1
 
     def log_tail(self, lines: int = 10) -> str:
-        """Return the last lines of what QEMU itself said, indented."""
+        """Return the last lines of QEMU's own output, indented."""
         text = safe_files.tail(self._job.log, _TAIL_BYTES).decode(errors="replace").strip()
         return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (QEMU said nothing)"
 
@@ -181,7 +181,7 @@ class QemuProcess:
 
 @contextmanager
 def _small_pages() -> Iterator[None]:
-    """What is started meanwhile, and what that starts, gets no huge pages, even where it asks for them.
+    """Run processes started inside this context, and their children, with transparent huge pages disabled.
 
     QEMU asks for them for its translated code and its RAM, and begins more of them than it fills: every idle clone
     has 6 MB less without, and xtest takes 2 % longer. Source: prctl(2).

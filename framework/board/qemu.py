@@ -62,7 +62,7 @@ class BoardFiles(Protocol):
 
 @dataclass(frozen=True)
 class Ram:
-    """Where guest RAM lies. Without one, it is anonymous memory that leaves no file behind.
+    """File with guest RAM. Without one, RAM is anonymous memory that leaves no file behind.
 
     ``share`` False gives this board a private copy-on-write view of the file (a clone). The board removes
     the file when it ends unless ``keep``.
@@ -134,7 +134,7 @@ def boot_argv(spec: BoardSpec, files: BoardFiles, dtb: Path) -> list[str]:
 
 
 def flash_argv(files: BoardFiles) -> list[str]:
-    """Return the secure flash, which nobody can write."""
+    """Return the secure flash, which the board cannot write."""
     return ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={opt(files.flash)}"]
 
 

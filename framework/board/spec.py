@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a board is: images/boards/*.yaml as frozen dataclasses.
+"""Board descriptions: images/boards/*.yaml as frozen dataclasses.
 
-Memory is in MiB, addresses are guest-physical. Everything is checked when it is read, so whoever holds a
-:class:`BoardSpec` holds one that can be started.
+Memory is in MiB, addresses are guest-physical. Everything is checked when it is read, so every :class:`BoardSpec` can
+be started.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BOARDS = IMAGES / "boards"
 """The folder of the boards that come with medcheck; a board's name is its file's name without ``.yaml``."""
 
 RAM_BASE = 0x4000_0000
-"""Where the `virt` machine's RAM begins (QEMU hw/arm/virt.c)."""
+"""Address of the `virt` machine's RAM (QEMU hw/arm/virt.c)."""
 
 _XEN_OWN_MIB = 192
-"""What Xen itself, its heap and OP-TEE's window take of RAM beside the domains; measured generously."""
+"""RAM for Xen itself, its heap and OP-TEE's window, beside the domains; measured generously."""
 
 _SIZE = 1 << 21
 _ADDRESS = y.Whole(RAM_BASE, 0x1_0000_0000 - _SIZE, multiple=_SIZE, base=16)

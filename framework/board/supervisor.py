@@ -101,7 +101,8 @@ def _put_up_walls(job: dict[str, Any], supervisor: int) -> dict[str, Any]:
     """Keep what breaks out of QEMU away from the host's files, as far as this process can.
 
     Returns ``uid`` (as which QEMU runs), ``view`` (whether it sees its own files only), ``landlock`` (the kernel's
-    version of that, 0 without) and ``lack`` (why it runs as root; empty where it does not, or was told to).
+    version of that, 0 without) and ``lack`` (why it runs as root; empty where it does not, or where that was
+    requested).
     """
     run_as, read, write = job["run_as"], job["read"], job["write"]
     view, lack = False, ""
@@ -181,7 +182,7 @@ def _write_entry(path: str, qemu: int) -> None:
 
 
 def _wait(owner_fd: int, owner: int, child: int, asked: int) -> None:
-    """Return when the owner hangs up or dies, QEMU ends, or somebody asks the supervisor to end."""
+    """Return when the owner hangs up or dies, QEMU ends, or the supervisor gets a signal to end."""
     poll = select.poll()
     fds = [owner_fd, asked, os.pidfd_open(child)]
     try:

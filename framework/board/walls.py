@@ -34,7 +34,7 @@ _CONNECT_TCP, _NETWORK_SINCE = 1 << 1, 4
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS, _SCOPES_SINCE = 1, 2, 6
 
 _DEVICES = ["/dev/null", "/dev/urandom"]
-"""What every program may need."""
+"""Files that every program may need."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -24,17 +24,17 @@ from mediator_ref import Deviation, Outcome
 
 def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
     """Add ``check`` and ``explain``; each sets ``handler``, a function of options and output."""
-    text = "hold a recorded trace against the reference mediator"
+    text = "check a recorded trace against the reference mediator"
     check: argparse.ArgumentParser = subparsers.add_parser(
         "check",
         help=text,
         description=f"{text}. Exit code 0: it conforms, apart from known deviations; 1: it does not; 2: the "
-        "file is no trace; 3: the trace is damaged, or nothing in it can be checked.",
+        "file is not a trace; 3: the trace is damaged, or nothing in it can be checked.",
         parents=list(parents),
     )
     check.add_argument("file", type=Path, metavar="FILE", help="a trace, e.g. reports/latest/trace/board.trace")
     check.add_argument("--strict", action="store_true", help="count known deviations as nonconformances")
-    check.add_argument("--record", type=int, metavar="N", help="stop at record N and say what is decided there")
+    check.add_argument("--record", type=int, metavar="N", help="stop at record N and explain what is decided there")
     check.add_argument("--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record")
     add_policy(check)
     check.set_defaults(handler=_check)
@@ -92,10 +92,10 @@ def _check(options: argparse.Namespace, output: Answer) -> int:
 
 
 def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, Deviation] | None) -> int:
-    decided, stories = replay(options.file, options.record, options.segment, deviations=deviations)
+    decided, texts = replay(options.file, options.record, options.segment, deviations=deviations)
     failed = any(verdict.outcome is Outcome.FAIL for verdict in decided)
-    text = "\n\n".join(stories) or f"record {options.record}: nothing to object to"
-    output.finish({"record": options.record, "failed": failed, "explanations": list(stories)}, text)
+    text = "\n\n".join(texts) or f"record {options.record}: no check failed"
+    output.finish({"record": options.record, "failed": failed, "explanations": list(texts)}, text)
     return ExitCode.FAILED if failed else ExitCode.GOOD
 
 
@@ -107,7 +107,7 @@ def exit_code(conclusion: Conclusion) -> ExitCode:
 
 
 def lines(result: ConformanceResult) -> Iterable[str]:
-    """A result for a terminal: the rules that had something to say, the findings, the verdict."""
+    """Return a result as lines for a terminal: the rules that were exercised, the findings, the verdict."""
     yield f"{'rule':<8} {'verdict':<12} {'passed':>9} {'failed':>7} {'known':>7} {'unchecked':>9}"
     for rule in result.rules:
         if rule.verdict == NOT_EXERCISED or (rule.verdict == NOT_CHECKED and not rule.not_checked):

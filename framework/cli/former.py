@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of version 0.1 that the command line still takes in 0.2; their use is told, and --help does not show them."""
+"""Names of version 0.1 that the command line still takes in 0.2; their use is reported, and --help does not show
+them."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ class Former(argparse.Action):
     ) -> None:
         """Store the value, and remember that the old name was used."""
         setattr(namespace, self.dest, values)
-        told = [*getattr(namespace, "former", ()), f"{option_string} is now {self.const}"]
-        namespace.former = told
+        used = [*getattr(namespace, "former", ()), f"{option_string} is now {self.const}"]
+        namespace.former = used
 
 
 def add_option(command: argparse.ArgumentParser, old: str, new: str, **settings: Any) -> None:
@@ -43,8 +44,8 @@ def add_option(command: argparse.ArgumentParser, old: str, new: str, **settings:
 
 def tell(options: argparse.Namespace, output: Output) -> None:
     """Name each old name that was used, and the new one."""
-    told = list(getattr(options, "former", ()))
-    told += [f"`{old}` is now `{new}`" for old, new in COMMANDS.items() if options.command == old]
-    told += [f"{old} is now {new}" for old, new in VARIABLES.items() if os.environ.get(old)]
-    for text in told:
+    used = list(getattr(options, "former", ()))
+    used += [f"`{old}` is now `{new}`" for old, new in COMMANDS.items() if options.command == old]
+    used += [f"{old} is now {new}" for old, new in VARIABLES.items() if os.environ.get(old)]
+    for text in used:
         output.say(f"{text}; the old name goes with 0.3")

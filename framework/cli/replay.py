@@ -13,7 +13,7 @@ from framework.cli import former
 from framework.common.errors import ExitCode
 from framework.common.terminal import Output
 
-_TEXT = "run a stimulus again and again, the same instruction by instruction, and compare the traces"
+_TEXT = "run a stimulus several times deterministically and compare the traces"
 _MORE = """The stimulus is a shell script of dom0. In it, `in_guest vm1 "COMMAND"` types a line into a guest, and
 `settle SECONDS` waits for what was begun: its end is the end of all guests. Exit code 1 when two traces differ, or when
 the stimulus failed."""
@@ -24,18 +24,26 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     command = subparsers.add_parser("replay", help=_TEXT, description=f"{_TEXT}. {_MORE}", parents=[*parents, stack])
     example = 'in_guest vm1 "xtest -t regression 1004"; settle 20'
     command.add_argument("stimulus", metavar="STIMULUS", help=f"such as '{example}'")
-    command.add_argument("--runs", type=_positive, default=2, metavar="N", help="how often (default 2)")
+    command.add_argument("--runs", type=_positive, default=2, metavar="N", help="number of runs (default 2)")
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
-    command.add_argument("--checkpoint", default="ready", help="where it begins: ready (default), dom0, parked")
+    command.add_argument("--checkpoint", default="ready", help="where the board begins: ready (default), dom0, parked")
     former.add_option(command, "--moment", "--checkpoint")
-    command.add_argument("--logs", type=Path, default=Path("reports/replay"), help="each use makes a folder in it")
     command.add_argument(
-        "--idle-timeout", type=_positive, default=300, metavar="S", help="longest silence of dom0 before it ends (300)"
+        "--logs", type=Path, default=Path("reports/replay"), help="folder in which each use makes one for its logs"
+    )
+    command.add_argument(
+        "--idle-timeout",
+        type=_positive,
+        default=300,
+        metavar="S",
+        help="longest silence of dom0 in seconds before the run ends (300)",
     )
     former.add_option(command, "--patience", "--idle-timeout", type=_positive)
     command.add_argument(
-        "--host-clock", action="store_true", help="as other boards run: what that gives is never the same twice"
+        "--host-clock",
+        action="store_true",
+        help="use the host's clock, as other boards do: no two such runs are the same",
     )
     command.set_defaults(handler=_replay)
 
@@ -50,7 +58,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     from framework.artifacts.stack import Overrides
     from framework.board.icount import require_realtime
     from framework.board.spec import BoardSpec
-    from framework.jobs.replay import armed, replay
+    from framework.jobs.replay import prepared, replay
     from framework.snapshot.store import SnapshotStore
     from framework.target.checkpoints import get_checkpoint
     from framework.target.slots import BoardSlots, slots_here
@@ -66,7 +74,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     logs, runs = _new_folder(options.logs), []
     with (
         BoardSlots(slots_here(spec.smp), say=output.progress.say).slot(),
-        armed(store, spec, stack, options.stimulus, checkpoint, output.progress) as found,
+        prepared(store, spec, stack, options.stimulus, checkpoint, output.progress) as found,
         output.progress.task("replaying", total=options.runs, unit="runs") as task,
     ):
         for number in range(1, options.runs + 1):
@@ -81,7 +89,7 @@ def _replay(options: argparse.Namespace, output: Output) -> int:
     verdict = f"{len(runs)} runs, {'one trace' if traces == 1 else f'{traces} different traces'}"
     verdict += f" of {runs[0].events} events" if traces == 1 else ""
     ending = f"; the stimulus failed with exit code {failed[0]}: see dom0's console beside the trace" if failed else ""
-    ending += "" if runs[0].events else "; nobody called OP-TEE, so nothing was compared"
+    ending += "" if runs[0].events else "; no guest called OP-TEE, so nothing was compared"
     output.finish({"runs": rows, "traces": traces}, f"{verdict}{ending}; the first is {runs[0].trace}")
     differ = traces > 1 and not options.host_clock
     return ExitCode.FAILED if failed or differ or not runs[0].events else ExitCode.GOOD

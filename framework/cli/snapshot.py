@@ -22,16 +22,16 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
 
     ``parents`` carry the options of every command, ``stack`` those that choose the parts under test.
     """
-    text = "booted boards, saved for cloning"
+    text = "list, build and remove snapshots of booted boards"
     snapshot = subparsers.add_parser("snapshot", help=text, parents=[*parents])
     _add_commands(snapshot, *parents, stack=stack)
     for old, new in former.COMMANDS.items():
         # Without help, --help does not list it.
         _add_commands(subparsers.add_parser(old, prog=f"medcheck {new}", parents=[*parents]), *parents, stack=stack)
     resumed = subparsers.add_parser(
-        "resume", help="bring a saved board back (pytest --mc-save-on-failure)", parents=[*parents]
+        "resume", help="resume a postmortem snapshot (pytest --mc-save-on-failure)", parents=[*parents]
     )
-    resumed.add_argument("id", nargs="?", help="without it, lists the saved boards")
+    resumed.add_argument("id", nargs="?", help="a postmortem snapshot; without it, list them")
     resumed.set_defaults(handler=_resume)
 
 
@@ -39,7 +39,7 @@ def _add_commands(
     snapshot: argparse.ArgumentParser, *parents: argparse.ArgumentParser, stack: argparse.ArgumentParser
 ) -> None:
     commands = snapshot.add_subparsers(dest="snapshot_command", required=True, metavar="COMMAND")
-    listed = commands.add_parser("list", help="what there is, least recently used first", parents=[*parents])
+    listed = commands.add_parser("list", help="list the snapshots, least recently used first", parents=[*parents])
     listed.set_defaults(handler=_list)
     built = commands.add_parser("build", help="make a board's snapshot now", parents=[*parents, stack])
     built.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
@@ -51,8 +51,8 @@ def _add_commands(
     )
     former.add_option(built, "--moment", "--checkpoint")
     built.set_defaults(handler=_build)
-    pruned = commands.add_parser("prune", help="remove the least recently used", parents=[*parents])
-    pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="how much may stay (default 0: nothing)")
+    pruned = commands.add_parser("prune", help="remove the least recently used snapshots", parents=[*parents])
+    pruned.add_argument("--keep", type=mib, default=0, metavar="MIB", help="size that may remain (default 0: nothing)")
     pruned.set_defaults(handler=_prune)
 
 
@@ -102,11 +102,11 @@ def _prune(options: argparse.Namespace, output: Output) -> int:
 
 def _resume(options: argparse.Namespace, output: Output) -> int:
     from framework.jobs.boot import visit
-    from framework.target.postmortem import kept, resume
+    from framework.target.postmortem import resume, saved_boards
 
     if options.id is None:
-        none = "no board was saved (pytest --mc-save-on-failure saves some)"
-        output.finish({"kept": kept()}, "\n".join(kept()) or none)
+        none = "there is no postmortem snapshot (pytest --mc-save-on-failure makes them)"
+        output.finish({"kept": saved_boards()}, "\n".join(saved_boards()) or none)
         return ExitCode.GOOD
     with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, resume(options.id, Path(folder)) as target:
         for name, console in target.board.consoles.items():

@@ -24,13 +24,13 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
 
     ``parents`` carry the options of every command.
     """
-    text = "look into recorded traces"
+    text = "show, count, compare or export recorded traces"
     trace = subparsers.add_parser("trace", help=text, description=text, parents=list(parents))
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
 
     def add(name: str, handler: Any, text: str) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=list(parents))
-        command.add_argument("--recover", action="store_true", help="go on behind damaged parts")
+        command.add_argument("--recover", action="store_true", help="continue after damaged parts")
         command.set_defaults(handler=handler)
         return command
 
@@ -45,11 +45,11 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     counted = add("stats", _stats, "count calls, latencies and RPCs")
     counted.add_argument("file", type=Path, metavar="FILE")
 
-    compared = add("diff", _diff, "compare what was said in two traces; exit code 1 when they differ")
+    compared = add("diff", _diff, "compare the calls of two traces; exit code 1 when they differ")
     compared.add_argument("left", type=Path, metavar="A")
     compared.add_argument("right", type=Path, metavar="B")
 
-    exported = add("export", _export, "one JSON object a line for each event")
+    exported = add("export", _export, "print one JSON object a line for each event")
     exported.add_argument("file", type=Path, metavar="FILE")
     exported.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of the standard output")
 
@@ -57,20 +57,20 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
 def _show(options: argparse.Namespace, output: Answer) -> int:
     chosen = Filter(options.domain, options.function, options.since, options.until, options.thread)
     reader = _reader(options, options.file)
-    _lines(show(reader.sound(), chosen), [reader], output)
+    _lines(show(reader.valid_events(), chosen), [reader], output)
     return ExitCode.GOOD
 
 
 def _stats(options: argparse.Namespace, output: Answer) -> int:
     reader = _reader(options, options.file)
-    stats = collect(reader.sound())
+    stats = collect(reader.valid_events())
     output.finish({**stats.to_json(), "problems": _problems([reader], output)}, "\n".join(stats.lines()))
     return ExitCode.GOOD
 
 
 def _diff(options: argparse.Namespace, output: Answer) -> int:
     left, right = _reader(options, options.left), _reader(options, options.right)
-    different = _lines(diff(left.sound(), right.sound()), [left, right], output)
+    different = _lines(diff(left.valid_events(), right.valid_events()), [left, right], output)
     return ExitCode.FAILED if different else ExitCode.GOOD
 
 
@@ -82,7 +82,7 @@ def _export(options: argparse.Namespace, output: Answer) -> int:
                 "the events are many JSON documents, one a line, and --json promises a single one",
                 hint="leave --json out, or let --output take the events",
             )
-        export(reader.sound(), sys.stdout)
+        export(reader.valid_events(), sys.stdout)
         _problems([reader], output)
         return ExitCode.GOOD
     if options.output.exists() and options.output.samefile(options.file):
@@ -92,7 +92,7 @@ def _export(options: argparse.Namespace, output: Answer) -> int:
     except OSError as error:
         raise UsageError(f"--output cannot be written: {error.strerror}", where=str(options.output)) from error
     with stream:
-        count = export(reader.sound(), stream)
+        count = export(reader.valid_events(), stream)
     problems = _problems([reader], output)
     output.finish({"events": count, "problems": problems}, f"{count} events: {options.output}")
     return ExitCode.GOOD
@@ -103,7 +103,7 @@ def _reader(options: argparse.Namespace, path: Path) -> Reader:
 
 
 def _lines(lines: Iterable[str], readers: Sequence[Reader], output: Answer) -> bool:
-    """Give ``lines`` as they come, or all of them as JSON; whether there were any."""
+    """Print ``lines`` as they come, or all of them as JSON; return whether there were any."""
     kept = []
     some = False
     for line in lines:
@@ -119,7 +119,7 @@ def _lines(lines: Iterable[str], readers: Sequence[Reader], output: Answer) -> b
 
 
 def _problems(readers: Iterable[Reader], output: Answer) -> list[dict[str, object]]:
-    """What was wrong with the files, also told to the user; reading went on, so it is no failure."""
+    """Return and print what was wrong with the files; reading went on, so it is no failure."""
     found = [{"file": str(reader.path), **asdict(problem)} for reader in readers for problem in reader.problems]
     for item in found:
         output.say(f"{item['file']}@{item['offset']}: {item['text']}")

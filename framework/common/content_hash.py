@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a file is: its hash, and the memory of files that were hashed and have not been touched since.
+"""Content hashes of files, and a record of the files that were hashed and have not been touched since.
 
-A stamp (device, inode, size, times) vouches for a file during one boot of the machine, because the kernel
+A stamp (device, inode, size, times) proves a file unchanged during one boot of the machine, because the kernel
 itself sets the change time on every write.
 """
 
@@ -20,7 +20,7 @@ from framework.common.paths import atomic_write_text, cache_root
 
 
 def key_of(label: str, inputs: Mapping[str, object], form: int) -> str:
-    """Return the name under which what is made from these inputs is kept; a path stands for its content.
+    """Return the cache key of the product of these inputs; a path stands for its content.
 
     ``form`` is the version of the files' layout.
     """
@@ -29,7 +29,7 @@ def key_of(label: str, inputs: Mapping[str, object], form: int) -> str:
 
 
 def plain(value: object) -> Any:
-    """Turn inputs into JSON that says the same; a path becomes the hash of the file's content."""
+    """Turn inputs into equivalent JSON; a path becomes the hash of the file's content."""
     if isinstance(value, Path):
         return content_hash(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hashes of files, and the memory of which files were hashed already and have not been touched since."""
+"""Hashes of files, and a record of the files that were hashed already and have not been touched since."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What a write fails with when a disk, quota or file size limit is exhausted."""
+"""Error numbers of a write when a disk, quota or file size limit is exhausted."""
 
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-"""What a write fails with when a folder cannot be written by this user."""
+"""Error numbers of a write when a folder cannot be written by this user."""
 
 NO_ROOM_HINT = "free space with `medcheck clean`, or set MEDCHECK_CACHE to a folder on a larger disk"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The words that stand beside an isolation finding wherever one is named; SECURITY.md gives the reasons."""
+"""Label of isolation findings, shown wherever one is named; SECURITY.md gives the reasons."""
 
 from __future__ import annotations
 

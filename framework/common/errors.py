@@ -21,7 +21,7 @@ def redacted(text: str) -> str:
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller."""
+    """Exit codes of the process."""
 
     GOOD = 0
     FAILED = 1
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 class MedcheckError(Exception):
-    """Base of everything medcheck raises on purpose.
+    """Base of all errors that medcheck raises on purpose.
 
     ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. No password
     that an address carries gets into any of them. They may quote a guest: as text, control characters are shown.
@@ -50,7 +50,7 @@ class MedcheckError(Exception):
 
 
 class UsageError(MedcheckError):
-    """The user asked for something that does not exist or does not fit. Read the hint, change the command."""
+    """A request for something that does not exist or does not fit. Read the hint, change the command."""
 
     exit_code = ExitCode.USAGE
 
@@ -76,7 +76,7 @@ class BoardError(InfrastructureError):
 
 
 class GuestError(InfrastructureError):
-    """A guest cannot be reached or does not do what it was told; ``where`` names the domain."""
+    """A guest cannot be reached or does not execute a command; ``where`` names the domain."""
 
 
 class GuestCrash(MedcheckError):  # noqa: N818 - the crash is the event, "Error" would say less

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much slower than a reference machine this host is right now, so that waiting scales with it."""
+"""Speed of this host relative to a reference machine, by which time limits are scaled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from framework.common.errors import UsageError
 
 _ROUNDS, _SAMPLES = 80_000, 7
 _REFERENCE_SECONDS = 0.006
-"""What :data:`_ROUNDS` rounds of the loop take on an idle 3 GHz x86-64 core with CPython 3.11."""
+"""Seconds of :data:`_ROUNDS` rounds of the loop on an idle 3 GHz x86-64 core with CPython 3.11."""
 
 _SLOWEST = 20.0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Locks between processes: files that are locked, so that a process that ends, whatever way, holds nothing.
+"""Locks between processes: locked files, released however the process ends.
 
 Source: flock(2).
 """

@@ -39,7 +39,7 @@ CACHE_FOLDERS = (
     "blobs", "boards", "builds", "hashes", "kept", "locks", "logs", "partial", "pool", "reports", "slots", "snapshots",
     "ssh", "templates",
 )  # fmt: skip
-"""All that a cache holds, under its present and its former names; what else lies in one is not medcheck's."""
+"""Entries of a cache, by their present and their former names; others in a cache are not medcheck's."""
 
 CACHE_MARK = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -55,7 +55,7 @@ def cache_root() -> Path:
     ``MEDCHECK_CACHE`` wins, then ``XDG_CACHE_HOME/medcheck``, then ``~/.cache/medcheck``. It is made, and marked as a
     cache of medcheck, unless that cannot be done here; then what writes into it says why.
 
-    :raises UsageError: there is no such home; or what is there belongs to somebody else, can be written by others
+    :raises UsageError: there is no such home; or what is there belongs to another user, can be written by others
         (programs that run here come from it), or is not a cache but holds other files.
     """
     explicit = os.environ.get("MEDCHECK_CACHE")
@@ -113,7 +113,7 @@ def _refuse_others(root: Path) -> None:
             continue
         if found.st_uid not in (os.geteuid(), 0):
             raise UsageError(
-                f"the cache belongs to {_user_name(found.st_uid)}, and whoever owns it decides what runs here as "
+                f"the cache belongs to {_user_name(found.st_uid)}, and its owner decides what runs here as "
                 f"{_user_name(os.geteuid())}",
                 where=str(path),
                 hint="set MEDCHECK_CACHE to a folder of your own, or give this one to yourself with chown -R",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waiting for a file descriptor of any number: a process with many boards has more than select(2) can look at."""
+"""Waiting for a file descriptor of any number: a process with many boards has more than select(2) can take."""
 
 from __future__ import annotations
 

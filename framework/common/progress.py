@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long work tells its story, without knowing whether a terminal, a log or nobody listens."""
+"""Progress reporting interface for long operations; the sink may be a terminal, a log or nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Task(Protocol):
     """One piece of work that advances."""
 
     def advance(self, amount: int = 1) -> None:
-        """Say that ``amount`` more units (bytes, cases, files) are done; negative takes some back."""
+        """Report ``amount`` more units (bytes, cases, files) as done; a negative number takes some back."""
 
 
 class Progress(Protocol):
-    """Receives the story; see :class:`framework.common.terminal.RichProgress` for the terminal's version."""
+    """Receives progress; see :class:`framework.common.terminal.RichProgress` for the terminal's version."""
 
     def task(self, title: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Task]:
         """Begin a task of ``total`` units (None: unknown; unit ``"B"``: bytes)."""
@@ -25,30 +25,30 @@ class Progress(Protocol):
 
 
 class Answer(Protocol):
-    """Where a command puts what it has to say; see :class:`framework.common.terminal.Output`."""
+    """Receives a command's remarks and result; see :class:`framework.common.terminal.Output`."""
 
     progress: Progress
     json: bool
 
     def say(self, text: str) -> None:
-        """A remark; nothing when quiet."""
+        """Print a remark; nothing when quiet."""
 
     def finish(self, content: object, text: str) -> None:
-        """Give the result: ``content`` as JSON where that was asked for, else ``text``."""
+        """Print the result: ``content`` as JSON if that was requested, else ``text``."""
 
 
 class SilentTask:
-    """A task nobody watches."""
+    """A task without an observer."""
 
     def advance(self, amount: int = 1) -> None:
         """Ignore it."""
 
 
 class Silent:
-    """A progress nobody watches: libraries and tests use it as their default."""
+    """Progress without an observer: the default of libraries and tests."""
 
     def task(self, title: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Task]:  # noqa: ARG002
-        """Begin a task nobody watches."""
+        """Begin a task without an observer."""
         return nullcontext(SilentTask())
 
     def say(self, text: str) -> None:

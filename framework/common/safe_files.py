@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files and folders that nothing of another user can turn into a way to files elsewhere."""
+"""Files and folders opened so that another user's links cannot redirect them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes text of unknown origin harmless: what a guest prints is evidence, never an order to a screen."""
+"""Makes text of unknown origin harmless: what a guest prints is data, never a command to the terminal."""
 
 from __future__ import annotations
 

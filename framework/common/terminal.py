@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the terminal shows. Results go to stdout; the story (progress, remarks, errors) goes to stderr.
+"""Output on the terminal. Results go to stdout; progress, remarks and errors go to stderr.
 
-On a terminal the story has bars; elsewhere it is plain lines, at each tenth of a task or after five seconds.
+On a terminal, progress is shown as bars; elsewhere as plain lines, at each tenth of a task or after five seconds.
 ``NO_COLOR`` in the environment is obeyed. Text that may come from a guest never reaches the terminal raw.
 """
 
@@ -59,11 +59,11 @@ class Output:
         self.progress.close()
 
     def say(self, text: str) -> None:
-        """A remark on stderr; nothing when quiet."""
+        """Print a remark on stderr; nothing when quiet."""
         self.progress.say(text)
 
     def result(self, text: str) -> None:
-        """What the user asked for, on stdout, quiet or not; with ``--json`` a remark on stderr."""
+        """Print what the user asked for on stdout, quiet or not; with ``--json`` on stderr, as a remark."""
         if self.json:
             self.say(text)
             return
@@ -80,14 +80,14 @@ class Output:
         self._stdout.flush()
 
     def finish(self, content: object, text: str) -> None:
-        """The result in both forms: ``content`` with ``--json``, else ``text``."""
+        """Print the result: ``content`` with ``--json``, else ``text``."""
         if self.json:
             self.document(content)
         else:
             self.result(text)
 
     def error(self, error: MedcheckError) -> None:
-        """What happened, where, what to do: on stderr, and as the JSON document if there is none yet."""
+        """Print what happened, where, and what to do on stderr, and as the JSON document if there is none yet."""
         self.progress.close()
         print_error(error, self._err)
         if self.json and not self._documented:
@@ -177,7 +177,7 @@ class RichProgress:
             if self._bars is bars:
                 self._open -= 1
                 if self._open == 0:
-                    # Nothing draws between tasks: whoever owns the terminal then (a shell, pytest) has it.
+                    # Nothing draws between tasks: the terminal belongs to its owner then (a shell, pytest).
                     bars.stop()
                     self._bars = None
 

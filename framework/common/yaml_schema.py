@@ -47,7 +47,7 @@ class Document:
 
 
 def dotted(keys: KeyPath) -> str:
-    """Write a key path the way people say it: ``guests[0].vcpus``."""
+    """Write a key path in the usual notation: ``guests[0].vcpus``."""
     text = ""
     for key in keys:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
@@ -55,7 +55,7 @@ def dotted(keys: KeyPath) -> str:
 
 
 class Schema:
-    """What a value must be. :meth:`read` returns the Python value or raises ConfigError."""
+    """Type of a value. :meth:`read` returns the Python value or raises ConfigError."""
 
     expected = "a value"
 
@@ -69,7 +69,7 @@ class Schema:
 
 
 def describe(node: yaml.Node) -> str:
-    """Say in a few words what a node is."""
+    """Describe a node in a few words."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
@@ -100,7 +100,7 @@ class _Scalar(Schema):
         return value
 
     def accepts(self, value: Any) -> bool:  # noqa: ARG002 - the base takes every value of the right type
-        """Say whether a value of the right type is also a right value."""
+        """Whether a value of the right type is also a valid value."""
         return True
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one way in which YAML files are read: bounded, and node by node, so that every complaint names its line."""
+"""Reader of YAML files: bounded, and node by node, so that every error names its line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@
         versions: ["4.17", "4.18"]     # Xen versions by their beginning; all, if left out
         expires: 2027-06-30
 
-What is seen and does not stand here is a failure; what stands here, had its occasion and was not seen has vanished.
+What is seen and does not stand here is a failure; what stands here, whose condition was met and which was not seen, has
+vanished.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a user accepts, by the deviation's id."""
+    """Accepted deviations, by id."""
 
     waivers: Mapping[str, Waiver]
 
@@ -82,7 +83,7 @@ def load_baseline(path: Path, today: date | None = None) -> Baseline:
         if waiver.id in waivers:
             raise document.error(f"{waiver.id} stands here twice", *at, "id")
         if waiver.expires < today:
-            hint = "look at it again: prolong it with a reason that still holds, or remove it"
+            hint = "check whether its reason still holds: then prolong it, else remove it"
             raise document.error(f"the waiver of {waiver.id} expired on {waiver.expires}", *at, "expires", hint=hint)
         waivers[waiver.id] = waiver
     return Baseline(waivers)

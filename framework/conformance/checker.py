@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The checker: records of a trace in, verdicts out; the same code live and from a file."""
+"""Checker: turns records of a trace into verdicts; the same code live and from a file."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Checker:
         return decided
 
     def tell(self, event: Event) -> Sequence[Verdict]:
-        """Check something the trace does not show: a frame released, what a dead domain left behind."""
+        """Check an event that is not in the trace: a frame released, pages that a dead domain left behind."""
         return self._step(event)
 
     def gap(self, reason: str) -> None:
-        """Say that records are missing here."""
+        """Note that records are missing here."""
         self._step(self._observer.gap(reason))
 
     def finish(self, board_alive: bool | None = None) -> None:
@@ -101,7 +101,7 @@ class Checker:
             self._step(End(self._latest.seq, board_alive))
 
     def result(self, damage: Iterable[str] = ()) -> ConformanceResult:
-        """What was found up to here. ``damage``: what is known to be missing or broken in the trace itself."""
+        """Return the result up to here. ``damage``: what is known to be missing or broken in the trace itself."""
         broken = tuple(damage)
         tally = self._state.tally
         return ConformanceResult(
@@ -123,7 +123,7 @@ class Checker:
         try:
             verdicts = step(self._state, event)
         except Exception as error:
-            # The reference promises not to raise. If it does, that is told, and the rest is still checked.
+            # The reference promises not to raise. If it does, that is reported, and the rest is still checked.
             self._internal_error(event, error)
             return ()
         if not verdicts and type(event) is not DomainDestroyed:
@@ -147,7 +147,7 @@ class Checker:
 
     # What is kept of a verdict
 
-    def story(self, verdict: Verdict) -> str:
+    def explain(self, verdict: Verdict) -> str:
         """Explain a verdict of the latest event: rule, event, difference, state, what came before, replay."""
         event = self._latest
         segment, record = self._observer.place(event.seq)
@@ -164,15 +164,15 @@ class Checker:
             self._kept[verdict.rule] += 1
             if self._kept[verdict.rule] > KEPT:
                 return
-        story = self.story(verdict)
+        text = self.explain(verdict)
         if verdict.deviation is not None:
-            self._evidence[verdict.deviation] = story
+            self._evidence[verdict.deviation] = text
             return
         expected, observed = expected_observed(verdict)
         segment, record = self._observer.place(event.seq)
         self._found.append(
             Nonconformance(
-                verdict.rule, record, verdict.domid, describe_event(event), expected, observed, story, segment
+                verdict.rule, record, verdict.domid, describe_event(event), expected, observed, text, segment
             )
         )
 
@@ -266,7 +266,7 @@ def replay(
     limits: Limits | None = None,
     deviations: Mapping[str, Deviation] | None = None,
 ) -> tuple[Sequence[Verdict], Sequence[str]]:
-    """Check a trace up to one record and stop there: what was decided at it, and the stories.
+    """Check a trace up to one record; return the verdicts decided at it, and their explanations.
 
     Raises :class:`framework.common.errors.UsageError` when the trace has no such record.
     """
@@ -275,12 +275,12 @@ def replay(
     for event in reader.events():
         decided = checker.feed(event)
         if event.seq == record and len(reader.segments) == segment:
-            return decided, [checker.story(verdict) for verdict in decided]
+            return decided, [checker.explain(verdict) for verdict in decided]
     raise UsageError(f"the trace has no record {record} in run {segment}", where=str(path))
 
 
 def _file_gaps(reader: Reader) -> Iterable[str]:
-    """What the file itself says is wrong with it."""
+    """Yield the gaps that the file's own counters and damage show."""
     for problem in reader.problems:
         yield f"the file, at byte {problem.offset}: {problem.text}"
     for number, segment in enumerate(reader.segments, start=1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one verdict of a run or a trace: a sentence, and whether it fails by the policy that the user has set."""
+"""Conclusion of a run or a trace: a sentence, and whether it fails by the policy that the user has set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from framework.conformance.result import FAIL, NOT_CHECKED, SEEN, ConformanceRes
 
 
 class FailOn(StrEnum):
-    """What of a result makes it fail: a policy beyond nonconformances, which always do."""
+    """Policy on what fails, beyond nonconformances, which always do."""
 
     NONCONFORMANCE = "nonconformance"
     ISOLATION = "isolation"
@@ -21,7 +21,7 @@ class FailOn(StrEnum):
 
 
 class Kind(StrEnum):
-    """The four words a reader needs."""
+    """Kinds of a conclusion."""
 
     CONFORMS = "conforms"
     DEVIATES = "conforms but for known deviations"
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Conclusion:
     """The head of a report. ``unexpected`` are deviations that the baseline does not have (none without a baseline),
-    ``vanished`` those of the baseline that had their occasion and did not show."""
+    ``vanished`` those of the baseline whose condition was met and that did not show."""
 
     kind: Kind
     sentence: str

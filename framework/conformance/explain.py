@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Words for people: an event, a nonconformance with its story, a rule with its examples."""
+"""Explanations for people: an event, a nonconformance with its history, a rule with its examples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _answer(regs: Sequence[int]) -> str:
 
 
 def describe_event(event: Event) -> str:
-    """One line: who did what, in the words of the ABI."""
+    """Return one line for an event, in the words of the ABI."""
     match event:
         case GuestCall():
             how = event.conduit if not event.imm else f"{event.conduit} #{event.imm:#x}"
@@ -86,7 +86,7 @@ def _page(name: str, page: PageView | bytes | None) -> list[str]:
 
 
 def expected_observed(verdict: Verdict) -> tuple[str, str]:
-    """What was due and what was there, field by field."""
+    """Return expected and observed values, field by field."""
     if not verdict.differences:
         return RULES[verdict.rule].title, verdict.reason
     return (
@@ -96,7 +96,7 @@ def expected_observed(verdict: Verdict) -> tuple[str, str]:
 
 
 def replay_command(source: str, segment: int, record: int) -> str:
-    """A command line that decides this record again from the trace file; empty without a file."""
+    """Return a command line that checks this record again from the trace file; empty without a file."""
     if not source:
         return ""
     run = f" --segment {segment}" if segment > 1 else ""
@@ -106,7 +106,7 @@ def replay_command(source: str, segment: int, record: int) -> str:
 def explain_verdict(
     verdict: Verdict, event: Event, cause: Event | None, history: Iterable[Event], place: str, replay: str
 ) -> str:
-    """The whole story of one nonconformance or deviation.
+    """Explain one nonconformance or deviation in full.
 
     ``place`` names the record, ``history`` are the domain's last events, oldest first, ``replay`` a command.
     """
@@ -124,9 +124,9 @@ def explain_verdict(
     lines += [f"  {d.field}: expected {d.expected}, observed {d.observed}" for d in verdict.differences]
     if verdict.state:
         lines.append(f"  domain {verdict.domid}: {verdict.state}")
-    told = [f"    {e.seq}: {describe_event(e)}" for e in history]
-    if told:
-        lines += ["  last events of the domain:", *told]
+    recent = [f"    {e.seq}: {describe_event(e)}" for e in history]
+    if recent:
+        lines += ["  last events of the domain:", *recent]
     if replay:
         lines.append(f"  replay: {replay}")
     return "\n".join(lines)
@@ -175,8 +175,8 @@ def _rule(rule: Rule) -> list[str]:
     example = EXAMPLES.get(rule.id)
     if example is None:
         return lines
-    lines += ["", "good:", *_told(example.good, _shared(example.good, example.bad))]
-    lines += ["", "bad:", *_told(example.bad, _shared(example.bad, example.good))]
+    lines += ["", "good:", *_lines(example.good, _shared(example.good, example.bad))]
+    lines += ["", "bad:", *_lines(example.bad, _shared(example.bad, example.good))]
     state = State(limits=example.limits, deviations={})
     for event in example.bad:
         verdicts = step(state, event)
@@ -185,7 +185,7 @@ def _rule(rule: Rule) -> list[str]:
 
 
 def _shared(events: Sequence[Event], other: Sequence[Event]) -> int:
-    """Events at the beginning that tell nothing: those that both traces have, but for the last call."""
+    """Return how many events to skip: those that both traces begin with, but for the last call."""
     same = 0
     while same < min(len(events), len(other)) and events[same] == other[same]:
         same += 1
@@ -193,7 +193,7 @@ def _shared(events: Sequence[Event], other: Sequence[Event]) -> int:
     return max(0, min(starts[-1] if starts else same, len(events) - 4))
 
 
-def _told(events: Sequence[Event], skip: int) -> list[str]:
+def _lines(events: Sequence[Event], skip: int) -> list[str]:
     lines = [f"  ({skip} events before)"] if skip else []
     for event in events[skip:]:
         lines.append(f"  {event.seq}: {describe_event(event)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checking while the board runs: the trace plugin's lock-step socket feeds the checker from a thread.
+"""Checking while the board runs: a thread passes events from the trace plugin's lock-step socket to the checker.
 
     with LiveCheck(folder / "trace.sock", source=folder / "trace.bin") as check:
         ...start the board with the plugin options check.socket (lockstep) and the trace file...
@@ -101,6 +101,6 @@ class LiveCheck(AbstractContextManager["LiveCheck"]):
         self._thread.join(_HANG_UP_S)
 
     def result(self, board_alive: bool | None = None) -> ConformanceResult:
-        """What was found; ends the check. Call it after :meth:`join` or :meth:`close`."""
+        """Return the result; ends the check. Call it after :meth:`join` or :meth:`close`."""
         self.checker.finish(board_alive)
         return self.checker.result()

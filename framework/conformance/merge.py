@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One result over several traces: what a whole run, its stimuli and its boot included, says of each rule."""
+"""Sum of the results of several traces: a verdict for each rule over a whole run, its stimuli and its boot included."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _nonconformances(parts: Mapping[str, ConformanceResult]) -> Iterable[Nonconf
 
 
 def _deviations(parts: Mapping[str, ConformanceResult]) -> Iterable[DeviationSeen]:
-    """Each listed deviation once: seen where one trace saw it, else absent where one had its occasion."""
+    """Return each listed deviation once: seen if one trace saw it, else absent if one met its condition."""
     by_id: dict[str, list[tuple[str, DeviationSeen]]] = {}
     for name, part in parts.items():
         for deviation in part.deviations:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what a trace records to what the reference is told, one record at a time.
+"""Observer: turns records of a trace into events of the reference, one record at a time.
 
 Nothing is judged here and nothing is made up. What a record does not show is absent from the event, and what
 does not follow from the record before becomes a :class:`~mediator_ref.events.Gap`.
@@ -51,7 +51,7 @@ _P2M_RAM_RW, _P2M_RAM_RO, _P2M_LAST = 1, 2, 11
 _INSTRUCTION = 4
 
 Malformed = (struct.error, IndexError, ValueError, TraceError)
-"""What decoding a record of gibberish may raise."""
+"""Exceptions that decoding a malformed record may raise."""
 
 
 def page_kind(pte: int) -> PageKind | None:
@@ -84,14 +84,14 @@ class Observer:
         self._killed: dict[int, int] = {}
 
     def place(self, seq: int) -> tuple[int, int]:
-        """Run of the plugin (from 1) and record number behind an event's ``seq``."""
+        """Return the plugin's run (from 1) and the record number behind an event's ``seq``."""
         segment = len(self._bases)
         while segment > 1 and seq <= self._bases[segment - 1]:
             segment -= 1
         return segment, seq - self._bases[segment - 1]
 
     def gap(self, reason: str) -> Gap:
-        """Something is missing before the next record: noted, and an event for the reference."""
+        """Note that something is missing before the next record; return the event for the reference."""
         if len(self.gaps) < 100:
             self.gaps.append(reason)
         self._calls.clear()
@@ -158,7 +158,7 @@ class Observer:
         self._bases.append(self._base)
 
     def _counters(self, record: Event) -> None:
-        """The plugin's closing words: what it could not record."""
+        """Note the gaps that the plugin's closing counters show: what it could not record."""
         counts = record.counters()
         for name, what in (
             ("lost", "records were lost"),
@@ -211,7 +211,7 @@ class Observer:
             events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef))
 
     def _unattributed(self, record: Event, events: list[RefEvent]) -> None:
-        """A guest's call without a domain cannot be paired with anything."""
+        """Note a gap, once, for guests' calls without a domain, which cannot be paired with anything."""
         if self._lost_attribution:
             return
         self._lost_attribution = True
@@ -241,7 +241,7 @@ class Observer:
 
 
 def _at_boot(record: Event) -> bool:
-    """Tell whether a trace that begins with this record saw Xen boot: first comes the mediator's probe or dom0."""
+    """Whether a trace that begins with this record saw Xen boot: first comes the mediator's probe or dom0."""
     if record.seq != 1:
         return False
     if record.kind == _EL3_CALL and not record.parent:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a check found out, as plain data: for the report, the command line and tests."""
+"""Results of a check as plain data: for the report, the command line and tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FROM_OUTSIDE = frozenset(rule.id for rule in RULES.values() if rule.needs)
 """Rules that hold by what was measured beside the trace: they do not make an empty trace evidence."""
 
 RESULT_FILE = "conformance.json"
-"""What a test's board leaves beside its trace: the test's id as ``test``, and its result."""
+"""File beside the trace of a test's board: the test's id as ``test``, and its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class Nonconformance:
-    """Something the mediator did that it should not have done, and no listed deviation explains it.
+    """A wrong action of the mediator that no listed deviation explains.
 
     ``seq`` is the record of the trace at which it was decided (of run ``segment`` of the plugin, from 1),
-    ``event`` that record in the ABI's words; ``explanation`` is the whole story in several lines. ``where``: in a
+    ``event`` that record in the ABI's words; ``explanation`` is the whole explanation in several lines. ``where``: in a
     result over several traces, the one that shows it.
     """
 
@@ -71,7 +71,7 @@ class Nonconformance:
 
 @dataclass(frozen=True, slots=True)
 class DeviationSeen:
-    """A listed deviation that had its occasion.
+    """A listed deviation whose condition was met.
 
     ``status`` is ``seen`` (``count`` times; ``evidence`` is the first time) or ``not seen``: its condition
     was met ``count`` times and the mediator did the right thing, so the list is out of date for it.
@@ -89,10 +89,10 @@ class DeviationSeen:
 
 @dataclass(frozen=True, slots=True)
 class ConformanceResult:
-    """Everything a check found.
+    """Result of a check.
 
     ``gaps`` names what is missing from the trace and what was assumed instead; ``incomplete``: records are or may be
-    missing that were once written, so that nobody can vouch for the whole. ``nonconformances`` holds the
+    missing that were once written, so that the whole proves nothing. ``nonconformances`` holds the
     first of each rule up to a limit; :attr:`failed` counts all. ``notes`` are defects of medcheck itself.
     """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``docs/rules.md``: the rules, where they come from, and which tests are about them. Generated, never edited.
+"""Generator of ``docs/rules.md``: the rules, their sources, and the tests about them. Never edit that file by hand.
 
-``medcheck explain --table > docs/rules.md`` makes it. Board tests say themselves what they are about, with
+``medcheck explain --table > docs/rules.md`` makes it. Board tests name their rules, with
 ``@pytest.mark.mc_rule("STD-6", "D8", ...)``; they are found by parsing their source, without importing them.
 """
 
@@ -71,7 +71,7 @@ def _test(node: _Function, prefix: str, shared: list[str], path: Path) -> Iterat
 
 
 def _pytestmark(body: Sequence[ast.stmt]) -> list[ast.expr]:
-    """What is assigned to ``pytestmark``."""
+    """Return the values assigned to ``pytestmark``."""
     return [
         node.value
         for node in body

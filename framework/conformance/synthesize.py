@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The way back: events of the reference as records of a trace, for tests and measurements without a board."""
+"""Writer of synthetic traces: events of the reference as records, for tests and measurements without a board."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Consoles: every byte goes into a log with time stamps, to the problem watch and to whoever expects
-something.
+"""Consoles: every byte goes into a log with time stamps, to the crash scanner and to the waits for patterns.
 
 One thread per board (:class:`framework.console.reader_thread.ConsoleReader`) reads all its consoles, whether or not
 a caller is waiting. Everything it does per chunk is a handful of C-level scans over the chunk, so the cost per byte
@@ -27,20 +26,20 @@ from framework.common.host_speed import host_factor
 from framework.common.safe_text import decode
 from framework.console import wait_policy
 from framework.console.crash_signatures import CrashSignature
-from framework.console.expect_buffer import Feed
+from framework.console.expect_buffer import ExpectBuffer
 from framework.console.scanner import LINE_BYTES, Found, Scanner, first_matches
 from framework.console.wait_policy import OnSilence
 
 _DEATH_SECONDS = 1.0
 _REPEAT_SECONDS = 2.0
-"""What comes so soon after a repeated complaint (a back trace) belongs to it."""
+"""Seconds after a repeated complaint in which output (a back trace) belongs to it."""
 _COMPLAINTS = frozenset({"linux-panic", "linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
-"""What a system that makes no progress says again and again."""
+"""Kinds of messages that a system without progress prints repeatedly."""
 
 Watcher = Callable[[bytes], None]
 
 LOG_BYTES = 1 << 30
-"""How much of a console is logged; a whole night of xtest prints a thousandth of it."""
+"""Bytes of a console that are logged; a whole night of xtest prints a thousandth of it."""
 
 
 class Console:
@@ -57,14 +56,14 @@ class Console:
         self.bytes_seen = 0
         self._socket = end
         self._clock = clock
-        self._feed = Feed()
+        self._buffer = ExpectBuffer()
         self._expecting = threading.Lock()
         self._sending = threading.Lock()
         self._watches: list[tuple[re.Pattern[bytes], Watcher]] = []
         self._scanner = Scanner(name)
         self._complained: set[str] = set()
         self._repeats_until = 0.0
-        self._on_sign: Callable[[Console, CrashSignature, bytes], None] = lambda _console, _sign, _line: None
+        self._on_signature: Callable[[Console, CrashSignature, bytes], None] = lambda _console, _signature, _line: None
         self._on_silence: OnSilence | None = None
         self._unfinished = b""
         self._at_line_start = True
@@ -75,13 +74,13 @@ class Console:
 
     @property
     def dropped(self) -> int:
-        """How many bytes nobody expected in time and that are therefore in the log only."""
-        return self._feed.dropped
+        """Bytes dropped from the expect buffer because nothing read them in time; they are still in the log."""
+        return self._buffer.dropped
 
     @property
     def idle(self) -> float:
         """Seconds since the last byte came."""
-        return time.monotonic() - self._feed.last_byte
+        return time.monotonic() - self._buffer.last_byte
 
     def expect(
         self, patterns: bytes | Sequence[bytes], idle_timeout: float, *, deadline: float | None = None
@@ -105,28 +104,28 @@ class Console:
         compiled: list[Any] = [re.compile(pattern, re.DOTALL) for pattern in wanted]
         factor = host_factor()
         with self._expecting:
-            feed = self._feed
+            buffer = self._buffer
             longest = wait_policy.deadline(idle_timeout) if deadline is None else deadline
-            feed.begin(idle_timeout * factor, longest * factor)
-            feed.window = 0.0 if self._on_silence is None else wait_policy.window(min(idle_timeout, longest))
+            buffer.begin(idle_timeout * factor, longest * factor)
+            buffer.window = 0.0 if self._on_silence is None else wait_policy.window(min(idle_timeout, longest))
             try:
-                feed.expect_list(compiled, timeout=None)
+                buffer.expect_list(compiled, timeout=None)
             except pexpect.TIMEOUT:
                 raise self._expired(wanted) from None
             except pexpect.EOF:
                 raise self._ended(wanted) from None
-            feed.matched()
-            match = feed.match
+            buffer.matched()
+            match = buffer.match
             assert isinstance(match, re.Match)
             return match
 
     @property
     def before(self) -> bytes:
-        """What came between the previous match and the last one: its last MiB, and a line that says how much came
-        before that, if anything did."""
-        before = self._feed.before
+        """Text between the previous match and the last one: its last MiB, after a line that gives the size of anything
+        dropped before."""
+        before = self._buffer.before
         text = before if isinstance(before, bytes) else b""
-        return b"[medcheck: %d bytes before this were not kept]\r\n" % cut + text if (cut := self._feed.cut) else text
+        return b"[medcheck: %d bytes before this were not kept]\r\n" % cut + text if (cut := self._buffer.cut) else text
 
     def send(self, text: str | bytes, idle_timeout: float = 30.0) -> None:
         """Type something.
@@ -145,7 +144,7 @@ class Console:
             except BlockingIOError:
                 raise BoardError("takes no input", where=self._where()) from None
             except (OSError, ValueError) as error:
-                raise self._feed.end or BoardError(f"cannot be written: {error}", where=self._where()) from error
+                raise self._buffer.end or BoardError(f"cannot be written: {error}", where=self._where()) from error
 
     def sendline(self, text: str | bytes = "") -> None:
         """Type a line and the return key."""
@@ -160,8 +159,8 @@ class Console:
         return [decode(line.rstrip(b"\r")) for line in text.rstrip(b"\n").split(b"\n")[-lines:]]
 
     def watch(self, pattern: bytes, callback: Watcher) -> Callable[[], None]:
-        """Call ``callback(line)`` from the drain thread for each complete line that matches; returns how to
-        stop it.
+        """Call ``callback(line)`` from the console reader thread for each complete line that matches; return a function
+        that stops it.
 
         Of each line, the first 512 bytes count. The callback must be quick and must not wait for the console:
         nothing is read while it runs.
@@ -171,12 +170,12 @@ class Console:
         return lambda: self._watches.remove(entry)
 
     def alarm(self, error: MedcheckError | None) -> None:
-        """Make everyone who waits on this console, now or later, get ``error`` once the bytes are used up."""
-        with self._feed.ready:
-            self._feed.alarm = error
-            self._feed.ready.notify_all()
+        """Make every wait on this console, present or later, raise ``error`` once the bytes are used up."""
+        with self._buffer.ready:
+            self._buffer.alarm = error
+            self._buffer.ready.notify_all()
 
-    # What follows is for the drain thread and the board.
+    # The rest is for the console reader thread and the board.
 
     def fileno(self) -> int:
         """Return the file descriptor, so that a selector can wait for the console."""
@@ -198,76 +197,77 @@ class Console:
         return len(data)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes that came: log them, look for problems, hand them to whoever expects something."""
+        """Take bytes that came: log them, scan them for problems, and hand them to the expect buffer."""
         self.bytes_seen += len(data)
         try:
             self._write_log(data)
         except OSError as error:
             # A full disk must not stop the board's only reader either.
             self.alarm(BoardError(f"its log cannot be written: {error}", where=self._where()))
-        # Handed on before the watches run: who waits for a line is not held up by who looks at it.
-        progress = self._feed.put(data)
+        # Handed on before the watches run, so that a wait for a line is not delayed by them.
+        progress = self._buffer.put(data)
         end = data.rfind(b"\n") + 1
         if end == 0:
-            # Only the beginning of a line is looked at.
+            # Only the beginning of a line is searched.
             self._unfinished = (self._unfinished + data[:LINE_BYTES])[:LINE_BYTES]
         else:
             block = self._unfinished + data[:end]
             self._unfinished = data[end : end + LINE_BYTES]
             self._look(block)
         if time.monotonic() < self._repeats_until:
-            self._feed.no_progress(progress)
+            self._buffer.no_progress(progress)
 
     def settle(self, *, now: bool = False) -> bool:
-        """Tell of a sign whose next lines do not come (``now``: will not); return whether one still may."""
+        """Report a crash signature whose next lines do not come (``now``: will not); return whether one may still
+        come."""
         self._tell(self._scanner.settle(now=now))
         return self._scanner.waits
 
     def _look(self, block: bytes) -> None:
-        """Look for problems and for what is watched for in whole lines."""
+        """Scan whole lines for problems and for watched patterns."""
         self._tell(self._scanner.feed(block))
         try:
             for pattern, callback in tuple(self._watches):
                 for line in first_matches(pattern, block):
                     callback(line)
         except Exception as error:
-            # A mistake in somebody's callback must not stop the board's only reader; the next expect tells
+            # A mistake in a callback must not stop the board's only reader; the next expect tells
             # of it.
             self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
 
     def _tell(self, found: Sequence[Found]) -> None:
-        for sign, line in found:
-            if sign.kind in self._complained:
+        for signature, line in found:
+            if signature.kind in self._complained:
                 self._repeats_until = time.monotonic() + _REPEAT_SECONDS
-            elif sign.kind in _COMPLAINTS:
-                self._complained.add(sign.kind)
+            elif signature.kind in _COMPLAINTS:
+                self._complained.add(signature.kind)
             try:
-                self._on_sign(self, sign, line)
+                self._on_signature(self, signature, line)
             except Exception as error:
                 self.alarm(BoardError(f"a watch callback failed: {error!r}", where=self._where()))
 
     def close(self, reason: MedcheckError) -> None:
-        """End the console: whoever waits gets ``reason``."""
+        """End the console: every wait raises ``reason``."""
         if self._open:
             self._tell(self._scanner.feed(self._unfinished + b"\n") if self._unfinished else [])
             self.settle(now=True)
-        with self._feed.ready:
+        with self._buffer.ready:
             if not self._open:
                 return
             self._open = False
-            self._feed.end = reason
-            self._feed.ready.notify_all()
+            self._buffer.end = reason
+            self._buffer.ready.notify_all()
         self._socket.close()
         os.close(self._log_fd)
 
-    def on_sign(self, callback: Callable[[Console, CrashSignature, bytes], None]) -> None:
-        """Say who is told about problems (the board)."""
-        self._on_sign = callback
+    def on_signature(self, callback: Callable[[Console, CrashSignature, bytes], None]) -> None:
+        """Set the callback that receives problems (the board's)."""
+        self._on_signature = callback
 
     def on_silence(self, callback: OnSilence) -> None:
         """Set the callback that explains silence (the board's hang detector)."""
         self._on_silence = callback
-        self._feed.sample = self._sample
+        self._buffer.sample = self._sample
 
     def _sample(self) -> Any:
         assert self._on_silence is not None
@@ -302,30 +302,30 @@ class Console:
         return "\n".join(f"    {line}" for line in lines) if lines != [""] else "    (nothing was printed)"
 
     def _expired(self, wanted: Sequence[bytes]) -> MedcheckError:
-        """The error of a wait that nothing ended; the board's death if that is why nothing came."""
-        feed, idle, now = self._feed, self.idle, time.monotonic()
-        why = self._on_silence.explain(feed.seen) if self._on_silence is not None and feed.window else ""
-        with feed.ready:
+        """Return the error of an expired wait; the board's death if that is why nothing came."""
+        buffer, idle, now = self._buffer, self.idle, time.monotonic()
+        why = self._on_silence.explain(buffer.seen) if self._on_silence is not None and buffer.window else ""
+        with buffer.ready:
             if why is None:
-                feed.ready.wait_for(lambda: feed.end is not None, _DEATH_SECONDS)
-            if feed.alarm is not None:
-                return feed.alarm
-            if feed.end is not None:
+                buffer.ready.wait_for(lambda: buffer.end is not None, _DEATH_SECONDS)
+            if buffer.alarm is not None:
+                return buffer.alarm
+            if buffer.end is not None:
                 return self._ended(wanted)
         names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
         what = f"no byte for {idle:.1f} s while waiting for {names}"
-        if now - feed.last_progress > idle + _REPEAT_SECONDS:
+        if now - buffer.last_progress > idle + _REPEAT_SECONDS:
             what = (
-                f"nothing but the same complaints for {now - feed.last_progress:.1f} s while waiting for {names} "
+                f"nothing but the same complaints for {now - buffer.last_progress:.1f} s while waiting for {names} "
                 f"(the last byte came {idle:.1f} s ago)"
             )
-        if now >= feed.deadline:
+        if now >= buffer.deadline:
             what = (
-                f"{now - feed.expect_began:.1f} s passed while waiting for {names}, which is all it was given "
+                f"{now - buffer.expect_began:.1f} s passed while waiting for {names}, which is all it was given "
                 f"(the last byte came {idle:.1f} s ago)"
             )
-        if feed.cut_now:
-            what += f"; {feed.cut_now} bytes of it were not kept"
+        if buffer.cut_now:
+            what += f"; {buffer.cut_now} bytes of it were not kept"
         text = f"\n    {why}\n" if why else "; "
         return BoardError(
             f"{what}{text}the last lines:\n{self._tail_text()}",
@@ -335,7 +335,7 @@ class Console:
 
     def _ended(self, wanted: Sequence[bytes]) -> MedcheckError:
         names = " or ".join(repr(pattern.decode(errors="replace")) for pattern in wanted)
-        end = self._feed.end
+        end = self._buffer.end
         what = "the console ended" if end is None else end.what
         return BoardError(
             f"{what}; it happened while waiting for {names}; the last lines:\n{self._tail_text()}",

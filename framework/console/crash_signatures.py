@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a console says when something broke: one table of signatures, and who may speak each of them.
+"""Table of crash signatures: lines that consoles show when something broke, and which speaker may print each.
 
 Guests decide what their consoles say, so nothing here trusts a line: a signature belongs to one speaker, a speaker is
 heard on certain consoles only, and on a console that several share (dom0's kernel writes on Xen's, and a debug Xen
@@ -48,7 +48,7 @@ _SPEAKERS: Mapping[tuple[str, str], str] = {
     # dom0's kernel prints on Xen's console until its own is there, and for good if that never comes.
     ("linux", "xen"): r"(?!\(d[1-9])" + _OTHER,
 }
-"""Which speaker is heard on consoles of which role, and how its lines begin there."""
+"""Speakers that are accepted on consoles of each role, and how their lines begin there."""
 
 _REASON = r"\(XEN\) {0,4}(?:\[[^\]]{0,40}\] )?(?! {0,4}\*)(.*)"
 
@@ -93,7 +93,7 @@ def _signatures(role: str) -> tuple[CrashSignature, ...]:
 
 
 CRASH_SIGNATURES: Mapping[str, tuple[CrashSignature, ...]] = {role: _signatures(role) for role in ROLES}
-"""What is recognised on consoles of each role."""
+"""Signatures that are recognised on consoles of each role."""
 
 DOM0_DEATHS = frozenset({"linux-panic", "linux-oops", "linux-bug", "dom0-crash"})
 """Kinds that mean dom0's death when they stand on Xen's console."""

@@ -24,7 +24,7 @@ _BACKLOG = 64 << 20
 _MOST_CHUNKS = 1 << 20
 """A chunk costs some 40 bytes beside its content."""
 _UNMATCHED = 1 << 20
-"""pexpect keeps everything since the last match; of that, the last MiB (for a moment two) is kept."""
+"""pexpect keeps everything since the last match; of that, the last MiB (briefly two) stays."""
 
 if TYPE_CHECKING:
     _Base = SpawnBase[bytes]
@@ -32,8 +32,8 @@ else:
     _Base = SpawnBase  # generic in its type stubs only
 
 
-class Feed(_Base):
-    """pexpect's machinery on top of bytes that the drain thread hands over."""
+class ExpectBuffer(_Base):
+    """pexpect's machinery on top of bytes that the console reader thread hands over."""
 
     def __init__(self) -> None:
         super().__init__(timeout=None, maxread=_CHUNK, searchwindowsize=_WINDOW)
@@ -66,8 +66,8 @@ class Feed(_Base):
         self.seen: Any = None
 
     def put(self, data: bytes) -> float:
-        """Take bytes from the drain thread; the oldest go when nobody has wanted 64 MiB of them. Returns when the
-        last progress was before."""
+        """Take bytes from the console reader thread; of more than 64 MiB that no wait has consumed, the oldest are
+        dropped. Returns when the last progress was before."""
         with self.ready:
             before = self.last_progress
             self.last_byte = self.last_progress = time.monotonic()
@@ -82,7 +82,7 @@ class Feed(_Base):
         return before
 
     def no_progress(self, since: float) -> None:
-        """Take back what :meth:`put` concluded: the last progress was at ``since``."""
+        """Undo :meth:`put`'s conclusion that the bytes are progress: the last progress was at ``since``."""
         with self.ready:
             self.last_progress = since
 
@@ -105,7 +105,7 @@ class Feed(_Base):
             if data is not None:
                 self._bound()
                 return data
-            # Not with the lock held, which the drain thread needs.
+            # Not with the lock held, which the console reader thread needs.
             self.looked_at = time.monotonic()
             self.seen = self.sample()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What broke on a board's consoles: a list that a chattering guest can neither fill the memory with nor hide in."""
+"""Problems seen on a board's consoles, in a bounded list: a chattering guest can neither fill the memory nor hide
+others'."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from framework.common.safe_text import plural
 from framework.console.crash_signatures import DOM0_DEATHS, CrashSignature
 
 MOST_OF_A_KIND = 20
-"""So many problems of one kind are kept of each console. The bound is for each console: a guest that panics in a loop
+"""Problems of one kind that are recorded for each console. The bound is for each console: a guest that panics in a loop
 must not hide what another one says."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A broken thing seen on a console: ``at`` is in seconds since power-on, ``line`` as printed, its first 512 bytes
-    (and with Xen's panic, the reason from the lines after it)."""
+    """A crash signature seen on a console: ``at`` is in seconds since power-on, ``line`` as printed, its first 512
+    bytes (and with Xen's panic, the reason from the lines after it)."""
 
     kind: str
     console: str
@@ -32,7 +33,7 @@ class Problem:
         return self.console == "xen" and self.kind in DOM0_DEATHS
 
     def crash(self) -> GuestCrash:
-        """Return the error for those who wait while it happens."""
+        """Return the error that waits for this board raise."""
         who = "dom0: " if self.of_dom0 else ""
         return GuestCrash(f"{who}{self.kind}: {self.line.strip()}", where=f"console {self.console}")
 
@@ -44,10 +45,10 @@ class ProblemLog:
         self.kept: list[Problem] = []
         self._seen: Counter[tuple[str, str]] = Counter()
 
-    def add(self, console: str, sign: CrashSignature, line: bytes, at: float) -> tuple[Problem, bool]:
-        """Count what was seen; return it and whether it is kept."""
-        problem = Problem(sign.kind, console, line.decode(errors="replace"), at, sign.fatal)
-        key = (console, sign.kind)
+    def add(self, console: str, signature: CrashSignature, line: bytes, at: float) -> tuple[Problem, bool]:
+        """Count a problem; return it and whether it is recorded."""
+        problem = Problem(signature.kind, console, line.decode(errors="replace"), at, signature.fatal)
+        key = (console, signature.kind)
         self._seen[key] += 1
         keep = self._seen[key] <= MOST_OF_A_KIND
         if keep:
@@ -56,11 +57,11 @@ class ProblemLog:
 
     @property
     def not_kept(self) -> int:
-        """How many were counted only."""
+        """Number of problems that were only counted."""
         return self._seen.total() - len(self.kept)
 
     def shown(self) -> list[Problem]:
-        """Return what is kept, and one line at the end that says how much is not."""
+        """Return the recorded problems, and one line at the end that counts the rest."""
         if not self.not_kept:
             return list(self.kept)
         over = {key: count - MOST_OF_A_KIND for key, count in self._seen.items() if count > MOST_OF_A_KIND}

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The thread that reads a board: one per board, for all its consoles and whatever else needs the same
-attention."""
+"""Console reader thread: one per board, for all its consoles and other file descriptors."""
 
 from __future__ import annotations
 
@@ -12,12 +11,11 @@ from collections.abc import Callable
 from framework.console.console import Console
 
 _SETTLE_SECONDS = 0.2
-"""How often a sign is looked at whose next lines may still come."""
+"""Seconds between checks of a crash signature whose next lines may still come."""
 
 
 class ConsoleReader:
-    """The thread that reads all consoles of a board, and any other file descriptors that need the same
-    attention."""
+    """Reads all consoles of a board, and other file descriptors, in one thread."""
 
     def __init__(self, name: str) -> None:
         self._poll = select.epoll()
@@ -25,7 +23,7 @@ class ConsoleReader:
         self._others: dict[int, Callable[[], bool]] = {}
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll.register(self._stop_read, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._run, name=f"drain-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"consoles-{name}", daemon=True)
         self._stopping = threading.Event()
 
     def add(self, console: Console) -> None:
@@ -48,16 +46,15 @@ class ConsoleReader:
         """Begin to read."""
         self._thread.start()
 
-    def drain_rest(self) -> None:
-        """Read what is left in every console; for the drain thread itself, when nothing will be added any
-        more."""
+    def read_rest(self) -> None:
+        """Read what is left in every console; for the reader thread itself, when nothing will be added any more."""
         for fd, console in list(self._consoles.items()):
             while console.receive() > 0:
                 continue
             self._forget(fd)
 
     def stop(self) -> None:
-        """Have the thread read what is left, end it and wait for it; may be called twice."""
+        """Let the thread read what is left, end it and wait for it; may be called twice."""
         if not self._stopping.is_set():
             # Written first: once the event is set, the thread may close the pipe.
             os.write(self._stop_write, b"x")
@@ -86,7 +83,7 @@ class ConsoleReader:
             # time from the board. It bounds the wake-ups at 500 a second; a stop ends it at once.
             if small:
                 self._stopping.wait(0.002)
-        self.drain_rest()
+        self.read_rest()
         self._release()
 
     def _release(self) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finds crash signatures in what a console prints, at a cost per byte that no text can raise.
+"""Scanner for crash signatures in a console's output, at a cost per byte that no text can raise.
 
 Regular expressions hold the interpreter's lock for as long as they run, so a line of a guest's choice must not meet
-them whole: only the first :data:`LINE_BYTES` of a line are looked at, once for each signature.
+them whole: only the first :data:`LINE_BYTES` of a line are searched, once for each signature.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from framework.console.crash_signatures import CRASH_SIGNATURES, CrashSignature, role_of
 
 LINE_BYTES = 512
-"""Of each line so much is looked at and kept; the longest line that Xen, OP-TEE or Linux print is shorter."""
+"""Bytes of each line that are searched and recorded; the longest line that Xen, OP-TEE or Linux print is shorter."""
 
 REASON_LINES = 4
-"""So many lines are added to a signature that goes on in the lines after it."""
-_REASON_LOOKS = 8
+"""Lines that are added to a signature that goes on in the lines after it."""
+_REASON_MOST_LINES = 8
 _REASON_SECONDS = 1.0
 """A console that prints nothing for so long after such a line has no more to say."""
 
@@ -30,25 +30,25 @@ Found = tuple[CrashSignature, bytes]
 class _Begun:
     """A signature whose next lines belong to it."""
 
-    sign: CrashSignature
+    signature: CrashSignature
     line: bytes
     since: float
     reason: list[bytes] = field(default_factory=list)
-    looked: int = 0
+    lines: int = 0
 
     def text(self) -> bytes:
         return b" ".join([self.line, *self.reason])
 
     def take(self, line: bytes) -> bool:
         """Add a line; whether another one may follow."""
-        assert self.sign.follows is not None
-        match = self.sign.follows.match(line)
+        assert self.signature.follows is not None
+        match = self.signature.follows.match(line)
         if match is None:
             return False
-        self.looked += 1
+        self.lines += 1
         if text := match[1].strip():
             self.reason.append(text)
-        return len(self.reason) < REASON_LINES and self.looked < _REASON_LOOKS
+        return len(self.reason) < REASON_LINES and self.lines < _REASON_MOST_LINES
 
 
 class Scanner:
@@ -56,8 +56,8 @@ class Scanner:
 
     def __init__(self, console: str) -> None:
         self._by_literal: dict[bytes, list[CrashSignature]] = {}
-        for sign in CRASH_SIGNATURES[role_of(console)]:
-            self._by_literal.setdefault(sign.literal, []).append(sign)
+        for signature in CRASH_SIGNATURES[role_of(console)]:
+            self._by_literal.setdefault(signature.literal, []).append(signature)
         self._begun: _Begun | None = None
 
     @property
@@ -69,14 +69,14 @@ class Scanner:
         """Return each signature with its line (its first :data:`LINE_BYTES`), in the order of the lines."""
         found: list[Found] = []
         at = 0
-        for start, sign, line in sorted(self._search(block), key=lambda item: item[0]):
+        for start, signature, line in sorted(self._search(block), key=lambda item: item[0]):
             at = self._continue(block, at, found)
-            if sign.follows is None:
-                found.append((sign, line))
+            if signature.follows is None:
+                found.append((signature, line))
                 continue
             if self._begun is not None:
                 found.append(self._end(self._begun))
-            self._begun = _Begun(sign, line, time.monotonic())
+            self._begun = _Begun(signature, line, time.monotonic())
             at = _after(block, start)
         self._continue(block, at, found)
         return found
@@ -90,7 +90,7 @@ class Scanner:
 
     def _end(self, begun: _Begun) -> Found:
         self._begun = None
-        return begun.sign, begun.text()
+        return begun.signature, begun.text()
 
     def _continue(self, block: bytes, at: int, found: list[Found]) -> int:
         """Give the lines from ``at`` on to what was begun; return where the first one that it did not get begins."""
@@ -101,14 +101,14 @@ class Scanner:
         return at
 
     def _search(self, block: bytes) -> Iterator[tuple[int, CrashSignature, bytes]]:
-        for literal, signs in self._by_literal.items():
+        for literal, signatures in self._by_literal.items():
             at = block.find(literal)
             while at >= 0:
                 start = block.rfind(b"\n", max(0, at - LINE_BYTES), at) + 1
                 # Without a line end so near, the literal stands too far behind in its line.
                 if start or at < LINE_BYTES:
                     line = _line(block, start)
-                    yield from ((start, sign, line) for sign in signs if sign.pattern.match(line))
+                    yield from ((start, signature, line) for signature in signatures if signature.pattern.match(line))
                 at = block.find(literal, _after(block, at))
 
 
@@ -127,6 +127,6 @@ def _line(block: bytes, start: int) -> bytes:
 
 
 def _after(block: bytes, at: int) -> int:
-    """Where the line after the one at ``at`` begins."""
+    """Return where the line after the one at ``at`` begins."""
     end = block.find(b"\n", at)
     return len(block) if end < 0 else end + 1

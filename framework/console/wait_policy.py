@@ -13,12 +13,12 @@ _POLL_SECONDS = 2.0
 
 _LONGEST, _LONGEST_FACTOR = 600.0, 20.0
 
-_LOOK_SECONDS = 5.0
+_SAMPLE_SECONDS = 5.0
 """Between two samples at a board that is silent, scaled: what moved since the last one decides."""
 
 
 class OnSilence(Protocol):
-    """Callbacks of a wait that sees nothing (:class:`framework.diagnosis.hang.HangDetector`)."""
+    """Callbacks of a wait on a silent console (:class:`framework.diagnosis.hang.HangDetector`)."""
 
     def sample(self) -> Any:
         """Sample the board's activity, quickly; called now and then while nothing comes."""
@@ -27,23 +27,23 @@ class OnSilence(Protocol):
         """Whether the samples so far show that nothing will ever come by itself."""
 
     def explain(self, before: Any, /) -> str | None:
-        """Say in words why nothing came since that look; None when the board is gone. Never raises."""
+        """Explain why nothing came since that sample; None when the board is gone. Never raises."""
 
 
 def deadline(idle_timeout: float) -> float:
-    """Return the seconds (not yet scaled) after which a wait ends that its caller gave no deadline, however much is
-    printed: far more than anything good takes, as it is meant for guests that chatter for ever."""
+    """Return the seconds (not yet scaled) after which a wait without a deadline of its own ends, however much is
+    printed: far more than any good wait takes, as it is meant for guests that print for ever."""
     return max(_LONGEST, _LONGEST_FACTOR * idle_timeout)
 
 
 def window(idle_timeout: float) -> float:
     """Return the seconds between two samples during a wait that expires after ``idle_timeout`` (not yet scaled)
-    seconds; 0 for a wait too short to look."""
-    return min(idle_timeout / 2, _LOOK_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
+    seconds; 0 for a wait too short for samples."""
+    return min(idle_timeout / 2, _SAMPLE_SECONDS) * host_factor() if idle_timeout >= _POLL_SECONDS else 0.0
 
 
-def next_sample(began: float, looked: float, limit: float, every: float) -> float:
-    """Return when to look next in a silence that began at ``began``, after a sample at ``looked``; ``limit``, the end
-    of the wait, if not any more. Looks are counted from that end, as the last one matters most."""
-    left = limit - max(began, looked)
+def next_sample(began: float, sampled: float, limit: float, every: float) -> float:
+    """Return when to sample next in a silence that began at ``began``, after a sample at ``sampled``; ``limit``, the
+    end of the wait, if no more is due. Samples are timed back from that end, as the last one matters most."""
+    left = limit - max(began, sampled)
     return limit - max(0, math.ceil(left / every - 1e-6) - 1) * every

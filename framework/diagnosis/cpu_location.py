@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a board's CPUs are: QEMU's register dump, read and put into words."""
+"""Locations of a board's CPUs: QEMU's register dump, parsed and put into words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from framework.common.errors import BoardError
 from framework.diagnosis.symbols import elf_symbols
 
 NameLinux = Callable[[int], str | None]
-"""Names the place of an address in Linux; None if it cannot."""
+"""Names the location of an address in Linux; None if it cannot."""
 
 _CPU = re.compile(r"^CPU#(\d+)\s*$", re.MULTILINE)
 _PC = re.compile(r"\bPC=([0-9a-f]+)")
@@ -22,7 +22,7 @@ _LEVEL = re.compile(r"^PSTATE=[0-9a-f]+ [N-][Z-][C-][V-] (NS |S )?EL(\d)", re.MU
 
 @dataclass(frozen=True)
 class CpuLocation:
-    """Where one CPU is. ``level`` is its exception level (None: AArch32 code, or QEMU does not say);
+    """Location of one CPU. ``level`` is its exception level (None: AArch32 code, or QEMU does not say);
     ``link`` is X30, where a leaf function returns to."""
 
     cpu: int
@@ -35,10 +35,10 @@ class CpuLocation:
 def parse(registers: str) -> list[CpuLocation]:
     """Read what QEMU's ``info registers -a`` prints for an arm64 machine."""
     parts = _CPU.split(registers.replace("\r", ""))[1:]
-    places = []
+    locations = []
     for number, text in zip(parts[::2], parts[1::2], strict=True):
         pc, link, level = _PC.search(text), _LR.search(text), _LEVEL.search(text)
-        places.append(
+        locations.append(
             CpuLocation(
                 int(number),
                 None if pc is None else int(pc[1], 16),
@@ -47,12 +47,12 @@ def parse(registers: str) -> list[CpuLocation]:
                 None if link is None else int(link[1], 16),
             )
         )
-    return places
+    return locations
 
 
 class Names:
-    """Puts places into words. ``xen_syms`` are the symbols of the Xen that runs, if somebody has them; ``linux``
-    knows the kernel."""
+    """Puts CPU locations into words. ``xen_syms`` are the symbols of the Xen that runs, if available; ``linux`` knows
+    the kernel."""
 
     def __init__(self, xen_syms: Path | None, linux: NameLinux | None = None) -> None:
         self._linux = linux
@@ -64,31 +64,31 @@ class Names:
             except BoardError as error:
                 self._no_xen = error.what
 
-    def describe(self, place: CpuLocation) -> str:
-        """``CPU 0 at 0x26b10c: idle_loop+0x188 in Xen (EL2)``. Xen's names are for non-secure EL2 only: the same
-        number at another level is somebody else's address."""
-        if place.pc is None:
-            return f"CPU {place.cpu}: QEMU shows no 64-bit program counter (AArch32 code?)"
-        return f"CPU {place.cpu} at {place.pc:#x}: {self._where(place, place.pc)}"
+    def describe(self, location: CpuLocation) -> str:
+        """``CPU 0 at 0x26b10c: idle_loop+0x188 in Xen (EL2)``. Xen's names are for non-secure EL2 only: the same number
+        at another level is an address in another program."""
+        if location.pc is None:
+            return f"CPU {location.cpu}: QEMU shows no 64-bit program counter (AArch32 code?)"
+        return f"CPU {location.cpu} at {location.pc:#x}: {self._where(location, location.pc)}"
 
-    def caller(self, place: CpuLocation) -> str | None:
-        """The place that X30 points to, for code of Xen; None elsewhere."""
-        if self._xen is None or place.link is None or place.level != 2 or place.secure:
+    def caller(self, location: CpuLocation) -> str | None:
+        """Return the location that X30 points to, for code of Xen; None elsewhere."""
+        if self._xen is None or location.link is None or location.level != 2 or location.secure:
             return None
-        return self._xen.name(place.link)
+        return self._xen.name(location.link)
 
-    def _where(self, place: CpuLocation, pc: int) -> str:
-        if place.level == 3:
+    def _where(self, location: CpuLocation, pc: int) -> str:
+        if location.level == 3:
             return "in the firmware (EL3)"
-        if place.secure:
+        if location.secure:
             return {0: "in a trusted application (S-EL0)", 1: "in OP-TEE (S-EL1)"}.get(
-                place.level if place.level is not None else -1, "in the secure world"
+                location.level if location.level is not None else -1, "in the secure world"
             )
-        if place.level == 2:
+        if location.level == 2:
             if self._xen is None:
                 return f"in Xen (EL2; {self._no_xen})"
             return f"{self._xen.name(pc) or 'in no known function'} in Xen (EL2)"
-        if place.level == 1:
+        if location.level == 1:
             name = None if self._linux is None else self._linux(pc)
             return "in dom0 or a guest (EL1)" if name is None else f"{name} in Linux (EL1: dom0 or a guest)"
-        return "in a program of dom0 or a guest (EL0)" if place.level == 0 else "QEMU does not say in what"
+        return "in a program of dom0 or a guest (EL0)" if location.level == 0 else "QEMU does not say in what"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What died, and how it is named: problems on consoles, domains that are gone, guests that hang.
+"""Crash errors: problems on consoles, domains that are gone and guests that hang, each attributed to a guest.
 
-The board's consoles recognise signs of death by themselves (``framework.console.crash_signatures``); this module
-decides which of them concern one guest and puts what is known into one error.
+The board's consoles recognise crash signatures by themselves (``framework.console.crash_signatures``); this module
+decides which of them concern one guest and puts all that is known into one error.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TAIL = 12
 
 
 class ConsoleLike(Protocol):
-    """What guests need of a console; :class:`framework.console.console.Console` is one."""
+    """The part of a console that guests use; :class:`framework.console.console.Console` is one."""
 
     name: str
     log: Path
 
     @property
     def before(self) -> bytes:
-        """What came before the last match."""
+        """Text before the last match."""
 
     def expect(self, patterns: list[bytes], idle_timeout: float) -> re.Match[bytes]:
         """Wait for the first of some regular expressions."""
@@ -48,11 +48,11 @@ class ConsoleLike(Protocol):
 
 
 class ProblemLike(Protocol):
-    """A broken thing seen on a console; :class:`framework.console.crash_signatures.Problem` is one."""
+    """A crash signature seen on a console; :class:`framework.console.problems.Problem` is one."""
 
     @property
     def kind(self) -> str:
-        """Which sign it was, such as ``linux-panic``."""
+        """The signature's kind, such as ``linux-panic``."""
 
     @property
     def console(self) -> str:
@@ -64,7 +64,7 @@ class ProblemLike(Protocol):
 
 
 class BoardLike(Protocol):
-    """What guests need of a board; :class:`framework.board.board.Board` is one."""
+    """The part of a board that guests use; :class:`framework.board.board.Board` is one."""
 
     @property
     def ssh_port(self) -> int:
@@ -76,11 +76,11 @@ class BoardLike(Protocol):
 
     @property
     def problems(self) -> Sequence[ProblemLike]:
-        """What broke so far; grows."""
+        """Problems so far; grows."""
 
     @property
     def on_silence(self) -> OnSilence | None:
-        """Who looks into a guest's silence."""
+        """Hang detector for a guest's silence."""
 
     @property
     def alive(self) -> bool:
@@ -91,7 +91,7 @@ class BoardLike(Protocol):
 
 
 class Watch:
-    """Looks at a board's problems on behalf of one domain. Only problems that come later than the watch
+    """Watches a board's problems on behalf of one domain. Only problems that come later than the watch
     count: a board may serve on after a guest of an earlier test died."""
 
     def __init__(self, board: BoardLike, name: str, console: str, domid: int | None) -> None:
@@ -101,7 +101,7 @@ class Watch:
         self._domid = domid
         self._next = len(board.problems)
         self.stall: ProblemLike | None = None
-        """The last stall or killed process that the guest's kernel told of, or else dom0's. No death by itself: an
+        """The last stall or killed process that the guest's kernel reported, or else dom0's. No death by itself: an
         emulated board on a busy host stalls now and then and goes on; together with silence, it is the reason."""
 
     def check(self) -> None:
@@ -152,5 +152,5 @@ def _of_dom0(problem: ProblemLike) -> bool:
 
 
 def _explains(problem: ProblemLike, earlier: ProblemLike | None) -> bool:
-    """Whether a stall of dom0 is the best explanation of a guest's silence so far."""
+    """Whether a stall of dom0 is the best explanation so far of a guest's silence."""
     return problem.console in ("dom0", "xen") and (earlier is None or earlier.console in ("dom0", "xen"))

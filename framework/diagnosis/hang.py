@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hung, idle or slow: what of a board moved while somebody waited in vain, and where its CPUs are.
+"""Hang diagnosis: classify a silent board as hung, idle or slow from console, trace and vCPU activity.
 
 Three things move on a board: bytes on consoles, recorded SMCs (the trace file grows within a tenth of a second), and
 its CPUs. What a virtual CPU executes shows as CPU time of its thread in QEMU, in nanoseconds; one that waits for an
 interrupt sleeps, and each interrupt, its own timers' included, wakes it. So a CPU that neither ran nor was woken has
 nothing that will ever wake it, short of input from outside.
 
-Looking is reading a few files below /proc; QEMU is asked only when a wait has expired.
+A sample reads a few files below /proc; QEMU is asked only when a wait has expired.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROC = Path("/proc")
 _WORD = re.compile("0x[0-9a-f]{8}")
 _WOKEN = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
 _ANSWER_SECONDS = 3.0
-"""How long QEMU's monitor may take, scaled; it answers within milliseconds."""
+"""Seconds that QEMU's monitor may take, scaled; it answers within milliseconds."""
 _DEATH_SECONDS = 1.0
 _FOREVER_SECONDS = 15.0
 """A board none of whose CPUs ran or was woken for so long (scaled) sleeps for ever: an idle Linux has timers that
@@ -48,7 +48,7 @@ _STARVED = 0.25
 
 @dataclass(frozen=True)
 class CpuActivity:
-    """What the thread of a virtual CPU had done up to one moment: ``ran`` and ``waited`` (for a CPU of the host)
+    """Activity of a virtual CPU's thread up to one point in time: ``ran`` and ``waited`` (for a CPU of the host)
     in seconds, and how often it was ``woken``."""
 
     ran: float
@@ -58,7 +58,7 @@ class CpuActivity:
 
 @dataclass(frozen=True)
 class ActivitySample:
-    """What a board had done up to ``at`` (monotonic seconds): bytes per console, bytes of trace (None: no SMC
+    """Activity of a board up to ``at`` (monotonic seconds): bytes per console, bytes of trace (None: no SMC
     is recorded), and what its CPUs did. ``frozen``: a signal has stopped QEMU itself."""
 
     at: float
@@ -71,17 +71,17 @@ class ActivitySample:
 @dataclass(frozen=True)
 class Verdict:
     """``word`` is ``hung``, ``idle``, ``slow`` or ``running``, ``reason`` a sentence; ``still`` names what stood
-    still for ``seconds``, ``places`` where each CPU is."""
+    still for ``seconds``, ``locations`` where each CPU is."""
 
     word: str
     reason: str
     still: tuple[str, ...]
     seconds: float
-    places: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         still = ", ".join(self.still) or "nothing"
-        lines = [f"{self.word}: {self.reason}; stood still for {self.seconds:.1f} s: {still}", *self.places]
+        lines = [f"{self.word}: {self.reason}; stood still for {self.seconds:.1f} s: {still}", *self.locations]
         return "\n    ".join(lines)
 
 
@@ -138,9 +138,9 @@ def judge(before: ActivitySample, now: ActivitySample, status: str | None) -> Ve
         return verdict("hung", "a signal has stopped QEMU itself")
     if status not in ("running", None):
         return verdict("hung", f"QEMU does not let the board run (its state is {status})")
-    mute = "" if status else "; QEMU's monitor does not answer"
+    silent_qemu = "" if status else "; QEMU's monitor does not answer"
     if rests(before, now):
-        return verdict("hung", f"every CPU sleeps, and nothing woke one, not even a timer{mute}")
+        return verdict("hung", f"every CPU sleeps, and nothing woke one, not even a timer{silent_qemu}")
     asleep = [name for name in uses if name in quiet]
     # One that sleeps for good beside others may be switched off; it may also wait for a timer that was lost.
     slept = f"; {', '.join(asleep)} slept all the while, and nothing woke it" if asleep else ""
@@ -149,25 +149,28 @@ def judge(before: ActivitySample, now: ActivitySample, status: str | None) -> Ve
     starved = [name for name, use in busy.items() if use.waited > _STARVED * seconds]
     host = f"; the host is busy with other things and lets {', '.join(starved)} wait" if starved else ""
     if moved:
-        return verdict("running", f"{moved}{f'; {load} of the time on a CPU' if load else ''}{host}{slept}{mute}")
+        return verdict(
+            "running", f"{moved}{f'; {load} of the time on a CPU' if load else ''}{host}{slept}{silent_qemu}"
+        )
     if busy:
         silent = f"code is executed ({load} of the time) but nothing is printed: it is slow, or in a loop"
-        return verdict("slow", f"{silent}{host}{slept}{mute}")
+        return verdict("slow", f"{silent}{host}{slept}{silent_qemu}")
     wakes = sum(use.woken for use in uses.values()) / seconds
-    return verdict("idle", f"all CPUs wait for an interrupt (woken {wakes:.0f} times a second){slept}{mute}")
+    return verdict("idle", f"all CPUs wait for an interrupt (woken {wakes:.0f} times a second){slept}{silent_qemu}")
 
 
 _SKIPPED = "time in which no CPU works is skipped at the host's full speed, whose use tells nothing: see where they are"
 
 
 def watch(board: Board) -> Board:
-    """Have the waits on this board's consoles explained when they expire; the same board, to be started next."""
+    """Give ``board`` a hang detector, which explains expired waits on its consoles, and return it; call it before the
+    start."""
     board.on_silence = HangDetector(board)
     return board
 
 
 class HangDetector:
-    """Looks into the silence on a board's consoles, and of its guests. May be called from several threads."""
+    """Explains silence of a board's consoles and guests. May be called from several threads."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -192,7 +195,7 @@ class HangDetector:
     def hopeless(self) -> bool:
         """Whether the samples so far show a board that runs and sleeps for ever.
 
-        A paused board does not run, and one whose SMCs somebody reads in lock-step may be held by that reader.
+        A paused board does not run, and one whose SMCs are read in lock-step may be held by that reader.
         """
         with self._lock:
             since, last = self._since, self._last
@@ -206,9 +209,9 @@ class HangDetector:
             return False
 
     def explain(self, before: ActivitySample | None) -> str | None:
-        """Say why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.
+        """Explain why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.
 
-        Never raises: what keeps it from seeing is part of the answer, and the wait's own error is not lost.
+        Never raises: failures to collect data are included in the report, and the wait's own error is not lost.
         """
         try:
             now = sample(self._board)
@@ -218,8 +221,8 @@ class HangDetector:
                 if self._since is not None and rests(self._since, now):
                     before = self._since
             said = _Said() if now.frozen else _ask(self._board, before, now)
-            # QEMU closes its monitor a moment before it is gone.
-            if said.mute and self._board.ends_within(_DEATH_SECONDS):
+            # QEMU closes its monitor shortly before it is gone.
+            if said.trouble and self._board.ends_within(_DEATH_SECONDS):
                 return None
         except OSError:
             self._board.ends_within(_DEATH_SECONDS)
@@ -240,13 +243,13 @@ class HangDetector:
 
 @dataclass
 class _Said:
-    """What QEMU said: its state, its registers, once or more, memory around the places of Linux; or why it did
-    not answer."""
+    """QEMU's answers: its state, its registers, once or more, memory around Linux' locations; or why it did not
+    answer."""
 
     status: str | None = None
     dumps: list[str] = field(default_factory=list)
     code: dict[int, bytes] = field(default_factory=dict)
-    mute: str = ""
+    trouble: str = ""
 
 
 def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
@@ -260,14 +263,14 @@ def _ask(board: Board, before: ActivitySample, now: ActivitySample) -> _Said:
                 # Nothing announces that a CPU has moved on.
                 time.sleep(_SAMPLE_SECONDS)
             said.dumps.append(_monitor(board, "info registers -a"))
-            for place in parse(said.dumps[-1]):
-                if place.pc is not None and place.level == 1 and not place.secure:
-                    begin = (place.pc - _CODE_BYTES // 2) & ~63
-                    # While the CPU goes on this may fail, or show somebody else's memory: the names check it.
-                    text = _monitor(board, f"x /{_CODE_BYTES // 4}wx {begin:#x}", place.cpu)
+            for location in parse(said.dumps[-1]):
+                if location.pc is not None and location.level == 1 and not location.secure:
+                    begin = (location.pc - _CODE_BYTES // 2) & ~63
+                    # While the CPU goes on this may fail, or show another program's memory: the names check it.
+                    text = _monitor(board, f"x /{_CODE_BYTES // 4}wx {begin:#x}", location.cpu)
                     said.code[begin] = words(text)
     except BoardError as error:
-        said.mute = error.what
+        said.trouble = error.what
     return said
 
 
@@ -288,15 +291,15 @@ def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _
     names = Names(getattr(board.stack, "xen_syms", None), linux.name)  # Not every board has a Xen.
     seen = [parse(dump) for dump in said.dumps]
     busy = _busy(before, now)
-    places = [
-        names.describe(place) + (_again(place, seen) if f"CPU {place.cpu}" in busy else "")
-        for place in (seen[-1] if seen else [])
+    locations = [
+        names.describe(location) + (_again(location, seen) if f"CPU {location.cpu}" in busy else "")
+        for location in (seen[-1] if seen else [])
     ]
-    if said.mute:
-        places.append(f"the registers are not known: {said.mute}")
+    if said.trouble:
+        locations.append(f"the registers are not known: {said.trouble}")
     if board.in_lockstep and found.word == "hung":
-        places.append("its SMCs are read in lock-step: a CPU that seems to sleep may be held by the reader")
-    verdict = Verdict(found.word, found.reason, found.still, found.seconds, tuple(places))
+        locations.append("its SMCs are read in lock-step: a CPU that seems to sleep may be held by the reader")
+    verdict = Verdict(found.word, found.reason, found.still, found.seconds, tuple(locations))
     lines = [f"{board.uptime:.3f} s after power-on; time limits were scaled by {host_factor():.2f}"]
     lines += [str(verdict), "", f"in {found.seconds:.3f} s:"]
     lines += [f"    console {name}: {now.consoles[name] - count} bytes" for name, count in before.consoles.items()]
@@ -307,23 +310,24 @@ def _conclude(board: Board, before: ActivitySample, now: ActivitySample, said: _
         lines.append(f"    {name}: {ran}, woken {use.woken} times")
     lines += ["", f"QEMU's state: {said.status or 'unknown'}"]
     lines += [f"Linux's functions have no names: {linux.trouble}"] if linux.trouble else []
-    for number, (dump, looked) in enumerate(zip(said.dumps, seen, strict=True), start=1):
+    for number, (dump, found_at) in enumerate(zip(said.dumps, seen, strict=True), start=1):
         lines += ["", f"sample {number} of {len(seen)}:"]
-        for place in looked:
-            caller = names.caller(place)
-            lines.append(names.describe(place) + (f"; X30 points to {caller}" if caller else ""))
+        for location in found_at:
+            caller = names.caller(location)
+            lines.append(names.describe(location) + (f"; X30 points to {caller}" if caller else ""))
         lines.append(dump.replace("\r", "").strip())
     return verdict, "\n".join(lines) + "\n"
 
 
-def _again(place: CpuLocation, seen: list[list[CpuLocation]]) -> str:
-    """Say that a CPU was at one and the same place each time; QEMU knows it to the last jump it had to look up."""
-    counters = {other.pc for places in seen for other in places if other.cpu == place.cpu}
+def _again(location: CpuLocation, seen: list[list[CpuLocation]]) -> str:
+    """Text that says that a CPU was at the same location each time; QEMU knows it to the last jump it had to look
+    up."""
+    counters = {other.pc for locations in seen for other in locations if other.cpu == location.cpu}
     return f", {len(seen)} times in a row" if len(seen) > 1 and len(counters) == 1 else ""
 
 
 def _moved(before: ActivitySample, now: ActivitySample) -> str:
-    """What else than CPUs moved, in words."""
+    """Text that says what moved beside CPUs."""
     printed = {name: now.consoles[name] - count for name, count in before.consoles.items()}
     found = [f"console {name} printed {count} bytes" for name, count in printed.items() if count]
     if now.trace is not None and now.trace != before.trace:
@@ -338,7 +342,7 @@ def _busy(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]
 
 
 def between(before: ActivitySample, now: ActivitySample) -> dict[str, CpuActivity]:
-    """What each CPU did between two samples; all that it ever did for one that the first did not see."""
+    """Return what each CPU did between two samples; all it ever did for a CPU missing from the first."""
     nothing = CpuActivity(0.0, 0.0, 0)
     found = {}
     for name, use in now.cpus.items():

@@ -25,11 +25,11 @@ _MOST_TABLES = 16
 _MOST_NAMES = 256 * 512
 _PIECE = 32
 _ENOUGH = 2
-"""So many pieces that agree decide; single ones differ where the kernel has patched itself."""
+"""Number of agreeing pieces that decide; single ones differ where the kernel has patched itself."""
 
 
 class LinuxNames:
-    """Names places in a kernel wherever it lies, or in several copies of it: dom0's and the guests'."""
+    """Names addresses in a kernel wherever it is loaded, or in several copies of it: dom0's and the guests'."""
 
     def __init__(self, image: Path) -> None:
         self._path = image
@@ -39,7 +39,7 @@ class LinuxNames:
         """Why it can name nothing, if so."""
 
     def learn(self, address: int, code: bytes) -> None:
-        """Take what memory holds at an address that Linux executes, to see where the kernel lies."""
+        """Learn where the kernel is loaded from the memory at an address that Linux executes."""
         try:
             if self._image is None and not self.trouble:
                 self._image = KernelImage(self._path)
@@ -169,7 +169,7 @@ class KernelImage:
         return all(a <= b for a, b in zip(self._offsets, self._offsets[1:], strict=False))
 
     def _zero(self, begin: int) -> int:
-        """Where the string at ``begin`` ends."""
+        """Return where the string at ``begin`` ends."""
         end = self._data.find(b"\0", begin)
         if end < 0:
             raise ValueError("a string in it has no end")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The place of an address in a program's functions: ``idle_loop+0x188``."""
+"""Lookup of the function and offset of an address: ``idle_loop+0x188``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control domain: ready when it says so, driven over SSH, with its console as evidence and as the way in
-when the network is not."""
+"""The control domain: waits for its ready message and drives it over SSH, or on its console when the network fails."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A Linux domU: created by xl, ready when it says so, reached over SSH through dom0."""
+"""A Linux domU: created by xl, waited for on its console, reached over SSH through dom0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROBE = re.compile(r"optee:.*", re.IGNORECASE)
 _PROBING = re.compile(
     "probing for conduit|revision|dynamic shared memory|asynchronous notif|initialized driver", re.IGNORECASE
 )
-"""What the driver says when all is well."""
+"""The driver's message when all is well."""
 MOST_GUESTS = 200
 """Guest numbers 1 to this give addresses 192.168.77.11 and up."""
 
@@ -88,8 +88,8 @@ class LinuxGuest:
             raise GuestError(f"domain {self.domid} is paused", where=self.name, hint="`xl unpause` it")
 
     def diagnose(self, what: str) -> GuestCrash:
-        """Say why this guest does not answer: raises if it died or is gone, else returns the error that
-        names a hang, with the stall its kernel told of, if any."""
+        """Find out why this guest does not answer: raises if it died or is gone, else returns the error that names a
+        hang, with the stall that its kernel reported, if any."""
         self.watch.check()
         self.check_domain()
         stall = self.watch.stall

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest needs after it was restored from a saved board: the time, and randomness that no other clone has.
+"""Wakes guests of a restored board: sets their time, and gives each clone random numbers of its own.
 
 A clone's guests believe that no time has passed, and all clones of one snapshot would draw the same random
 numbers. Linux mixes what is written to /dev/urandom into its pool but draws from it only at the next reseed, up

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands in a guest over SSH: output live and whole, exit codes that never hang, one jump through dom0.
+"""Commands in a guest over SSH: complete output as it comes, exit codes that never hang, one jump through dom0.
 
-Nothing here waits by the clock alone: a wait ends when bytes stop moving for ``idle_timeout`` seconds (scaled
+No wait has a fixed duration: it ends when bytes stop moving for ``idle_timeout`` seconds (scaled
 by :func:`framework.common.host_speed.host_factor`), or when ``alive`` says that the other side is dead.
 """
 
@@ -219,7 +219,7 @@ class SshClient:
 
     def _begin(self, channel: paramiko.Channel, command: str, alive: Alive) -> None:
         """Ask for the command. paramiko would wait for ever for the answer of a guest that has died, so
-        another thread waits and this one looks whether it lives."""
+        another thread waits and this one checks whether it lives."""
         failure: list[Exception] = []
         done = threading.Event()
 
@@ -329,5 +329,5 @@ def _public_key(line: str) -> paramiko.PKey:
 
 
 def _cheap(offered: Sequence[str], wanted: str) -> tuple[str, ...]:
-    """Put what costs an emulated CPU the least first."""
+    """Put ``wanted``, the cheapest algorithm for an emulated CPU, first if it is offered."""
     return (wanted, *(name for name in offered if name != wanted)) if wanted in offered else tuple(offered)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One channel of an SSH connection: both directions drained with a deadline, lines live, exit codes last."""
+"""One channel of an SSH connection: both directions served with a deadline, lines as they come, exit code last."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CommandStream:
 
 
 class Talk:
-    """Both directions of one channel, drained with a deadline before the exit code is asked for.
+    """Both directions of one channel, read to the end with a deadline before the exit code is requested.
 
     paramiko's ``recv_exit_status`` knows no timeout and never returns when output is left unread.
     """
@@ -87,7 +87,7 @@ class Talk:
         self._wrote_all = False
         self._on_silence = on_silence
         self._window = 0.0 if on_silence is None else window(idle_timeout)
-        self._looked = 0.0
+        self._sampled = 0.0
         self._seen: object = None
 
     def pieces(self) -> Iterator[tuple[bytes, bool]]:
@@ -116,11 +116,11 @@ class Talk:
                 self._moved = now
                 continue
             if channel.eof_received or channel.closed:
-                # Bytes may have come between the look and the end mark.
+                # Bytes may have come between the last read and the end mark.
                 if channel.recv_ready() or channel.recv_stderr_ready():
                     continue
                 return
-            self._patience(now)
+            self._check_silence(now)
             readable(channel, TICK if self._wrote_all else 0.02)
 
     def _counted(self, data: bytes) -> bytes:
@@ -134,7 +134,7 @@ class Talk:
         channel = self._channel
         while not channel.exit_status_ready():
             self._alive()
-            self._patience(time.monotonic())
+            self._check_silence(time.monotonic())
             channel.status_event.wait(TICK)
         if channel.exit_status == -1 and not channel.get_transport().is_active():
             self._alive()
@@ -156,7 +156,7 @@ class Talk:
                 self._stdin = self._stdin[:0]
             self._moved = time.monotonic()
 
-    def _patience(self, now: float) -> None:
+    def _check_silence(self, now: float) -> None:
         limit = self._moved + self._limit
         if now <= limit and not self._hopeless(now, limit):
             return
@@ -170,12 +170,12 @@ class Talk:
         )  # fmt: skip
 
     def _hopeless(self, now: float, limit: float) -> bool:
-        """Sample the board's activity if it is time to; whether it sleeps for ever."""
+        """Sample the board's activity if it is time to; return whether it sleeps for ever."""
         if self._on_silence is None or not self._window:
             return False
-        if now < next_sample(self._moved, self._looked, limit, self._window):
+        if now < next_sample(self._moved, self._sampled, limit, self._window):
             return False
-        self._looked = now
+        self._sampled = now
         seen = self._on_silence.sample()
         if self._on_silence.hopeless():
             return True

@@ -24,7 +24,7 @@ _ROW = re.compile(
     r"(?P<time>[0-9]{1,18}(?:\.[0-9]{1,18})?)\s*"
 )
 _MOST_ROWS, _LONGEST_ROW = 4096, 400
-"""Lines of ``xl list``, and characters of a line, that are looked at."""
+"""Lines of ``xl list``, and characters of a line, that are read."""
 _DOMID = re.compile(rb"^domid ([0-9]+)\s*$", re.MULTILINE)
 _OUTPUT_HEAD = 1 << 16
 
@@ -39,7 +39,7 @@ _CONSEQUENCE = re.compile(
 
 @dataclass(frozen=True)
 class _Cause:
-    """What a statement of xl or its libraries that failed means here; ``tee``: for a guest with OP-TEE only."""
+    """Meaning of a failed statement of xl or its libraries; ``tee``: for a guest with OP-TEE only."""
 
     statement: re.Pattern[str]
     hint: str
@@ -166,7 +166,7 @@ class Xl:
         self._checked(f"{_port_known(port_name)} && {_attach(str(int(domid)), port_name)}")
 
     def list(self) -> list[DomainInfo]:
-        """All domains, dom0 first."""
+        """Return all domains, dom0 first."""
         return parse_list(self._checked("xl list").text)
 
     def find(self, domid: int) -> DomainInfo | None:
@@ -197,7 +197,7 @@ class Xl:
         self._checked(f"xl destroy {int(domid)}")
 
     def info(self) -> dict[str, str]:
-        """What ``xl info`` tells about the hypervisor and the machine, by its own names."""
+        """Return ``xl info``: facts about the hypervisor and the machine, by its own names."""
         pairs = (line.partition(":") for line in self._checked("xl info").text.splitlines())
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 
@@ -281,7 +281,7 @@ def _creation_failed(config: GuestConfig, done: Completed) -> GuestError:
 
 
 def _hint(said: str, *, tee: bool) -> str | None:
-    """What the statement that failed means; None for one that is not known.
+    """Return what the failed statement means; None for an unknown one.
 
     That is the last line marked as an error that does not just pass on another one; without such marks, any line that
     is not marked as something else.

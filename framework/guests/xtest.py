@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs xtest in a guest, or in several at the same time, and tells what came of every case and subtest.
+"""Runs xtest in a guest, or in several at the same time, and reports the outcome of every case and subtest.
 
 A run ends with a result even when the guest dies in the middle: the case that was running is ``crashed`` and
-:attr:`XtestResult.crash` names what was seen, with the end of the console that told it.
+:attr:`XtestResult.crash` names what was seen, with the end of the console that showed it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ IDLE_TIMEOUT = 300.0
 good one."""
 
 MOST_OUTPUT = 64 << 20
-"""Bytes of output that are looked at; the whole regression suite at level 0 prints less than 1 MiB."""
+"""Bytes of output that are parsed; the whole regression suite at level 0 prints less than 1 MiB."""
 LONGEST = 4 * 3600.0
 """Seconds (scaled) that a run at level 0 may take, ten times as many at higher levels; the regression suite takes
 750."""
 
 _NO_SUPPLICANT = "medcheck: tee-supplicant does not run"
 _GUARD = f"pidof tee-supplicant >/dev/null || {{ echo {_NO_SUPPLICANT!r}; exit 125; }}"
-"""Without its supplicant, OP-TEE's driver waits for ever: xtest would hang and nothing would say why."""
+"""Shell command that ends with 125 without a supplicant: OP-TEE's driver would wait for ever, and xtest hang
+silently."""
 
-_FIRST_LOOK = 5.0
+_FIRST_CHECK = 5.0
 """Seconds of silence after which dom0 is asked for the domain the first time."""
 
 _LOG_HEAD = 1 << 20
 _GOT = re.compile(r"\A[^:\s]{1,80}:[0-9]{1,9}: (.{1,300}?) has an unexpected value: 0xffff000f\b", re.IGNORECASE)
-"""What a check got, not what it expected: TEEC_ERROR_SECURITY."""
+"""Matches what a check got, not what it expected: TEEC_ERROR_SECURITY."""
 _OPENS = re.compile(r"open_?session|\A(?:res|ret|rc|result)\Z", re.IGNORECASE)
 _LOADS_TA = re.compile(r"regression_(?:1004|1005|1006|1009|101[1356]|1021|4\d{3}|6\d{3})|(?:pkcs11|gp|benchmark)_")
 """Cases that run a signed trusted application from the guest's files."""
@@ -53,7 +54,7 @@ _SUITE = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
 
 
 class XtestGuest(Protocol):
-    """What a run needs of a guest; :class:`framework.guests.linux.LinuxGuest` is one."""
+    """The part of a guest that a run uses; :class:`framework.guests.linux.LinuxGuest` is one."""
 
     name: str
     ssh: SshClient
@@ -88,7 +89,7 @@ class XtestResult(XtestReport):
 
     @property
     def reason(self) -> str | None:
-        """Why it is not good, in one sentence (a crash brings its console's last lines along)."""
+        """Return why it is not good, in one sentence (a crash brings its console's last lines along)."""
         if self.good:
             return None
         if self.crash is not None:
@@ -232,7 +233,7 @@ class _StoppedError(MedcheckError):
 
 
 class _Run:
-    """One guest's parser, fed and watched."""
+    """One guest's parser, and the watch over the guest."""
 
     def __init__(self, guest: XtestGuest, alive: Alive, on_event: Callable[[Event], None] | None) -> None:
         self.parser = XtestParser()
@@ -241,12 +242,12 @@ class _Run:
         self._alive = alive
         self._on_event = on_event or (lambda _event: None)
         self._last = time.monotonic()
-        self._look_after = _FIRST_LOOK
+        self._check_after = _FIRST_CHECK
 
     def feed(self, line: bytes) -> None:
         """Take a line that has just come."""
         self._last = time.monotonic()
-        self._look_after = _FIRST_LOOK
+        self._check_after = _FIRST_CHECK
         for event in self.parser.feed(line, self._last):
             self._on_event(event)
 
@@ -255,12 +256,12 @@ class _Run:
         vanished leaves its connection open."""
         self._alive()
         self._guest.check_alive()
-        if time.monotonic() - self._last > self._look_after:
-            self._look_after *= 2
+        if time.monotonic() - self._last > self._check_after:
+            self._check_after *= 2
             self._guest.check_domain()
 
     def close(self) -> None:
-        """No more lines come."""
+        """End the parser's input."""
         self.died_in = self.parser.running
         for event in self.parser.finish(time.monotonic()):
             self._on_event(event)
@@ -317,7 +318,7 @@ def _disagreements(parser: XtestParser, wanted: Sequence[str], code: int | None)
             yield f"this xtest has no case {name}"
     for case in ran:
         if wanted and not any(name in case for name in wanted):
-            yield f"{case} ran, but nobody asked for it"
+            yield f"{case} ran, but was not requested"
 
 
 def _fatal(parser: XtestParser) -> str | None:
@@ -326,7 +327,7 @@ def _fatal(parser: XtestParser) -> str | None:
     if "TEE context" in parser.fatal:
         return f"{parser.fatal}: the guest has no /dev/tee0 (no OP-TEE, or its driver is not loaded)"
     if parser.fatal == _NO_SUPPLICANT:
-        return "tee-supplicant does not run in the guest: nobody would serve OP-TEE's remote procedure calls"
+        return "tee-supplicant does not run in the guest: OP-TEE's remote procedure calls would not be served"
     return parser.fatal
 
 

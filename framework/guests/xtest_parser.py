@@ -35,7 +35,7 @@ _GLUED_END = re.compile(rf"  ({ID}) (OK|FAILED)\s{{0,80}}\Z")
 
 _ERROR = re.compile(r"(?:^|[\s/:(\[])([A-Za-z0-9_.+-]{1,80}\.[ch]):([0-9]{1,9}): (.+)")
 _CHECK = re.compile(r"expect|fail|assert", re.IGNORECASE)
-"""What a failed check says, wherever in its line it begins."""
+"""Words by which the message of a failed check is recognised."""
 
 _IGNORED = re.compile(r"\bignor(?:e|es|ed|ing) (?:this |the )?(?:sub)?(?:test|case)|- ignored\s{0,80}\Z", re.IGNORECASE)
 _SKIP = re.compile(r"\bskip(?:s|ped|ping)?\b(.{0,200})", re.IGNORECASE)
@@ -54,7 +54,7 @@ _DONE = "TEE test application done!"
 _FATAL = re.compile(r"Failed to open TEE context: (0x[0-9a-fA-F]+)|Unknown test suite: .*|medcheck: .*")
 
 LONGEST_LINE = 8192
-"""Bytes of a line that are looked at; xtest's own lines are far shorter, the rest is a test's data."""
+"""Bytes of a line that are parsed; xtest's own lines are far shorter, the rest is a test's data."""
 
 MOST_CASES, MOST_PARTS = 10_000, 50_000
 """Cases, and parts of all cases together, that are kept; all suites of one release have some 500 and 5,000."""
@@ -108,7 +108,7 @@ Event = CaseStarted | SubtestStarted | SubtestDone | CaseDone | ErrorSeen
 
 @dataclass
 class Totals:
-    """What xtest says about itself; None for a line that did not come."""
+    """xtest's own totals; None for a line that did not come."""
 
     checks: int | None = None
     checks_failed: int | None = None
@@ -133,16 +133,17 @@ class _Open:
 
 @dataclass
 class XtestParser:
-    """Feed it lines; it never raises, whatever they are. What does not fit is kept in :attr:`problems`."""
+    """Parser of xtest's lines; never raises, whatever they are. Lines that do not fit are listed in
+    :attr:`problems`."""
 
     cases: list[Case] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     problems: list[str] = field(default_factory=list)
     fatal: str | None = None
-    """Why xtest ran no test at all, in its own words."""
+    """xtest's own reason why it ran no test at all."""
     last_line: str = ""
     limits: list[str] = field(default_factory=list)
-    """What was not looked at because there was too much of it, in sentences."""
+    """Sentences about output that was not parsed because there was too much of it."""
     _parts: int = 0
     _places: dict[str, int] = field(default_factory=dict)
     _stack: list[_Open] = field(default_factory=list)
@@ -178,15 +179,15 @@ class XtestParser:
         return self._stack[-1].id if self._stack else None
 
     def give_up(self, why: str) -> None:
-        """Look at no further line, because of a limit; ``why`` is a sentence for the reader."""
+        """Ignore all further lines, because of a limit; ``why`` is a sentence for the reader."""
         self.limits.append(why)
 
     def finish(self, now: float) -> list[Event]:
-        """Say that no more lines come: what is still open crashed."""
+        """End the input: what is still open crashed."""
         return list(self._close(0, now)) if self._stack else []
 
     def disagreements(self) -> list[str]:
-        """What xtest's own totals say otherwise than the lines before them; empty if they agree or xtest
+        """Return the differences between xtest's own totals and the lines before them; empty if they agree or xtest
         was cut short before it gave any."""
         return list(self._compare())
 
@@ -199,7 +200,7 @@ class XtestParser:
                 self._problem(f"{name} began before {self._stack[0].id} ended")
                 events += self._close(0, now)
             if len(self.cases) >= MOST_CASES:
-                self.give_up(f"more than {MOST_CASES:,} cases began; the rest of the output was not looked at")
+                self.give_up(f"more than {MOST_CASES:,} cases began; the rest of the output was not parsed")
                 return events
             self._stack.append(_Open(name, title, now))
             self._subtests = []
@@ -218,7 +219,7 @@ class XtestParser:
             self._problem(f"subtest {name} lies too deep")
             return events
         if self._parts >= MOST_PARTS:
-            self.give_up(f"more than {MOST_PARTS:,} subtests began; the rest of the output was not looked at")
+            self.give_up(f"more than {MOST_PARTS:,} subtests began; the rest of the output was not parsed")
             return events
         self._parts += 1
         self._stack[-1].parts += 1
@@ -281,7 +282,7 @@ class XtestParser:
             self._problem(f"a line in the summary that is not xtest's: {text[:120]!r}")
 
     def _place(self, name: str, place: str) -> None:
-        """Take the place of a failure from the summary where the output showed no failed check."""
+        """Take a failure's file and line from the summary where the output showed no failed check."""
         at = self._places.get(name)
         if at is not None and self.cases[at].status == "failed" and self.cases[at].error is None:
             self.cases[at] = replace(self.cases[at], error=f"first error at {place}")

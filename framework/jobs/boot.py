@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``medcheck boot``: a board at your fingertips, with a shell in dom0 or in a domU until you leave."""
+"""Interactive shells in dom0 or a domU of a freshly restored board (``medcheck boot``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def boot(
 
 
 def visit(target: Target, output: Output) -> None:
-    """Offer the shells of a running board."""
+    """Offer shells in the guests of a running board."""
     hosts = {"dom0": target.dom0.ssh, **{name: guest.ssh for name, guest in target.guests.items()}}
     output.say(f"the board is up; logs are in {target.board.run_dir / 'consoles'}")
     while True:

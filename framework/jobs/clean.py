@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ends what a killed run may have left behind, and frees disk space."""
+"""Removes the remains of killed runs, and frees disk space."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``medcheck doctor``: what is missing or broken on this machine, and how to mend it."""
+"""Checks of this machine: what is missing or broken, and how to fix it (``medcheck doctor``)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MEMORY_MIB = 3500
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. ``state`` is good, note (works, but) or bad; ``cure`` is what to do."""
+    """Result of one check. ``state`` is good, note (works, but) or bad; ``cure`` is what to do."""
 
     subject: str
     state: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine(offline: bool, mirrors: str | None, output: Output) -> int:
-    """Look at everything; exit code 0 if nothing is bad, else 3. Raises UsageError for ``mirrors`` that are none."""
+    """Run all checks; exit code 0 if nothing is bad, else 3. Raises UsageError for ``mirrors`` that are none."""
     if mirrors is not None:
         # An option that makes no sense is not this machine's fault.
         Mirrors.discover(option=mirrors, environ={})
@@ -112,7 +112,7 @@ def _shm() -> Iterator[Finding]:
 
 def _mirrors(option: str | None, offline: bool) -> Iterator[Finding]:
     if offline:
-        yield Finding("mirrors", "note", "not looked at: --offline")
+        yield Finding("mirrors", "note", "not checked: --offline")
         return
     lock = Lock.load()
     # With everything here, no mirror is needed before the next `lock --update`.
@@ -173,8 +173,8 @@ def _walls() -> Iterator[Finding]:
 
 
 def _orphans() -> Iterator[Finding]:
-    survivors = list(Janitor().survivors())
-    if survivors:
-        yield Finding("orphans", "bad", f"{len(survivors)} processes of dead runs", "./medcheck clean")
+    orphans = list(Janitor().orphans())
+    if orphans:
+        yield Finding("orphans", "bad", f"{len(orphans)} processes of dead runs", "./medcheck clean")
     else:
         yield Finding("orphans", "good", "none")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Judging a board while it runs: the first nonconformance is said at once, and may end the run."""
+"""Live check of a running board: the first nonconformance is reported at once, and may end the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOPELESS = 10_000
 wrongly (a driver that tries again and again, say) makes no progress, however long one waits."""
 
 _REST_SECONDS = 60.0
-"""How long the check may take to catch up with a board that has ended."""
+"""Seconds in which the check must catch up with a board that has ended."""
 
 
 class LiveWatch(AbstractContextManager["LiveWatch"]):
@@ -54,13 +54,13 @@ class LiveWatch(AbstractContextManager["LiveWatch"]):
         self._folder.cleanup()
 
     def watch(self, target: Target) -> None:
-        """Name the board whose waits are to end when it is hopeless."""
+        """Set the board whose waits end when the run cannot succeed."""
         self._target = target
         # This consumer never makes a vCPU wait: a CPU that seems to sleep is not held by it.
         target.board.in_lockstep = False
 
     def _on_verdict(self, held: Held, verdict: Verdict) -> None:
-        """In the check's thread."""
+        """Report a verdict; called in the check's thread."""
         self._seen[verdict.rule] += 1
         count = self._seen[verdict.rule]
         if count == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one run exercises: ``images/profiles.yaml``."""
+"""Profiles: what one run exercises (``images/profiles.yaml``)."""
 
 from __future__ import annotations
 

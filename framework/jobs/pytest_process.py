@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pytest that runs as a process of its own, followed to its end."""
+"""Supervision of a pytest process up to its end."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same stimulus, the same trace, bit by bit: a board that does it again and again, instruction by instruction.
+"""Deterministic replay: a board that executes one stimulus any number of times, with the same trace bit by bit.
 
-A stimulus is a shell script of dom0. It is put into a clone of a moment (``ready``, if nothing else is said) and told
-to begin a little later; then the board is saved, *armed*. The armed board is a snapshot like any other, made once for
-each stimulus. Its clones run on the instruction clock (:mod:`framework.board.icount`), so nothing comes from
-outside while they do it. The script's end is the end of all guests, so that no call can follow it.
+A stimulus is a shell script of dom0. It is copied into a clone of a checkpoint (``ready`` by default) and started with
+a delay; then the board is saved, *prepared*. The prepared board is a snapshot like any other, made once for each
+stimulus. Its clones run on the instruction clock (:mod:`framework.board.icount`), so nothing comes from outside while
+they do it. The script's end is the end of all guests, so that no call can follow it.
 
     in_guest vm1 "xtest -t regression 1004"      types a line into a guest
     settle 20                                    waits; time in which all CPUs wait costs next to nothing
@@ -37,17 +37,17 @@ from framework.target.target import Target
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
-_SCRIPT, _GIVEN = "/run/medcheck-armed", "/run/medcheck-stimulus"
+_SCRIPT, _GIVEN = "/run/medcheck-prepared", "/run/medcheck-stimulus"
 BEGINS, _ENDED = b"medcheck: stimulus begins", b"medcheck: stimulus ended"
-"""What dom0's console says."""
+"""Marks that dom0 prints on its console."""
 _CODE = rb" ([0-9]{1,18})\r?\n"
 _DELAY = 10
-"""Seconds of the board's time between arming and the stimulus: the board must have been saved by then."""
+"""Seconds of the board's time between preparing and the stimulus: the board must have been saved by then."""
 _PIECE = 200
 """Bytes that are typed in one line; a terminal takes lines of 4095 characters, four for each byte."""
 PATIENCE = 300.0
 _SAID_BYTES = 1 << 20
-"""More than dom0 says between arming and saving."""
+"""Bytes of console log to search: more than dom0 prints between preparing and saving."""
 
 _PRELUDE = """in_guest() {
     medcheck_domain=$(xl domid "$1") || { echo "in_guest: there is no guest $1"; exit 1; }
@@ -58,7 +58,7 @@ settle() { sleep "${1:-10}"; }
 """Stands before the given text."""
 
 # The given text is a file and a target of its own: it cannot end, or run beyond, what is around it.
-_ARMED = f"""sleep {_DELAY}
+_PREPARED = f"""sleep {_DELAY}
 echo "{BEGINS.decode()}"
 setsid sh {_GIVEN} &
 given=$!
@@ -74,7 +74,7 @@ echo "{_ENDED.decode()} $code"
 
 @dataclass(frozen=True)
 class Replay:
-    """One run of an armed board: ``digest`` is over all events of its trace, ``seconds`` are of wall time, ``code``
+    """One run of an prepared board: ``digest`` is over all events of its trace, ``seconds`` are of wall time, ``code``
     is the stimulus' exit code."""
 
     trace: Path
@@ -96,7 +96,7 @@ def given(stimulus: str) -> bytes:
 
 
 @contextmanager
-def armed(
+def prepared(
     store: SnapshotStore,
     spec: BoardSpec,
     stack: Stack,
@@ -104,7 +104,7 @@ def armed(
     checkpoint: Checkpoint = READY,
     progress: Progress | None = None,
 ) -> Iterator[Snapshot]:
-    """The snapshot of a board that is about to run ``stimulus``, made if there is none.
+    """Yield the snapshot of a board that is about to run ``stimulus``; it is made if there is none.
 
     Raises UsageError for a stimulus that no shell can read, BoardError when the host was too slow to save it in time.
     """
@@ -119,7 +119,7 @@ def armed(
                 Target(spec, stack, run_dir, board=board) as target,
             ):
                 target.adopt(parent.about)
-                _arm(target, script)
+                _prepare(target, script)
                 yield board, target.about()
                 if BEGINS in safe_files.tail(board.consoles["dom0"].log, _SAID_BYTES):
                     raise BoardError("the stimulus began before the board was saved", hint="this host is too slow")
@@ -127,15 +127,15 @@ def armed(
     inputs = {
         **inputs_of(spec, stack, checkpoint),
         "stimulus": script.decode(),
-        "arm": [_ARMED, inspect.getsource(_arm)],
+        "prepare": [_PREPARED, inspect.getsource(_prepare)],
     }
-    with store.get(f"{label_of(spec, checkpoint)}-armed", inputs, make) as found:
+    with store.get(f"{label_of(spec, checkpoint)}-prepared", inputs, make) as found:
         yield found
 
 
-def _arm(target: Target, script: bytes) -> None:
-    """Type the scripts into dom0 and start them. Over the network it would leave packets that somebody answers."""
-    for path, text in ((_GIVEN, script), (_SCRIPT, _ARMED.encode())):
+def _prepare(target: Target, script: bytes) -> None:
+    """Type the scripts into dom0 and start them. Typed on the console, because SSH traffic would make runs differ."""
+    for path, text in ((_GIVEN, script), (_SCRIPT, _PREPARED.encode())):
         target.dom0.run_on_console(f": >{path}").check()
         for at in range(0, len(text), _PIECE):
             piece = "".join(f"\\{byte:03o}" for byte in text[at : at + _PIECE])
@@ -155,9 +155,9 @@ def replay(
     host_clock: bool = False,
     idle_timeout: float = PATIENCE,
 ) -> Replay:
-    """Run an armed board once, its trace in ``run_dir``.
+    """Run an prepared board once, its trace in ``run_dir``.
 
-    ``host_clock``: on the host's clock, as other clones: what that gives is never the same twice. ``idle_timeout``: the
+    ``host_clock``: on the host's clock, as other clones: no two such runs are the same. ``idle_timeout``: the
     longest silence of dom0's console (seconds, scaled). Raises BoardError when that is exceeded or the board dies.
     """
     begin = time.monotonic()

@@ -61,7 +61,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found: the report, its JSON document as written into ``folder``, and the exit code it means.
+    """Result of a run: the report, its JSON document as written into ``folder``, and the exit code it means.
 
     ``failure`` is what ended the run early, if anything did.
     """
@@ -74,7 +74,7 @@ class RunResult:
 
 
 def run(options: RunOptions, progress: Progress) -> RunResult:
-    """Do the main job. A run that breaks off has a report, too, and its trace is checked as far as it came.
+    """Run the main job. A run that breaks off has a report, too, and its trace is checked as far as it came.
 
     Raises UsageError before anything is fetched or boots, and the error of a download or build that fails before
     there is a board. Whatever goes wrong afterwards is the result's ``failure``.
@@ -114,7 +114,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
         failure = _expected(error, folder)
         hypervisor = Hypervisor(False if xen_died(target) else None)
     try:
-        # Even of a run that broke off, and before anything else is said of it: the trace may name the broken rule.
+        # Even of a run that broke off, and before any other verdict on it: the trace may name the broken rule.
         if target.trace is not None and target.trace.exists():
             traces["run"] = check_file(
                 target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free
@@ -137,7 +137,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
 
 
 def _expected(error: BaseException, folder: Path) -> BaseException:
-    """The error itself if it is one that a run may end with; else one that says where the traceback is."""
+    """Return the error itself if it is one that a run may end with; else one that names the traceback's file."""
     if isinstance(error, MedcheckError | OSError | KeyboardInterrupt):
         return error
     if not isinstance(error, Exception):

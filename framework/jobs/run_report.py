@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The report of a run: what was found, put into one verdict and the report's own words."""
+"""Builder of a run's report and verdict from its findings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from framework.target.target import Target
 
 @dataclass(frozen=True)
 class Found:
-    """What a run found: xtest's results by guest, what each trace says (``run``, and the stimuli by id), the stimuli,
-    and what ended the run early."""
+    """Findings of a run: xtest's results by guest, the result of each trace (``run``, and the stimuli by id), the
+    stimuli, and what ended the run early."""
 
     xtest: Mapping[str, XtestResult]
     traces: Mapping[str, ConformanceResult]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``medcheck test``: makes ready what the board tests need, with its progress shown, and hands over to pytest."""
+"""Prepares what the board tests need, with its progress shown, and runs pytest (``medcheck test``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from framework.jobs.pytest_process import follow
 from framework.target.stack import open_store, prepare_stack
 
 _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
-"""What pytest's exit codes mean here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
+"""Meaning of pytest's exit codes here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
 _INTERRUPTED = 2
 _ALONE = re.compile(r"-n|--numprocesses|--dist|-s$|--pdb|--trace$|--capture|-p(no:|$)|--collect-only|--co$|--durations")
 """Options of pytest's that make no sense, or say something else, with several processes."""

@@ -74,13 +74,13 @@ def run_stimuli(
 
 
 def _dots(piece: bytes) -> int:
-    """How many tests a piece of pytest's progress lines tells of."""
+    """Count the tests in a piece of pytest's progress lines."""
     lines = (line for line in piece.split(b"\n") if set(line) <= _PROGRESS)
     return sum(line.count(sign) for line in lines for sign in (b".", b"F", b"s"))
 
 
 def read_results(path: Path) -> Iterator[BoardTestReport]:
-    """The tests in pytest's JUnit file, with what they noted (``user_properties``)."""
+    """Return the tests in pytest's JUnit file, with their notes (``user_properties``)."""
     seen: dict[str, BoardTestReport] = {}
     for case in ET.parse(path).getroot().iter("testcase"):
         name = identifier(f"{case.get('classname', '')}::{case.get('name')}")
@@ -112,7 +112,7 @@ def identifier(nodeid: str) -> str:
 
 
 def results_of_stimuli(folder: Path) -> dict[str, ConformanceResult]:
-    """What the trace of each stimulus says, by the stimulus's id; the plugin left it beside the trace.
+    """Return the result of each stimulus's trace, by the stimulus's id; the plugin left it beside the trace.
 
     A stimulus with several boards has a number behind the id from its second on.
     """
@@ -126,7 +126,7 @@ def results_of_stimuli(folder: Path) -> dict[str, ConformanceResult]:
 
 
 def _slowdown(text: str) -> tuple[str, float]:
-    """What the ``slowdown`` fixture noted: ``vm1=1.83``."""
+    """Parse a note of the ``slowdown`` fixture: ``vm1=1.83``."""
     guest, _, factor = text.rpartition("=")
     return guest, float(factor)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The probe guest's image: compiled here from ``images/probe`` by the cross compiler."""
+"""Build of the probe guest's image from ``images/probe`` by the cross compiler."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from framework.probe.message import Buffer
 
 Parking = RpcFunc | RpcCmd
-"""Where a call stops: at an RPC function (ALLOC, FREE, FOREIGN_INTR, any CMD), or at one command."""
+"""Park point of a call: an RPC function (ALLOC, FREE, FOREIGN_INTR, any CMD), or at one command."""
 
 
 class StdCall:

@@ -31,7 +31,7 @@ _MIB = 1 << 20
 _DEVICE_TREE = _MIB
 """The toolstack puts the device tree at the end of RAM; the last MiB is left alone."""
 IMAGE_IN_DOM0 = "/run/medcheck-probe.img"
-"""Where :func:`create_probe` leaves the image in dom0."""
+"""Path at which :func:`create_probe` leaves the image in dom0."""
 
 
 class ProbeFault(GuestError):  # noqa: N818 - the guest's exception, not the client's
@@ -61,7 +61,7 @@ class Probe:
         return decode(self.transport.execute(data, timeout_s), steps)
 
     def run(self, *ops: Op, timeout_s: float = 30.0, title: str = "") -> tuple[Record, ...]:
-        """Run instructions. Raises ProbeFault when one failed that was not told to ``catch`` faults."""
+        """Run instructions. Raises ProbeFault when one without ``catch`` failed."""
         records = self.execute(Program(ops, title), timeout_s=timeout_s)
         for record in records:
             _check(record, self.name)
@@ -107,14 +107,14 @@ class Probe:
         self.run(Fill(ipa, length // 8, word))
 
     def pages(self, count: int) -> int:
-        """IPA of that many pages next to each other that nobody has used since the guest started."""
+        """Return the IPA of that many adjacent pages, not used since the guest started."""
         first, self._next_page = self._next_page, self._next_page + count * PAGE_SIZE
         if self._next_page > self._end:
             raise GuestError("the probe has no memory left", where=self.name, hint="give it more, or a fresh probe")
         return first
 
     def cookie(self) -> int:
-        """A cookie nobody has used yet: above 4 GiB, so that both halves matter."""
+        """Return a new cookie: above 4 GiB, so that both halves matter."""
         self._next_cookie += 1
         return 0xC00C1E << 32 | self._next_cookie
 
@@ -170,7 +170,7 @@ class Probe:
                 call.finish()
 
     def close(self) -> None:
-        """Let go of the transport; the domain lives on."""
+        """Release the transport; the domain lives on."""
         self.transport.close()
 
 
@@ -217,7 +217,7 @@ def create_probe(
 
 
 def upload(dom0: Dom0Like, data: bytes, path: str) -> None:
-    """Put a file into dom0 and compare what arrived: a full /run or a broken connection leaves half of it. Raises
+    """Copy a file into dom0 and compare what arrived: a full /run or a broken connection leaves half of it. Raises
     GuestError when it is not the same."""
     done = dom0.run(f"cat >{path}.new && sha256sum {path}.new && mv {path}.new {path}", stdin=data).check()
     if done.text.split()[:1] != [hashlib.sha256(data).hexdigest()]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How programs reach the probe guest and results come back: its console, or the trace plugin's doorbell."""
+"""Transports of programs to the probe guest and of results back: its console, or the trace plugin's doorbell."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what carries it."""
+        """Release the carrier."""
         ...
 
 
@@ -86,7 +86,7 @@ class ConsoleTransport:
         raise GuestError(f"a program was damaged on its way {_ATTEMPTS} times", where=self._console.name)
 
     def close(self) -> None:
-        """Nothing: the console belongs to the board."""
+        """Do nothing: the console belongs to the board."""
 
     def _results(self, timeout_s: float) -> bytes | None:
         data = bytearray()
@@ -139,7 +139,7 @@ class HeldLike(Protocol):
 
     @property
     def event(self) -> EventLike:
-        """What the vCPU waits at."""
+        """The event at which the vCPU waits."""
         ...
 
     def read_ipa(self, ipa: int, length: int) -> bytes:
@@ -154,9 +154,9 @@ class HeldLike(Protocol):
 class DoorbellTransport:
     """Programs through the mailbox, handed over while the probe's vCPU stands at its doorbell.
 
-    Whoever reads the board's lock-step events calls :meth:`serve` for each doorbell of this probe's domain;
-    another thread calls :meth:`execute`. The vCPU, and everybody else who makes a call, is held only while
-    memory is copied, except for ``linger_s`` after results, in which the next program usually comes.
+    The reader of the board's lock-step events calls :meth:`serve` for each doorbell of this probe's domain; another
+    thread calls :meth:`execute`. The vCPU, and every other caller, is held only while memory is copied, except for
+    ``linger_s`` after results, in which the next program usually comes.
     """
 
     _PROGRAM, _NONE = 2, 3
@@ -198,7 +198,7 @@ class DoorbellTransport:
             return GuestError(f"the probe's results cannot be read: {error.what}")
 
     def execute(self, program: bytes, timeout_s: float) -> bytes:
-        """Leave a program for the next ring and wait for its results."""
+        """Hand over a program at the next ring and wait for its results."""
         if self._gone is not None:
             raise self._gone
         self._given += 1
@@ -210,7 +210,7 @@ class DoorbellTransport:
                 state = "has not rung" if self._next(0.0) else "took the program and has not come back"
                 raise GuestError(
                     f"the probe {state} for {timeout_s:.0f} s",
-                    hint="is it alive, and does somebody serve the board's doorbell events?",
+                    hint="is it alive, and is there a thread that serves the board's doorbell events?",
                 ) from None
             if isinstance(answer, GuestError):
                 raise answer
@@ -218,18 +218,18 @@ class DoorbellTransport:
                 return answer
 
     def fail(self, reason: GuestError) -> None:
-        """The program that was handed over last did not arrive."""
+        """Report that the program handed over last did not arrive."""
         if self._sent:
             self._answers.put((self._sent, reason))
             self._sent = 0
 
     def hang_up(self, reason: GuestError) -> None:
-        """Nobody will serve any more: whoever waits, or comes later, is told."""
+        """End the service: present and later :meth:`execute` calls raise."""
         self._gone = reason
         self._answers.put((0, reason))
 
     def close(self) -> None:
-        """Nothing: the lock-step socket belongs to the board."""
+        """Do nothing: the lock-step socket belongs to the board."""
 
     def _next(self, timeout_s: float) -> tuple[int, bytes] | None:
         try:
@@ -276,19 +276,19 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         return transport
 
     def serve(self, domid: int | None, held: HeldLike) -> None:
-        """Answer a ring of a domain's probe; one that nobody talks to is left alone."""
+        """Answer a ring of a domain's probe; one without a transport is left alone."""
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.serve(held)
 
     def fail(self, domid: int | None, text: str) -> None:
-        """A program could not be handed over: the mailbox is the guest's, which may take it away."""
+        """Report that a program could not be handed over: the mailbox is the guest's, which may take it away."""
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.fail(GuestError(f"the probe's mailbox cannot be written: {text}"))
 
     def close(self) -> None:
-        """Hang up. Whoever waits for a probe is told."""
+        """Hang up; calls that wait for a probe raise."""
         self._consumer.close()
         self._thread.join()
 

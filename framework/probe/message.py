@@ -48,7 +48,7 @@ TEE_ITEM_NOT_FOUND = 0xFFFF0008
 TEE_NOT_SUPPORTED = 0xFFFF000A
 
 UNANSWERED = 0x5A5A5A5A
-"""What stands in a message's ``ret`` before the call: no result code, so that an untouched page is no success."""
+"""Value of a message's ``ret`` before the call: no result code, so that an untouched page is no success."""
 
 _DIRECTIONS = {"in": 0, "out": 1, "inout": 2}
 
@@ -68,7 +68,7 @@ class Buffer:
 
     @property
     def buf_ptr(self) -> int:
-        """What the parameter's ``buf_ptr`` says: the first list page and the offset into the first page."""
+        """Return the parameter's ``buf_ptr``: the first list page and the offset into the first page."""
         return self.lists[0] | self.offset
 
     @property
@@ -97,14 +97,14 @@ class Buffer:
 
 
 class Memory(Protocol):
-    """Where pages and cookies come from: the probe's client."""
+    """Allocator of pages and cookies: the probe's client."""
 
     def pages(self, count: int) -> int:
         """IPA of that many new pages next to each other, zeroed."""
         ...
 
     def cookie(self) -> int:
-        """A number nobody has used yet."""
+        """Return a number not used before."""
         ...
 
 
@@ -123,7 +123,7 @@ class Plain:
     param: Param
 
     def place(self, memory: Memory) -> tuple[Param, Buffer | None]:  # noqa: ARG002
-        """As given."""
+        """Return the parameter as given."""
         return self.param, None
 
 

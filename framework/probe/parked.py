@@ -23,7 +23,7 @@ from mediator_ref.abi import RpcCmd
 from mediator_ref.events import PAGE_SIZE
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))
-"""What decides, beside the image, which state the board is left in."""
+"""Inputs, beside the image, that decide which state the board is left in."""
 
 _NAME = "parked"
 _MEMORY_MIB = 32
@@ -31,7 +31,7 @@ _MEMORY_MIB = 32
 
 @dataclass(frozen=True)
 class Parked:
-    """``call``: OPEN_SESSION of a TA that does not exist, suspended in OP-TEE until somebody answers its request.
+    """``call``: OPEN_SESSION of a TA that does not exist, suspended in OP-TEE until its request is answered.
 
     ``session``: of OP-TEE's built-in test TA, open since before the call.
     """

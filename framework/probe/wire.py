@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What comes back from the probe guest: records, decoded.
+"""Decoder of the records that come back from the probe guest.
 
 A record is ``opcode | status << 16 | words << 32``, the word offset of the instruction it belongs to, and its
 payload, in 64-bit little-endian words.
@@ -32,7 +32,7 @@ from mediator_ref.abi import RpcCmd, RpcFunc
 
 
 class Status(IntEnum):
-    """How an instruction ended."""
+    """Outcome of an instruction."""
 
     OK = 0
     FAULT = 1
@@ -84,7 +84,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Record:
-    """What one instruction did. Only the fields of its kind are set."""
+    """Result of one instruction. Only the fields of its kind are set."""
 
     op: Op
     status: Status
@@ -147,7 +147,7 @@ _Payload = Callable[[Any, Sequence[int], Mapping[int, Op]], Record]
 
 
 def _need(words: Sequence[int], count: int) -> None:
-    """Raise ValueError for a payload that is shorter than those who use it may rely on."""
+    """Raise ValueError for a payload shorter than its users rely on."""
     if len(words) < count:
         raise ValueError(f"a payload of {len(words)} words where {count} are due")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a probe does to its own memory through hypercalls: balloon pages out and in, grant them, map grants.
+"""Memory hypercalls of a probe: balloon pages out and in, grant them, map grants.
 
 Structures and numbers: Xen's public headers ``memory.h`` and ``grant_table.h``.
 """
@@ -22,7 +22,7 @@ _HOST_MAP, _READONLY = 2, 4
 _PERMIT, _PERMIT_READONLY = 1, 5
 _DOMID_SELF = 0x7FF0
 _TABLE = 0x38000000
-"""Where the probe maps its grant table: the region Xen sets aside for it."""
+"""Address at which the probe maps its grant table: in the region that Xen sets aside for it."""
 _FIRST_REF = 16
 """The first references belong to the toolstack (console, xenstore)."""
 _RESERVATION = struct.Struct("<QQIIH6x")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Boards as fixtures.
 
-The ladder of boards: ``board`` is a fresh clone for each test and the default; ``module_board`` a clone that a module's
+Kinds of boards: ``board`` is a fresh clone for each test and the default; ``module_board`` a clone that a module's
 tests share; ``cold_board`` boots from power-on. Each has its :class:`~framework.target.target.Target` (``target``,
 ``module_target``, ``cold_target``); ``dom0``, ``domus`` (all Linux guests), ``domu`` (the first) belong to ``board``.
 Clones come from a snapshot that is made at first use and cached (``target_provider``); ``stack``, ``spec``: what is
@@ -96,7 +96,7 @@ def lockstep_socket(request: pytest.FixtureRequest) -> Path | None:
 def target(
     request: pytest.FixtureRequest, target_provider: TargetProvider, lockstep_socket: Path | None
 ) -> Iterator[Target]:
-    """A target of the test's own: a fresh clone with all guests up, gone without trace afterwards.
+    """A target of the test's own: a fresh clone with all guests up, removed completely afterwards.
 
     Markers: ``mc_checkpoint(...)`` clones another one (a name or a :class:`~framework.target.checkpoints.Checkpoint`);
     ``mc_traced`` records every SMC from the clone's first instruction, and has the checker judge them.
@@ -185,7 +185,7 @@ def domu(domus: dict[str, LinuxGuest]) -> LinuxGuest:
 
 @pytest.fixture
 def results_dir(request: pytest.FixtureRequest) -> Path:
-    """A folder for what a test wants to keep, named after the test's id."""
+    """A folder for a test's own files, named after the test's id."""
     folder = folder_of(request)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -196,7 +196,7 @@ def _traced(request: pytest.FixtureRequest) -> bool:
 
 
 def _lent(request: pytest.FixtureRequest, target: Target, *, ended: bool = True) -> Iterator[Target]:
-    """Let a test have a target; save its state if the test failed and that was asked for."""
+    """Give a test its target; save its state if the test failed and that was requested."""
     node = request.node
     node.stash[target_key] = target
     trace = None if target.trace is None else add_trace(node, target.trace, ended=ended)
@@ -206,15 +206,15 @@ def _lent(request: pytest.FixtureRequest, target: Target, *, ended: bool = True)
 
         trace.hypervisor = hypervisor_of(target)
     if node.stash.get(failed_key, False) and request.config.getoption("mc_save_on_failure"):
-        from framework.target.postmortem import keep
+        from framework.target.postmortem import save
 
-        identity = keep(target, node.nodeid)
-        node.add_report_section("teardown", "kept board", f"medcheck resume {identity}")
-        say(request.config)(f"{node.nodeid}: kept; bring it back with `medcheck resume {identity}`")
+        identity = save(target, node.nodeid)
+        node.add_report_section("teardown", "postmortem snapshot", f"medcheck resume {identity}")
+        say(request.config)(f"{node.nodeid}: board saved; resume it with `medcheck resume {identity}`")
 
 
 def folder_of(request: pytest.FixtureRequest) -> Path:
-    """The folder in which a board of this test or module keeps its logs."""
+    """Return the folder for the logs of a board of this test or module."""
     logs: Path = request.config.getoption("mc_board_logs")
     return logs / folder_name(request.node.nodeid)
 

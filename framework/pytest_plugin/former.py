@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of version 0.1 that still work in 0.2: options, markers and fixtures. Each use is told at the end of the run.
+"""Names of version 0.1 that still work in 0.2: options, markers and fixtures. Each use is reported at the end of the
+run.
 
-It is told in the terminal, not warned of: under ``-W error`` a warning would break what is promised to work.
+The report goes to the terminal and is no warning: under ``-W error`` a warning would break what is promised to work.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ MARKERS = {"moment": "mc_checkpoint", "traced": "mc_traced", "rule": "mc_rule", 
 """Markers by their names of 0.1."""
 
 PROPERTY = "former_name"
-"""The user property of a report that tells of an old name; it reaches the terminal from any worker."""
+"""The user property of a report that names an old name; it reaches the terminal from any worker."""
 
-_told_key = pytest.StashKey[list[str]]()
+_used_key = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -42,14 +43,14 @@ def pytest_load_initial_conftests(
 ) -> Generator[None]:
     """Rewrite old options, once every plugin and conftest.py has named its own: those keep what is theirs."""
     result = yield
-    told = early_config.stash.setdefault(_told_key, [])
+    used = early_config.stash.setdefault(_used_key, [])
     _, unknown = parser.parse_known_and_unknown_args(args)
     for old in (argument.partition("=")[0] for argument in unknown):
         new = OPTIONS.get(old)
         if new is None:
             continue
         args[:] = [new + argument[len(old) :] if argument.partition("=")[0] == old else argument for argument in args]
-        told.append(f"option {old}: {new}")
+        used.append(f"option {old}: {new}")
     return result
 
 
@@ -75,16 +76,16 @@ def _tell(item: pytest.Item, text: str) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Name each old name that was used, and the new one."""
-    told = config.stash.get(_told_key, []) + [
+    used = config.stash.get(_used_key, []) + [
         str(value)
         for reports in terminalreporter.stats.values()
         for report in reports
         for key, value in getattr(report, "user_properties", ())
         if key == PROPERTY
     ]
-    if told:
+    if used:
         terminalreporter.section("medcheck: names that go with 0.3, and the new ones")
-        for line in dict.fromkeys(told):
+        for line in dict.fromkeys(used):
             terminalreporter.line(line)
 
 

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & BOARD_FIXTURES:
             item.add_marker(pytest.mark.mc_board)
-            # Its name of 0.1, for those who say -m "not board".
+            # Its name of 0.1, for users of -m "not board".
             item.add_marker(pytest.mark.board)
         if "make_probe" in fixtures:
             item.add_marker(pytest.mark.mc_traced)

@@ -83,7 +83,8 @@ def spec_of(config: pytest.Config) -> BoardSpec:
 
 @contextmanager
 def wrong_use(config: pytest.Config) -> Iterator[None]:
-    """A wrong option concerns all tests alike: it is said once, and the run ends as with an option of pytest's own."""
+    """End the run for a UsageError inside, as with an option of pytest's own: a wrong option concerns all tests
+    alike."""
     from framework.common.errors import UsageError
 
     try:
@@ -96,13 +97,13 @@ def wrong_use(config: pytest.Config) -> Iterator[None]:
 
 
 def _in_pytests_words(text: str) -> str:
-    """An error that names options of the command line, with the plugin's names of them."""
+    """Rewrite an error that names options of the command line with the plugin's names of them."""
     names = "|".join((*OPTIONS, "board", "domus"))
     return re.sub(rf"(?<![\w-])--({names})(?![\w-])", r"--mc-\1", text)
 
 
 def say(config: pytest.Config) -> Callable[[str], None]:
-    """How fixtures tell a waiting person something at once, whatever pytest captures."""
+    """Return a function that prints a line at once, whatever pytest captures."""
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     # A worker of pytest-xdist writes its terminal's output to nowhere; its standard error is that of pytest.

@@ -99,7 +99,7 @@ def expendable_probe(make_probe: MakeProbe) -> Probe:
 
 
 class Deviations:
-    """What a test says about the list of known deviations; it goes into the report of the test."""
+    """A test's notes about known deviations, for its report."""
 
     def __init__(self, node: pytest.Item) -> None:
         self._node = node

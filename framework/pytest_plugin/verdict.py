@@ -2,7 +2,7 @@
 """The checker's verdict over a test's traces: given when the test is over and its boards are gone.
 
 A test passes only if what the mediator did meanwhile was seen from beginning to end and conforms, or differs by listed
-deviations alone. A trace that is missing, damaged, cut off or empty vouches for nothing: the test fails as incomplete.
+deviations alone. A trace that is missing, damaged, cut off or empty proves nothing: the test fails as incomplete.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def judge(request: pytest.FixtureRequest) -> Judge:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """Remember that the test itself has begun: what failed or was skipped before has nothing to vouch for."""
+    """Remember that the test itself has begun: a test that failed or was skipped before needs no trace."""
     item.stash[_ran_key] = True
 
 
@@ -138,8 +138,8 @@ def _judge(node: pytest.Item, trace: Trace) -> str:
 def _objection(result: ConformanceResult, trace: Trace) -> str:
     """Return why a result does not let a test pass; empty if it does."""
     if result.failed:
-        stories = [item.explanation for item in result.nonconformances[:3]]
-        return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(stories)
+        texts = [item.explanation for item in result.nonconformances[:3]]
+        return f"the mediator does not conform ({result.failed} checks failed):\n\n" + "\n\n".join(texts)
     if result.incomplete and trace.ended:
         return f"incomplete: {'; '.join(result.gaps)} ({trace.path})"
     if result.notes:

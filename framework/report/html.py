@@ -49,7 +49,7 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         headline=headline(content),
         more=_more(content["reason"]),
         host=_host(content["host"]),
-        started=_moment(content["started"]),
+        started=_start_time(content["started"]),
         guests=[_guest(number, guest) for number, guest in enumerate(content["guests"])],
         slowdowns=any(guest.get("slowdown") is not None for guest in content["guests"]),
         failures=list(failures(content)),
@@ -106,12 +106,12 @@ def _more(reason: str | None) -> str:
     return "\n".join((reason or "").strip().splitlines()[1:])
 
 
-def _moment(started: str) -> str:
+def _start_time(started: str) -> str:
     try:
-        moment = datetime.fromisoformat(started)
+        at = datetime.fromisoformat(started)
     except ValueError:
         return started
-    return moment.strftime("%-d %B %Y, %H:%M:%S %Z").strip()
+    return at.strftime("%-d %B %Y, %H:%M:%S %Z").strip()
 
 
 def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _slowest(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _waterfall(timings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each phase as a bar from where the one before it ended."""
+    """Return each phase as a bar that begins where the one before it ended."""
     whole = max([timing["seconds"] or 0 for timing in timings], default=0) or 1
     rows, before = [], 0.0
     for timing in timings:

@@ -84,10 +84,10 @@ def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
         if verdict == "fail":
             found = [n for n in conformance["nonconformances"] if n["rule"] == rule["id"]]
             message = f"{rule['failed']} of {rule['checked']} checks failed"
-            stories = "\n\n".join(
+            texts = "\n\n".join(
                 f"{n['event']}\nexpected: {n['expected']}\nobserved: {n['observed']}\n{n['explanation']}" for n in found
             )
-            _text(ET.SubElement(case, "failure", message=message), stories)
+            _text(ET.SubElement(case, "failure", message=message), texts)
         elif verdict == "deviation":
             known = ", ".join(
                 d["id"]
@@ -117,7 +117,7 @@ def _tests(root: ET.Element, tests: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _board(root: ET.Element, content: Mapping[str, Any]) -> None:
-    """The run as a whole: no reader of JUnit shall take an infrastructure failure or a panic for a pass."""
+    """Add the suite of the run as a whole: an infrastructure failure or a panic must not look like a pass."""
     suite = ET.SubElement(root, "testsuite", name="board", timestamp=xml_text(content["started"]))
     case = _case(suite, "board", "run", content["seconds"])
     if content["verdict"] == "infrastructure":

@@ -54,7 +54,7 @@ def headline(content: Mapping[str, Any]) -> str:
 
 
 def failures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Each case that did not pass, as (guest, case, first error line), in the order of the run."""
+    """Yield each case that did not pass, as (guest, case, first error line), in the order of the run."""
     for guest in content["guests"]:
         for case in _cases(guest):
             bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]

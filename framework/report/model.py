@@ -71,7 +71,7 @@ class XtestTotals:
 
 @dataclass(frozen=True)
 class XtestReport:
-    """What xtest did in one guest; ``exit_code`` None if it never ended.
+    """Run of xtest in one guest; ``exit_code`` None if it never ended.
 
     ``problems``: sentences about the run as a whole, such as a summary that does not fit the stream.
     """
@@ -160,7 +160,7 @@ class BoardTestReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything about one run. ``reason`` says in a sentence why the verdict is not ``pass``; ``conformance`` adds up
+    """Report of one run. ``reason`` says in a sentence why the verdict is not ``pass``; ``conformance`` adds up
     all traces of the run, and ``conclusion`` is drawn from it.
 
     ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files

@@ -14,7 +14,7 @@ from framework.common.safe_text import decode, visible
 
 HEAD_BYTES = 160_000
 TAIL_BYTES = 240_000
-"""How much of one console's log goes into the page: how it began, and more of how it ended."""
+"""Bytes of one console's log that go into the page: of its beginning, and more of its end."""
 
 _STAMP = re.compile(rb"\[ *(\d+\.\d+)\] ?")
 
@@ -30,7 +30,7 @@ class Line:
 
 
 def merged(content: Mapping[str, Any], folder: Path) -> list[Line]:
-    """All consoles of a ``report.json`` document by time; lines of one console keep their order.
+    """Return the lines of all consoles of a ``report.json`` document by time; lines of one console keep their order.
 
     A log that cannot be read shows as a line that says so: the rest of the report is worth having.
     """

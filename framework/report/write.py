@@ -37,7 +37,7 @@ def write_report(report: RunReport, folder: Path) -> dict[str, Any]:
 
 
 def point_latest(reports_root: Path, folder: Path) -> Path:
-    """Let ``reports_root/latest`` name ``folder``; it never points nowhere in between. Returns the link."""
+    """Let ``reports_root/latest`` name ``folder``, atomically. Returns the link."""
     link = reports_root / "latest"
     fresh = reports_root / f".latest.{os.getpid()}"
     fresh.unlink(missing_ok=True)

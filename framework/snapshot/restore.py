@@ -30,7 +30,7 @@ def clone(
 
     ``options`` are Board's own (plugin, outputs, …). ``spec`` and ``stack`` must be those of the snapshot.
     ``ram``: a file with what the snapshot's RAM holds, instead of a private view of that.
-    ``icount``: it does the same as every such clone, instruction by instruction, for as long as
+    ``icount``: it executes the same instructions as every such clone, for as long as
     nothing comes in from outside (:mod:`framework.board.icount`).
     Raises BoardError, with nothing left running, when it cannot be filled.
     """

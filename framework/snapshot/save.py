@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A running board turned into files, and a new board filled from them."""
+"""Saves a running board into files, and fills a new board from them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SECONDS = 60.0
 """For 1.2 MB of device state, and up to the whole RAM of a board that keeps it to itself; scaled."""
 
 
-_CALM, _CALM_SECONDS, _CALM_PATIENCE = 0.1, 0.2, 5.0
+_CALM, _CALM_SECONDS, _CALM_LIMIT = 0.1, 0.2, 5.0
 """A board whose CPUs compute for less than this share of this many seconds is calm; how long to wait for that."""
 
 
 def wait_until_calm(board: Board) -> bool:
-    """Let a board end what it has begun: every clone would have to, again and again. False: it does not end.
+    """Wait until a board has finished what it began, which every clone would have to repeat. False: it does not finish.
 
     Raises BoardError, or what else ended the board, when it is gone.
     """
     try:
-        return _grows_calm(board, time.monotonic() + _CALM_PATIENCE * host_factor())
+        return _grows_calm(board, time.monotonic() + _CALM_LIMIT * host_factor())
     except OSError as error:
         raise board.death() from error
 
@@ -39,7 +39,7 @@ def wait_until_calm(board: Board) -> bool:
 def _grows_calm(board: Board, end: float) -> bool:
     before = sample(board)
     while time.monotonic() < end:
-        # Nothing tells when a CPU computes no more; its use of the host's time is all there is to look at.
+        # No event says that a CPU computes no more; its use of the host's time is the only evidence.
         time.sleep(_CALM_SECONDS)
         now = sample(board)
         used = sum(use.ran for use in between(before, now).values())
@@ -104,7 +104,7 @@ def fill(board: Board, state: Path | bytes, *, shared: bool = True) -> None:
     ``shared``: its RAM lies in the file that the state belongs to, rather than in the state itself.
     """
     board.qmp.execute("migrate-set-capabilities", capabilities=_capabilities(shared))
-    # A machine that moved tells its network so, five times; a clone's network is new and knows nobody.
+    # A machine that moved tells its network so, five times; a clone's network is new and has no peers.
     board.qmp.execute("migrate-set-parameters", announce_rounds=0)
     if isinstance(state, bytes):
         fd = os.memfd_create("medcheck-state", os.MFD_CLOEXEC)
@@ -143,7 +143,7 @@ def _capabilities(shared: bool) -> list[dict[str, object]]:
 
 
 def _lend(board: Board, path: str, mode: int) -> str:
-    # QEMU runs as somebody else, maybe, and could not open the file itself.
+    # QEMU may run as another user, who could not open the file itself.
     fd = os.open(path, mode | os.O_CLOEXEC)
     try:
         return board.qmp.add_fd(fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshots: boards saved at a moment of their life, each kept as a verified set of files and cloned many times.
+"""Snapshots: boards saved at a checkpoint, each as a verified set of files that is cloned many times.
 
 Layout of ``<cache>/snapshots/<label>-<key>/``: ``ram`` (guest RAM, with holes), ``state`` (QEMU's device state),
 ``consoles/*.log``, ``manifest.json`` (hashes, and what the board's maker wants to remember). A folder appears by
@@ -7,7 +7,7 @@ one rename, complete, and is read-only to everything that follows.
 
 Guest RAM is mapped by every clone, so a working copy on tmpfs saves the disk: see
 :mod:`framework.snapshot.tmpfs_cache`. RAM is hashed once per boot of the machine; after that its stamp (inode,
-size, times) vouches for it, because the kernel sets the change time on every write.
+size, times) proves it unchanged, because the kernel sets the change time on every write.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Maker = Callable[[Ram, Path], AbstractContextManager[tuple[Board, dict[str, Any]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One saved board. ``about`` is what its maker remembered; ``ram`` is the file that clones map."""
+    """One saved board. ``about`` holds its maker's notes; ``ram`` is the file that clones map."""
 
     folder: Path
     label: str
@@ -63,7 +63,7 @@ class Snapshot:
 
     @property
     def past(self) -> RestoredFrom:
-        """What a clone has behind it."""
+        """Return the history that a clone continues."""
         return RestoredFrom(self.folder / "consoles", self.uptime, f"snapshot {self.label}")
 
 
@@ -98,9 +98,9 @@ class SnapshotStore:
 
     @contextmanager
     def get(self, label: str, inputs: Mapping[str, object], make: Maker) -> Iterator[Snapshot]:
-        """Give the snapshot made from these inputs, making it if there is none or if it is damaged.
+        """Yield the snapshot made from these inputs; it is made if missing or damaged.
 
-        While the context lasts nobody removes its files; a clone that runs no longer needs them by name. Two
+        While the context lasts its files are not removed; a clone that runs no longer needs them by name. Two
         processes that want the same snapshot make it once.
 
         :raises BoardError: no room, or whatever ``make`` raises.
@@ -151,7 +151,7 @@ class SnapshotStore:
         return removed
 
     def remove(self, name: str) -> bool:
-        """Remove one snapshot; False when somebody is at it."""
+        """Remove one snapshot; False when it is in use."""
         try:
             with self._alone(name):
                 self._discard(name)
@@ -250,15 +250,15 @@ class SnapshotStore:
         self._copies.remove(name)
 
     def _remove_remains(self) -> None:
-        """Remove what a process that was killed while making a snapshot left."""
+        """Remove the remains of a process that was killed while making a snapshot."""
         for folder in self.root.glob(".*.partial"):
-            # Whoever holds the lock is alive and at it.
+            # The lock's holder is alive and uses it.
             with contextlib.suppress(BlockingIOError), self._alone(folder.name[1 : -len(".partial")]):
                 shutil.rmtree(folder, ignore_errors=True)
         self._copies.tidy()
 
     def _alone(self, name: str) -> AbstractContextManager[None]:
-        """Hold a snapshot as its only user; raises BlockingIOError when somebody is at it."""
+        """Hold a snapshot as its only user; raises BlockingIOError when it is in use."""
         return self._locked(name, exclusive=True, wait=False)
 
     @contextmanager

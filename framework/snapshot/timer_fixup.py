@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A saved board's device state, mended where QEMU forgets timers.
+"""Repair of a saved board's device state: timers that QEMU does not re-arm on restore.
 
 QEMU saves an Arm CPU's EL1 physical and virtual timers, but re-arms none of the others on restore: the EL2
 physical timer (CNTHP, the one Xen lives by), the EL2 virtual and the secure one keep their registers and never
 fire. A CPU whose only wake-up they are would sleep for ever. :func:`wake_timers` makes every such timer that is
 armed look expired, as hardware would show it to a CPU that was late: ISTATUS set in its control register, its
 interrupt pending at the CPU's redistributor. The hypervisor takes one timer interrupt, finds what is due and
-programs the timer anew. So a board can be saved at any moment, with no waiting for quiet.
+programs the timer anew. So a board can be saved at any time, without waiting for it to be quiet.
 
 Sources: QEMU target/arm/machine.c, target/arm/helper.c, hw/intc/arm_gicv3_common.c; Arm ARM D13 (CNTHP_CTL_EL2
 and its kin); BSA for the interrupt numbers.
@@ -50,7 +50,7 @@ _FORGOTTEN = (
 
 @dataclass(frozen=True)
 class Woken:
-    """A timer that would have slept for ever."""
+    """A timer that would never have fired."""
 
     cpu: int
     timer: str
@@ -62,8 +62,8 @@ class Woken:
 def wake_timers(state: State) -> list[Woken]:
     """Make every armed timer that QEMU would forget fire at once; return which those were.
 
-    Raises BoardError when the state is not a stream of the expected form: a board restored from it might hang
-    without anybody knowing why.
+    Raises BoardError when the state is not a stream of the expected form: a board restored from it might hang without a
+    visible cause.
     """
     devices = describe(state)
     cpus = [device for device in devices if device["name"] == "cpu"]

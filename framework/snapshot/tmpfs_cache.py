@@ -2,13 +2,13 @@
 """Working copies: the RAM of one cache's snapshots on tmpfs, where every clone maps it. A cache in memory, so bounded.
 
 Layout of ``<tmpfs>/medcheck-<uid>-<tag of the cache>/``: ``<snapshot>/ram`` (with its ``.verified``),
-``.<snapshot>.partial/ram`` (of a board that boots to become one), ``.owner`` (says whose all this is, and is locked
-by whoever uses it), ``.room`` (locked by whoever counts and fills).
+``.<snapshot>.partial/ram`` (of a board that boots to become one), ``.owner`` (names the cache that all this belongs to;
+locked by each user), ``.room`` (locked while copies are counted and made).
 
 A copy is made only where all of this cache's copies then keep :func:`default_bound`; for its sake ones that have
 grown a lot go (a hole that a clone reads becomes a page), then the least recently used. One whose snapshot is in use
-stays, by the same lock that keeps the snapshot. Other caches' copies are none of our business, except that those of a
-cache that is gone are removed.
+stays, by the same lock that keeps the snapshot. Only files of this cache are considered, except that copies of a cache
+that is gone are removed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from framework.snapshot import sparse
 
 TMPFS = Path("/dev/shm")
 MOST_RAM = 2 << 30
-"""What a board's RAM takes at most while it boots; the rest of it stays a hole."""
+"""Bytes that a board's RAM takes at most while it boots; the rest of it stays a hole."""
 
 _SPARE = 256 << 20
-"""What a copy leaves free on tmpfs: clones' own files and other programs live there too."""
+"""Bytes that a copy leaves free on tmpfs: clones' own files and other programs live there too."""
 
 _FOLDER_MODE = 0o711 if os.geteuid() == 0 else 0o700
 """QEMU's own user goes through it to a file that it knows where there can be no private view of the file system."""
@@ -46,7 +46,7 @@ _OWNER = ".owner"
 _PARTIAL = ".partial"
 
 Lock = Callable[[str], AbstractContextManager[None]]
-"""Takes a snapshot for its own by name; raises BlockingIOError when somebody is at it."""
+"""Locks a snapshot, given by name, for exclusive use; raises BlockingIOError when it is in use."""
 
 
 def default_bound() -> int:
@@ -70,7 +70,7 @@ def mib_of(variable: str, default: int, former: str = "") -> int:
 
 class TmpfsCache:
     """The working copies of the snapshots in one folder. With ``tmpfs`` None, or one that is not there, there are
-    none, and every method says so. ``most`` is the bound in bytes, ``say`` takes what a user should know."""
+    none, and every method says so. ``most`` is the bound in bytes, ``say`` receives remarks for the user."""
 
     def __init__(
         self, snapshots: Path, tmpfs: Path | None, lock: Lock, say: Callable[[str], None], most: int | None = None
@@ -84,7 +84,7 @@ class TmpfsCache:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """While this lasts nobody takes the cache for one that is gone."""
+        """Mark the cache as in use, so that it is not taken for one that is gone."""
         lock = self._claim()
         try:
             yield
@@ -109,7 +109,7 @@ class TmpfsCache:
 
     def copy(self, name: str, source: Path, digest: str) -> str | None:
         """Make the working copy of a snapshot that the caller has locked. Return the digest of what was copied, which
-        stays only if it is the expected one; None when there is no room, or no tmpfs."""
+        stays only if it is the expected one; None without room or tmpfs."""
         if not source.exists() or not self._ours():
             return None
         working = self.ram(name)
@@ -166,7 +166,7 @@ class TmpfsCache:
             begun = folder.name.endswith(_PARTIAL)
             name = folder.name[1 : -len(_PARTIAL)] if begun else folder.name
             if begun or not (self._snapshots / name).exists():
-                # Whoever holds the lock is alive and at it; without one it is looked at again, for somebody may just
+                # The lock's holder is alive and uses it; without one it is checked again, for another process may just
                 # have made the snapshot.
                 with contextlib.suppress(BlockingIOError), self._lock(name):
                     if begun or not (self._snapshots / name).exists():
@@ -209,14 +209,14 @@ class TmpfsCache:
             return False, 0.0
 
     def _ours(self) -> bool:
-        """Make the folder if need be; whether it is this user's own and nobody else can write there."""
+        """Make the folder if need be; return whether it is this user's own and no other user can write there."""
         if self._tmpfs is None or not self._tmpfs.is_dir():
             return False
         try:
             self._folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
             own = _is_own(self._folder)
             if own:
-                # Earlier versions let everybody look.
+                # Earlier versions let all users read it.
                 self._folder.chmod(_FOLDER_MODE)
             return own
         except OSError:
@@ -228,7 +228,7 @@ class TmpfsCache:
             try:
                 lock = os.open(self._folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
-                continue  # Somebody has just taken the folder away.
+                continue  # Another process has just taken the folder away.
             except OSError:
                 return None
             fcntl.flock(lock, fcntl.LOCK_SH)
@@ -246,11 +246,12 @@ def reclaim(tmpfs: Path) -> list[Path]:
     """Remove the working copies of this user's caches that are gone, and return their folders.
 
     Only where it is certain: the folder says which cache it belongs to, that name means the same to us (our mount
-    namespace), nothing is there, and nobody uses the copies.
+    namespace), nothing is there, and the copies are not in use.
     """
     removed = []
     for folder in tmpfs.glob(f"medcheck-{os.geteuid()}-*"):
-        # Looked at again under the lock: whoever makes the cache anew makes its folder before it waits for this lock.
+        # Checked again under the lock: a process that makes the cache anew makes its folder before it waits for this
+        # lock.
         with contextlib.suppress(OSError):
             if _is_own(folder) and _abandoned(folder):
                 with flock(folder / _OWNER, exclusive=True, wait=False):

@@ -91,7 +91,7 @@ def walk(fields: Sequence[Mapping[str, Any]], at: int, prefix: str = "") -> Iter
 
 
 def registers_of(state: State, cpu: Mapping[str, Any]) -> dict[int, int]:
-    """Where the value of each AArch64 system register of a CPU lies, by the register's number."""
+    """Return the offset of the value of each AArch64 system register of a CPU, by the register's number."""
     places: dict[str, list[int]] = {}
     for path, at in walk(cpu["fields"], cpu["at"]):
         places.setdefault(path, []).append(at)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Moments of a board's life that are worth a snapshot, and clones of them.
+"""Named checkpoints (snapshots of a booted board) and boards restored from them.
 
 A checkpoint is a name and a plain function that takes a booted target there. Whatever goes into a snapshot goes
 into its key: the files of the stack, the board, QEMU's command line, the checkpoint's own source, and the sources of
@@ -34,14 +34,15 @@ from framework.snapshot.store import Snapshot, SnapshotStore
 from framework.target.target import Target, say_remarks
 
 _SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", "guests/*.py", "snapshot/*.py")
-"""What decides, beside files and options, which state a board is saved in."""
+"""Sources that decide, beside files and options, which state a board is saved in."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When to save. ``further`` goes on from a board with all its guests ready (``guests``) or with dom0 only;
-    it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must be a plain
-    function: its source is part of the snapshot's key, and so is the content of the ``files`` that it uses."""
+    """A point of a board's life to save. ``further`` goes on from a board with all its guests ready (``guests``) or
+    with dom0 only; it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must
+    be a plain function: its source is part of the snapshot's key, and so is the content of the ``files`` that it
+    uses."""
 
     name: str
     guests: bool = True
@@ -50,7 +51,7 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """The text of what it does."""
+        """The source text of ``further``."""
         return "" if self.prepare is None else inspect.getsource(self.prepare)
 
 
@@ -79,7 +80,8 @@ MOMENTS = {checkpoint.name: checkpoint for checkpoint in (READY, DOM0, PARKED)}
 
 
 def get_checkpoint(checkpoint: Checkpoint | str) -> Checkpoint:
-    """The checkpoint of this name; a moment is itself. Raises UsageError for a name that none has."""
+    """Return the checkpoint of this name; a checkpoint is returned as it is. Raises UsageError for a name that none
+    has."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     if checkpoint not in MOMENTS:
@@ -94,12 +96,12 @@ def take_over_parked(target: Target) -> parked.Parked:
 
 
 def label_of(spec: BoardSpec, checkpoint: Checkpoint) -> str:
-    """What people call the snapshot: ``default2-ready`` is board default with two guests, all ready."""
+    """Return the snapshot's label: ``default2-ready`` is board default with two guests, all ready."""
     return f"{spec.name}{len(spec.guests)}-{checkpoint.name}"
 
 
 def inputs_of(spec: BoardSpec, stack: Stack, checkpoint: Checkpoint) -> dict[str, object]:
-    """Everything that the content of a snapshot depends on."""
+    """Return everything that the content of a snapshot depends on."""
     fds = dict.fromkeys([*qemu.console_names(spec), "qmp"], 0)
     return {
         "board": spec,
@@ -121,11 +123,11 @@ def snapshot(
     progress: Progress | None = None,
 ) -> Iterator[Snapshot]:
     """The verified snapshot of this checkpoint, made now if need be; its files stay while the context lasts."""
-    told = progress or Silent()
+    shown = progress or Silent()
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
-        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, told) as target:
+        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, shown) as target:
             yield target.board, target.about()
 
     with store.get(label_of(spec, checkpoint), inputs_of(spec, stack, checkpoint), make) as found:
@@ -133,13 +135,13 @@ def snapshot(
 
 
 def _ready_to_save(
-    spec: BoardSpec, stack: Stack, checkpoint: Checkpoint, ram: Ram, run_dir: Path, told: Progress
+    spec: BoardSpec, stack: Stack, checkpoint: Checkpoint, ram: Ram, run_dir: Path, shown: Progress
 ) -> Target:
     """A board at the checkpoint, calm; booted once more when a guest of the first one has lost its timer."""
     for last in (False, True):
         target = Target(spec, stack, run_dir, board=watch(Board(spec, stack, run_dir, ram=ram)))
         try:
-            target.boot(told, guests=checkpoint.guests)
+            target.boot(shown, guests=checkpoint.guests)
             if checkpoint.prepare is not None:
                 checkpoint.prepare(target)
             target.prepare_to_save()
@@ -152,13 +154,13 @@ def _ready_to_save(
             evidence = run_dir.with_name(f"{run_dir.name}.lost-timer")
             shutil.rmtree(evidence, ignore_errors=True)
             run_dir.rename(evidence)
-            told.say(f"{error}; its logs are in {evidence}; booting once more")
+            shown.say(f"{error}; its logs are in {evidence}; booting once more")
         else:
             return target
     raise AssertionError("the last boot returns or raises")
 
 
-def clone_session(
+def clone_target(
     store: SnapshotStore,
     spec: BoardSpec,
     stack: Stack,
@@ -169,7 +171,7 @@ def clone_session(
     lockstep: Path | None = None,
     progress: Progress | None = None,
 ) -> Target:
-    """A running target of one's own at this checkpoint; the caller closes it.
+    """Return a running target of the caller's own at this checkpoint; the caller closes it.
 
     ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`.
     """

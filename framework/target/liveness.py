@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the hypervisor of a board lives, and has memory: by its console, and by a call that it answers."""
+"""Liveness of a board's hypervisor, and its free memory, from its console and from its answer to a hypercall."""
 
 from __future__ import annotations
 

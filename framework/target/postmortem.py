@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TargetProvider whose whole state was kept, mostly because a test failed: brought back later with ``medcheck resume``.
+"""Postmortem snapshots: the state of a board, mostly of a failed test, to be restored with ``medcheck resume``.
 
-A kept board is complete in itself: device state with all RAM in use, the consoles so far, and where the files it
-needs to run lie in the cache.
+Each is complete: device state with all RAM in use, the consoles so far, and the paths of the files in the cache that
+the board needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from framework.snapshot.save import copy_logs, fill, save_whole
 from framework.target.target import Target
 
 MOST = 5
-"""How many boards are kept; each takes as much disk as its RAM in use, half a gigabyte or more."""
+"""Number of postmortem snapshots; each takes as much disk as its RAM in use, half a gigabyte or more."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Files:
-    """As much of a stack as a restored board needs."""
+    """The part of a stack that a restored board needs."""
 
     qemu: _Qemu
     flash: Path
@@ -58,20 +58,21 @@ class _Files:
     xen_syms: Path | None = None
 
 
-def kept_folder() -> Path:
-    """The folder of all kept boards."""
+def postmortem_folder() -> Path:
+    """Return the folder of all postmortem snapshots."""
     return cache_root() / "kept"
 
 
-def keep(target: Target, name: str) -> str:
-    """Stop a session's board and keep its state; returns the id for :func:`resume`. The board stays stopped.
+def save(target: Target, name: str) -> str:
+    """Stop a target's board and save its state; returns the id for :func:`resume`. The board stays stopped.
 
-    The oldest kept boards go, so that at most :data:`MOST` stay. Raises BoardError when it cannot be saved.
+    The oldest postmortem snapshots are removed, so that at most :data:`MOST` stay. Raises BoardError when
+    it cannot be saved.
     """
     board, stack = target.board, target.stack
     words = re.sub(r"[^\w]+", "-", name).strip("-")[-40:]
     identity = f"{words}-{hashlib.sha256(f'{name} {time.time_ns()}'.encode()).hexdigest()[:6]}"
-    folder = kept_folder() / f".{identity}.partial"
+    folder = postmortem_folder() / f".{identity}.partial"
     folder.mkdir(parents=True)
     try:
         about = target.about()
@@ -83,31 +84,31 @@ def keep(target: Target, name: str) -> str:
             "host_key": str(stack.keys.host_public),
         }  # fmt: skip
         (folder / "kept.json").write_text(json.dumps(document, indent=1) + "\n")
-        folder.rename(kept_folder() / identity)
+        folder.rename(postmortem_folder() / identity)
     except OSError as error:
-        raise BoardError(f"the board cannot be kept: {error.strerror}", where=str(folder)) from error
+        raise BoardError(f"the postmortem snapshot cannot be saved: {error.strerror}", where=str(folder)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for old in kept()[:-MOST]:
-        shutil.rmtree(kept_folder() / old, ignore_errors=True)
+    for old in saved_boards()[:-MOST]:
+        shutil.rmtree(postmortem_folder() / old, ignore_errors=True)
     return identity
 
 
-def kept() -> list[str]:
-    """The ids of all kept boards, oldest first."""
-    folders = [path for path in kept_folder().glob("[!.]*") if (path / "kept.json").is_file()]
+def saved_boards() -> list[str]:
+    """Return the ids of all postmortem snapshots, oldest first."""
+    folders = [path for path in postmortem_folder().glob("[!.]*") if (path / "kept.json").is_file()]
     return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
 
 
 def resume(identity: str, run_dir: Path) -> Target:
-    """Bring a kept board back, running; it can be resumed any number of times.
+    """Restore a board from its postmortem snapshot, running; it can be resumed any number of times.
 
     Raises UsageError for an unknown id, BoardError when its files are damaged or gone.
     """
-    folder = kept_folder() / identity
-    if identity not in kept():
-        known = ", ".join(kept()) or "none"
-        raise UsageError(f"no board was kept as '{identity}'", hint=f"kept boards: {known}")
+    folder = postmortem_folder() / identity
+    if identity not in saved_boards():
+        known = ", ".join(saved_boards()) or "none"
+        raise UsageError(f"there is no postmortem snapshot '{identity}'", hint=f"postmortem snapshots: {known}")
     try:
         document = json.loads((folder / "kept.json").read_text())
         spec = _spec(document["spec"])
@@ -115,7 +116,7 @@ def resume(identity: str, run_dir: Path) -> Target:
             _Qemu(document["qemu"]), Path(document["flash"]), Path(document["ssh_key"]),
             _Keys(Path(document["host_key"])),
         )  # fmt: skip
-        past = RestoredFrom(folder / "consoles", float(document["uptime"]), f"kept board {identity}")
+        past = RestoredFrom(folder / "consoles", float(document["uptime"]), f"postmortem snapshot {identity}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BoardError(f"its description is damaged: {error!r}", where=str(folder)) from error
     missing = [path for path in (stack.flash, stack.ssh_key, Path(stack.qemu.line[0])) if not os.path.exists(path)]  # noqa: PTH110

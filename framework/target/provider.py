@@ -14,34 +14,34 @@ from framework.board.spec import BoardSpec
 from framework.common.errors import BoardError, MedcheckError
 from framework.common.progress import SilentTask, Task
 from framework.snapshot.store import SnapshotStore
-from framework.target.checkpoints import READY, Checkpoint, clone_session, get_checkpoint
+from framework.target.checkpoints import READY, Checkpoint, clone_target, get_checkpoint
 from framework.target.slots import BoardSlots, slots_here
 from framework.target.target import Target
 
 
-class _Told:
+class _LineProgress:
     """Progress in single lines, for a test run."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def task(self, title: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Task]:  # noqa: ARG002
-        """Say that something takes its time."""
+        """Print the task's title."""
         self._say(f"{title} …")
         return nullcontext(SilentTask())
 
     def say(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         self._say(text)
 
 
 class TargetProvider:
-    """Makes the boards of one process. ``say`` receives what a waiting person wants to know."""
+    """Makes the boards of one process. ``say`` receives progress messages."""
 
     def __init__(self, stack: Stack, spec: BoardSpec, say: Callable[[str], None] | None = None) -> None:
         self.stack = stack
         self.spec = spec
-        self._progress = _Told(say or (lambda _text: None))
+        self._progress = _LineProgress(say or (lambda _text: None))
         self._store = SnapshotStore(progress=self._progress)
         self._slots = BoardSlots(slots_here(spec.smp), say=say)
         self._janitor = Janitor()
@@ -56,13 +56,13 @@ class TargetProvider:
         spec: BoardSpec | None = None,
         lockstep: Path | None = None,
     ) -> Iterator[Target]:
-        """A private copy of a board at a moment; ``spec`` is another board than the default one.
+        """Yield a private copy of a board at a checkpoint; ``spec`` is another board than the default one.
 
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
         """
         which = get_checkpoint(checkpoint)
         with self._slots.slot():
-            target = clone_session(
+            target = clone_target(
                 self._store,
                 spec or self.spec,
                 self.stack,
@@ -79,7 +79,7 @@ class TargetProvider:
     def cold(
         self, folder: Path, checkpoint: Checkpoint = READY, *, trace: bool = False, spec: BoardSpec | None = None
     ) -> Iterator[Target]:
-        """A board booted from power-on up to a moment."""
+        """Yield a board booted from power-on up to a checkpoint."""
         with self._slots.slot(), self._gone(Target(spec or self.spec, self.stack, folder, trace=trace)) as target:
             target.boot(self._progress, guests=checkpoint.guests)
             if checkpoint.prepare is not None:
@@ -155,7 +155,7 @@ class SharedBoard:
 
 
 def _unfit(target: Target) -> str:
-    """Why this board is of no use to another test; empty if nothing can be seen."""
+    """Return why another test cannot use this board; empty if no reason is visible."""
     if not target.board.alive:
         return "a test ended the board"
     try:

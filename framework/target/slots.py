@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many boards may run on this machine at once, over all processes of this user.
+"""Slots: limit of the boards that run on this machine at once, over all processes of this user.
 
 Multi-threaded TCG runs one host thread per virtual CPU; more threads than cores slow every board down until
-guests see RCU stalls. So a process asks for a slot before it starts a board. Places are files that are locked:
-whatever way a process ends, its place is free again.
+guests see RCU stalls. So a process asks for a slot before it starts a board. Slots are locked files: however a process
+ends, its slot is free again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from framework.common.locks import flock
 from framework.common.paths import cache_root
 
 CLONE_BYTES = 400 << 20
-"""What a clone with two busy guests takes for itself: translated code, and the pages it has changed."""
+"""Memory of a clone with two busy guests, in bytes: translated code, and the pages it has changed."""
 
 _OVERCOMMIT = 1.5
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def slots(smp: int, *, cores: int | None = None, memory: int | None = None) -> int:
@@ -40,7 +40,7 @@ def slots(smp: int, *, cores: int | None = None, memory: int | None = None) -> i
 
 
 def slots_here(smp: int) -> int:
-    """How many boards this process's slots lets run at once; ``MEDCHECK_BOARDS`` overrides what the machine bears."""
+    """Return how many boards may run at once; ``MEDCHECK_BOARDS`` overrides what the machine bears."""
     given = os.environ.get("MEDCHECK_BOARDS", "")
     if not given:
         return slots(smp)
@@ -50,7 +50,7 @@ def slots_here(smp: int) -> int:
 
 
 class BoardSlots:
-    """Places for boards. One process has one slot, however many boards it starts: a test that compares two
+    """The slots of this user. One process has one slot, however many boards it starts: a test that compares two
     boards must not wait for itself."""
 
     def __init__(self, size: int, folder: Path | None = None, say: Callable[[str], None] | None = None) -> None:
@@ -82,13 +82,13 @@ class BoardSlots:
         with ExitStack() as stack:
             # One at a time looks for a free slot, in the order of arrival; the kernel wakes the next one.
             with flock(self._folder / "turn", exclusive=True):
-                told = False
+                announced = False
                 while not self._try(stack):
-                    if not told:
+                    if not announced:
                         self._say(f"all {self._size} slots for boards are taken; waiting for one")
-                        told = True
+                        announced = True
                     # No event says that any of several file locks is free.
-                    time.sleep(_LOOK_SECONDS)
+                    time.sleep(_POLL_SECONDS)
             yield
 
     def _try(self, stack: ExitStack) -> bool:

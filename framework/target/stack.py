@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a board is made of: the stack under test in this user's cache, checked before anything boots."""
+"""Preparation of the stack under test in this user's cache, checked before anything boots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from framework.common.progress import Progress, Silent
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 
 MEDIATOR_TRACE = b"Using TEE mediator for OP-TEE"
-"""What Xen says at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
+"""Xen's message at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
 
 
 def open_store(offline: bool = False, mirrors: str | None = None, progress: Progress | None = None) -> Store:
@@ -31,8 +31,8 @@ def open_store(offline: bool = False, mirrors: str | None = None, progress: Prog
 
 
 def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu: str | None = None) -> Stack:
-    """The stack in the user's cache, for a board with this ``cpu`` if that is known. What a user should know of Xen and
-    its tools before anything boots is said."""
+    """The stack in the user's cache, for a board with this ``cpu`` if that is known. Remarks about Xen and its tools
+    are printed before anything boots."""
     stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
     for sentence in stack.hypervisor.said:
         progress.say(sentence)
@@ -59,7 +59,7 @@ def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
 
 
 def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None) -> dict[str, Any]:
-    """What a Board is given to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
+    """Return a Board's options to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
     out = None if trace is None else trace.absolute()
     if out is None and lockstep is None:
         return {}

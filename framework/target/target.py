@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A board with its guests up: what the main job, the interactive board and the pytest fixtures have in common."""
+"""Target: a board with its guests up, as used by the main job, the interactive board and the pytest fixtures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from framework.target.stack import MEDIATOR_TRACE, trace_options
 _CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
 _DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
 _BOOT_LINES = 400
-"""More lines than Xen prints before dom0."""
+"""Lines to search: more than Xen prints before dom0."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ _said: set[str] = set()
 
 
 def say_remarks(board: Board, progress: Progress) -> None:
-    """Say what a user should know about how a board runs, once in this process."""
+    """Print the remarks about how a board runs, once in this process."""
     for remark in board.remarks:
         if remark not in _said:
             _said.add(remark)
@@ -73,7 +73,7 @@ class Target(AbstractContextManager["Target"]):
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
         self.notes: dict[str, Any] = {}
-        """What a moment's maker wants its clones to know; plain JSON."""
+        """Notes of a checkpoint's maker for its clones; plain JSON."""
         self.idle_timeout = 30.0
         """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
         self._begin = time.monotonic()
@@ -125,7 +125,7 @@ class Target(AbstractContextManager["Target"]):
         return target
 
     def about(self) -> dict[str, Any]:
-        """What :meth:`adopt` needs to take over a restored copy of this board; plain JSON."""
+        """Return what :meth:`adopt` needs to take over a restored copy of this board; plain JSON."""
         guests = [
             {"name": guest.name, "number": guest.number, "domid": guest.domid, "tee": guest.tee}
             for guest in self.guests.values()
@@ -145,7 +145,7 @@ class Target(AbstractContextManager["Target"]):
     def adopt(self, about: Mapping[str, Any], *, wake: bool = True) -> None:
         """Take over a restored board whose saver remembered ``about``, and wake its guests.
 
-        Without ``wake`` nothing is typed: the guests of a board that was kept after a failure may be dead.
+        Without ``wake`` nothing is typed: the guests of a postmortem snapshot may be dead.
         """
         self.notes = dict(about["notes"])
         for item in about["guests"]:
@@ -158,7 +158,7 @@ class Target(AbstractContextManager["Target"]):
         self.phases.append(Phase("restored", time.monotonic() - self._begin))
 
     def boot(self, progress: Progress, *, guests: bool = True) -> None:
-        """From power-on to every Linux guest of the board ready; without ``guests``, to dom0 ready."""
+        """Boot from power-on until every Linux guest of the board is ready; without ``guests``, until dom0 is."""
         linux = [guest for guest in self.spec.guests if guest.kind == "linux" and guests]
         with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
             self._begin = time.monotonic()
@@ -176,12 +176,12 @@ class Target(AbstractContextManager["Target"]):
                 task.advance()
 
     def abort(self, error: MedcheckError) -> None:
-        """Have whatever waits for this board end with ``error``; from any thread."""
+        """End every wait for this board with ``error``; from any thread."""
         self._abort = error
         self.board.alarm(error)
 
     def check_alive(self) -> None:
-        """Raise what went wrong on this board, if anything that ends the work did."""
+        """Raise the error that ended the work on this board, if any."""
         if self._abort is not None:
             raise self._abort
         if not self.board.alive:
@@ -193,7 +193,7 @@ class Target(AbstractContextManager["Target"]):
             match = console.expect([_CLIENT_REFUSED, _DOM0_COMES], idle_timeout=self.idle_timeout)
             refused = match.re.pattern == _CLIENT_REFUSED
         except GuestCrash:
-            # Xen panics over it a moment later.
+            # Xen panics over it shortly afterwards.
             refused = any(re.search(_CLIENT_REFUSED, line.encode()) for line in console.tail(_BOOT_LINES))
             if not refused:
                 raise

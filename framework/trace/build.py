@@ -86,7 +86,7 @@ def _inputs(compiler: str) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class PluginOptions:
-    """What the plugin is asked to do; at least one of ``out`` (a trace file) and ``lockstep`` (a socket) is
+    """Configuration of the plugin; at least one of ``out`` (a trace file) and ``lockstep`` (a socket) is
     needed.
 
     ``others``: record calls that are not the TEE's too, instead of only counting them. ``memory``: record
@@ -147,9 +147,9 @@ class PluginOptions:
         return tuple(found)
 
     def for_board(self, plugin: Path) -> dict[str, Any]:
-        """What a :class:`framework.board.board.Board` is given to load the plugin with these options.
+        """Return the options of a :class:`framework.board.board.Board` that loads the plugin with these options.
 
-        Its outputs: the file, and the socket as well, for QEMU may run as somebody else, who could not connect to it.
+        Its outputs: the file, and the socket as well, for QEMU may run as another user, who could not connect to it.
         """
         outputs = [path for path in (self.out, self.lockstep) if path is not None]
         return {"plugin": plugin, "plugin_args": self.arguments(), "outputs": outputs}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Events folded into calls: what a guest asked, everything that happened because of it, and the answer.
+"""Calls folded from events: a guest's request, everything that happened because of it, and the answer.
 
 A standard call may be suspended by OP-TEE many times (RPC); each suspension ends one :class:`Exchange` and
 the guest's CALL_RETURN_FROM_RPC begins the next one.
@@ -86,7 +86,7 @@ class Call:
 
     @property
     def from_guest(self) -> bool:
-        """Whether a guest asked; otherwise Xen did for itself."""
+        """Whether a guest made the call; otherwise Xen did for itself."""
         return self.exchanges[0].guest_call is not None
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two traces compared by what was said, not by when or at which address.
+"""Comparison of two traces by their calls' content, not by times or addresses.
 
 Each domain's calls become signatures: function, command, parameter types and sizes, results, and the RPCs
 that OP-TEE asked for. Foreign interrupts are left out: how often a call is interrupted is chance.
@@ -87,7 +87,7 @@ def _edits(mine: list[str], theirs: list[str]) -> Iterator[str]:
 
 
 def _first_difference(mine: list[str], theirs: list[str]) -> Iterator[str]:
-    """For long traces an exact diff would take for ever: where they part, and what follows."""
+    """Yield lines that show where two long traces part, and what follows; an exact diff would take too long."""
     at = next((i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs)))
     yield f"@@ they part at call {at + 1} @@"
     yield from (f"  {line}" for line in mine[max(0, at - _CONTEXT) : at])

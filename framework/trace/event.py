@@ -33,13 +33,13 @@ _REGS_OF: dict[int, int] = {
     Kind.GUEST_CALL: 8, Kind.EL3_CALL: 8, Kind.EL3_RETURN: 8, Kind.GUEST_RETURN: 8, Kind.DOORBELL: 1,
     Kind.COUNTERS: len(COUNTERS),
 }  # fmt: skip
-"""As many as every convention of such a call passes; the plugin records more of a guest's."""
+"""Number of registers that every convention of such a call passes; the plugin records more of a guest's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Where stage 2 took one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last entry
-    walked."""
+    """Result of the stage-2 translation of one guest page. ``ma`` is None when it is not mapped; ``pte`` is the last
+    entry walked."""
 
     ipa: int
     ma: int | None
@@ -59,7 +59,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Memory at the moment of an event.
+    """Memory at the time of an event.
 
     ``data`` lacks the trailing zeros of the ``size`` bytes that were read; :meth:`page` has them. ``ipa`` is
     0 for shadow pages, ``ma`` is 0 when nothing is mapped. ``index`` is the parameter that a list belongs to,
@@ -187,7 +187,7 @@ class Event:
 
     @property
     def conduit(self) -> str:
-        """How a guest called: ``smc`` or ``hvc``."""
+        """Instruction by which a guest called: ``smc`` or ``hvc``."""
         return "hvc" if self.raw_flags & Flag.HVC else "smc"
 
     @property

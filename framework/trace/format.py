@@ -32,7 +32,7 @@ RECORD_LIMIT = 1 << 23
 
 
 class Codec(IntEnum):
-    """How a chunk is compressed."""
+    """Compression of a chunk."""
 
     NONE = 0
     ZSTD = 1
@@ -40,7 +40,7 @@ class Codec(IntEnum):
 
 
 class Kind(IntEnum):
-    """What a record tells."""
+    """Kind of a record."""
 
     GUEST_CALL = 1
     EL3_CALL = 2
@@ -64,7 +64,7 @@ class Flag(IntFlag):
 
 
 class BlockKind(IntEnum):
-    """What a block of memory is."""
+    """Kind of a block of memory."""
 
     GUEST_ARG = 1
     GUEST_LIST = 2

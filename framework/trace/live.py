@@ -9,7 +9,7 @@ it lets go. The other end is ``plugin/lockstep.c``; ``docs/trace-format.md`` has
             look(held.event, held.read_ipa(...))      # the next turn of the loop lets the vCPU go
 
 When the consumer's process dies or the loop ends with an exception, the socket closes, and the plugin stops
-the board or goes on without it, as it was told (``PluginOptions.stop_on_loss``).
+the board or goes on without it, as configured (``PluginOptions.stop_on_loss``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Message(IntEnum):
 
 
 class Space(IntEnum):
-    """What an address means: machine, guest-physical (through the vCPU's stage-2 tables), or virtual right
+    """Meaning of an address: machine, guest-physical (through the vCPU's stage-2 tables), or virtual right
     now."""
 
     MA = 0
@@ -90,7 +90,7 @@ class LiveConsumer:
     """The consumer's end of one board's lock-step socket. A context manager.
 
     ``hold``: the kinds of events at which the vCPU waits; ``send``: kinds that are sent without waiting, in
-    batches. ``on_failed_write``: told of a write given to :meth:`Held.release` that failed, with the event at which
+    batches. ``on_failed_write``: called for a write given to :meth:`Held.release` that failed, with the event at which
     it was given and a text; without it, :meth:`events` raises.
 
     The socket belongs to this process's user alone. To let a QEMU of another user connect, give the socket to that
@@ -158,7 +158,7 @@ class LiveConsumer:
         self._connection.settimeout(None)
 
     def events(self) -> Iterator[Held]:
-        """Events until the board ends. Going on to the next one lets the vCPU go, unless that was done
+        """Yield events until the board ends. Going on to the next one lets the vCPU go, unless that was done
         already. Raises TraceError when the plugin breaks the protocol, or a write that :meth:`Held.release` was
         given failed."""
         while True:
@@ -212,7 +212,7 @@ class LiveConsumer:
                 raise TraceError(
                     f"no board connected within {timeout_s} s{others}",
                     where=str(self.path),
-                    hint="look at QEMU's standard error: did the plugin load?",
+                    hint="QEMU's standard error says whether the plugin was loaded",
                 ) from error
             except OSError as error:
                 raise self._hung_up() from error
@@ -331,7 +331,7 @@ class Held:
         self.write(Space.IPA, ipa, data)
 
     def translate(self, ipa: int) -> Leaf:
-        """Where the vCPU's stage-2 tables take an IPA."""
+        """Translate an IPA by the vCPU's stage-2 tables."""
         answer = self._ask(Message.TRANSLATE, _word(ipa, f"IPA {ipa:#x}"), f"IPA {ipa:#x}")
         if len(answer) != _LEAF.size:
             raise TraceError(f"IPA {ipa:#x}: the plugin answered with {len(answer)} bytes")
@@ -359,7 +359,7 @@ class Held:
             self._consumer._send_all(messages + _message(Message.CONTINUE, struct.pack("<I", pause)))
 
     def detach(self) -> None:
-        """Let the board go on without a consumer, whatever it was told to do about a lost one."""
+        """Let the board go on without a consumer, whatever it is configured to do about a lost one."""
         self._need()
         self.waiting = False
         self._consumer._put(Message.DETACH)

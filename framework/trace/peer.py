@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is at the other end of a Unix socket."""
+"""Identity of the process at the other end of a Unix socket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CREDENTIALS = struct.Struct("3i")
 def is_welcome(connection: socket.socket, path: Path, pid: int | None = None) -> bool:
     """Whether QEMU connected to our socket at ``path``.
 
-    With ``pid``: that process. Without: one of our own user; or, of the user to whom the socket was given because
-    QEMU runs as that user, one that we started: other boards, and other services, may have the same user.
+    With ``pid``: that process. Without: one of our own user; or one of the user that QEMU runs as, if we started it:
+    other boards, and other services, may have the same user.
     """
     peer, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if pid is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Trace files, read as a stream: nothing is kept but the current chunk."""
+"""Trace files, read as a stream: only the current chunk is in memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Segment:
         return self.counters is not None and not self.disagreements()
 
     def disagreements(self) -> list[str]:
-        """Where the plugin's counters and the records read differ; empty when they agree or none were
+        """Return the differences between the plugin's counters and the records read; empty when they agree or none were
         written."""
         if self.counters is None:
             return []
@@ -143,17 +143,17 @@ class Reader:
 
     @property
     def problems(self) -> list[Problem]:
-        """What was wrong with the file so far; of a thousand and more the first, and how many there are beside."""
+        """Return the damage found so far; of more than a thousand problems the first, and a count of the rest."""
         if not self._unlisted:
             return list(self._problems)
         return [*self._problems, Problem(self._offset, f"{self._unlisted} more problems are not listed")]
 
     def events(self) -> Iterator[Event]:
-        """All records, in order. May be called again; each call reads the file anew."""
+        """Yield all records, in order. May be called again; each call reads the file anew."""
         return map(Event, self.records())
 
-    def sound(self) -> Iterator[Event]:
-        """All records that are what they claim to be; one that is not is damage."""
+    def valid_events(self) -> Iterator[Event]:
+        """Yields well-formed records; malformed ones are counted as damage."""
         for event in self.events():
             try:
                 event.check()
@@ -163,7 +163,7 @@ class Reader:
                 yield event
 
     def records(self) -> Iterator[bytes]:
-        """All records as bytes, in order, checked for completeness and sequence."""
+        """Yield all records as bytes, in order, checked for completeness and sequence."""
         self.segments, self._problems, self.truncated = [], [], False
         self._unlisted = self._read = self._unpacked = 0
         with self._open() as stream:
@@ -261,7 +261,7 @@ class Reader:
 
     @staticmethod
     def _meta(raw: bytes, text: bytes, text_length: int, crc: int) -> tuple[str, dict[str, Any]]:
-        """What is wrong with a segment's header, or its JSON object."""
+        """Return the error in a segment's header (empty if there is none), and its JSON object."""
         if zlib.crc32(text, zlib.crc32(raw[: SEGMENT.size - 4] + bytes(4))) != crc:
             return "the segment header is damaged: its CRC does not match", {}
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trace for people: calls in the ABI's own words, nested."""
+"""Text form of a trace for people: calls in the ABI's own words, nested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_PARAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which calls to show; None: all. ``function`` is a part of a name (``CALL_WITH``), a message command
+    """Selection of calls to show; None: all. ``function`` is a part of a name (``CALL_WITH``), a message command
     (``OPEN_SESSION``), or a number; times are board seconds; ``thread`` is OP-TEE's thread id."""
 
     domain: int | None = None
@@ -69,7 +69,7 @@ def command_name(call: Call) -> str | None:
 
 
 def rpc_name(exchange: Exchange) -> str | None:
-    """What OP-TEE asked for at the end of an exchange: ``ALLOC``, ``FOREIGN_INTR``, ``CMD SHM_ALLOC``, ..."""
+    """Return OP-TEE's request at the end of an exchange: ``ALLOC``, ``FOREIGN_INTR``, ``CMD SHM_ALLOC``, ..."""
     if exchange.rpc is None:
         return None
     name = _name(abi.RpcFunc, exchange.rpc)
@@ -201,7 +201,7 @@ def _rpc_lines(exchange: Exchange, following: Exchange | None) -> Iterator[str]:
 
 
 def _answer(exchange: Exchange, following: Exchange | None) -> str | None:
-    """What the guest said to an RPC: the call of the next exchange."""
+    """Return the guest's answer to an RPC: the call of the next exchange."""
     if following is None or (event := following.guest_call) is None:
         return None
     if exchange.rpc == abi.RpcFunc.ALLOC:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trace in numbers: how often, how long, which RPCs."""
+"""Statistics of a trace: counts and times of calls, and their RPCs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Latency:
 
 @dataclass(slots=True)
 class Stats:
-    """What :func:`collect` found. ``calls`` is keyed by domain (None: unknown) and name."""
+    """Result of :func:`collect`. ``calls`` is keyed by domain (None: unknown) and name."""
 
     records: Counter[str] = field(default_factory=Counter)
     calls: dict[tuple[int | None, str], Latency] = field(default_factory=lambda: defaultdict(Latency))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Chunks of a trace file unpacked and found again, at a cost that the bytes at hand bound, not what they claim."""
+"""Unpacking and recovery of a trace file's chunks, at a cost bounded by the bytes at hand, not by what headers
+claim."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where Xen keeps what the plugin must know, from the symbols and DWARF of ``xen-syms``.
+"""Addresses and offsets in Xen that the plugin needs, from the symbols and DWARF of ``xen-syms``.
 
 Used to attribute an event to a domain independently of the mediator, and to see domains come and go. Nothing
 here depends on the mediator's behaviour; ``struct optee_domain`` and ``struct shm_rpc`` are read only to find
@@ -76,7 +76,7 @@ class XenLayout:
     def load(cls, xen_syms: Path, *, cpu_s: int = CPU_S) -> XenLayout:
         """Read ``xen_syms`` in a process of its own, which may use ``cpu_s`` seconds of processor time and 2 GiB.
 
-        Debug information is a program for its reader, and the reader is made for files of friends.
+        The limits are needed because DWARF is a program for its reader, and the ELF library is not hardened.
 
         Raises :class:`TraceError` when the file is not an ELF file with symbols and DWARF
         (``CONFIG_DEBUG_INFO``), a symbol or member is missing in this version of Xen, or a limit was reached.
@@ -123,7 +123,7 @@ class XenLayout:
 
 
 class _Budget:
-    """What reading may cost: looked at between the steps of the ELF library."""
+    """Limit of reading time, checked between the steps of the ELF library."""
 
     def __init__(self, where: str, cpu_s: float) -> None:
         self.where = where
@@ -194,7 +194,7 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
 
 
 def _places(names: bytes, name: bytes) -> Iterator[int]:
-    """Where a name stands in a string table, the ends of longer names among them."""
+    """Yield the offsets of a name in a string table, also as the end of longer names."""
     at = names.find(name + b"\0")
     while at >= 0:
         yield at

@@ -250,7 +250,7 @@ static void take_character(char c)
     }
 }
 
-/* Ring once; true when somebody answered at all. Results of the program that was run lie ready at the next ring. */
+/* Ring once; true when a host answered at all. Results of the program that was run lie ready at the next ring. */
 static bool ring_for_program(void)
 {
     static u64 result_sequence, result_words;
@@ -275,7 +275,7 @@ _Noreturn void main(void)
     xen_start();
     mailbox->magic = MAIL_MAGIC;
     greet();
-    /* Idle rings: many at once while somebody sends programs, then further and further apart, up to 20 ms; without a
+    /* Idle rings: many at once while programs come, then further and further apart, up to 20 ms; without a
      * plugin four a second, so that one that is loaded later is found. */
     for (u64 quiet = 0;; quiet++) {
         bool answered = ring_for_program();

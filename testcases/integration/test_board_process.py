@@ -112,7 +112,7 @@ def make(emulator: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for board in boards:
         board.kill()
     ids = {board.id for board in boards}
-    assert [str(item) for item in Janitor().survivors() if item.board_id in ids] == []
+    assert [str(item) for item in Janitor().orphans() if item.board_id in ids] == []
     assert Janitor().boards() == []
 
 
@@ -168,7 +168,7 @@ def test_end_of_its_own_accord_is_told_with_the_reason(make: Make) -> None:
         board.consoles["dom0"].expect(b"never", idle_timeout=600)
 
 
-def test_sitter_killed_takes_qemu_with_it(make: Make) -> None:
+def test_supervisor_killed_takes_qemu_with_it(make: Make) -> None:
     board = make().start()
     pid = board.pid
     os.kill(board.supervisor_pid, signal.SIGKILL)
@@ -250,7 +250,7 @@ def test_a_cpu_that_would_sleep_for_ever_is_noticed(make: Make) -> None:
 
 def test_a_board_that_sleeps_for_ever_is_not_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framework.diagnosis.hang._FOREVER_SECONDS", 2.0)
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 1.0)
     with make() as board:
         board.consoles["xen"].expect(HELLO, idle_timeout=10)
         with pytest.raises(BoardError, match="every CPU sleeps, and nothing woke one"):

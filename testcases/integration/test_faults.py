@@ -70,13 +70,13 @@ def test_a_xen_that_does_not_boot_is_named_with_its_console(tmp_path, store):
     # `b .`: it runs, and says nothing for ever.
     xen = _image(tmp_path / "xen", (0x1400_0000).to_bytes(4, "little"), MEDIATOR_TRACE)
     stack = replace(prepare_stack(Overrides(), store, Silent()), xen=xen)
-    session = Target(BoardSpec.load("default"), stack, tmp_path / "run")
-    session.patience = 4
-    with session, pytest.raises(BoardError) as caught:
-        session.boot(Silent())
+    target = Target(BoardSpec.load("default"), stack, tmp_path / "run")
+    target.idle_timeout = 4
+    with target, pytest.raises(BoardError) as caught:
+        target.boot(Silent())
     assert "xen" in f"{caught.value.where} {caught.value.what}"
     assert b"Booting Trusted Firmware" in (tmp_path / "run/consoles/xen.log").read_bytes()
-    assert not session.board.alive
+    assert not target.board.alive
 
 
 @pytest.mark.artifacts
@@ -85,9 +85,9 @@ def test_an_op_tee_without_virtualization_is_named(tmp_path, store):
     builder = Builder(store, Lock.load(), BuildCache(cache_root()), Silent())
     folder = builder.optee(CFG_NS_VIRTUALIZATION="n", CFG_VIRT_GUEST_COUNT=1)
     stack = prepare_stack(Overrides(optee=folder), store, Silent())
-    session = Target(BoardSpec.load("default"), stack, tmp_path / "run")
-    with session, pytest.raises(InfrastructureError, match="no OP-TEE that it can mediate") as caught:
-        session.boot(Silent())
+    target = Target(BoardSpec.load("default"), stack, tmp_path / "run")
+    with target, pytest.raises(InfrastructureError, match="no OP-TEE that it can mediate") as caught:
+        target.boot(Silent())
     assert "CFG_NS_VIRTUALIZATION=y" in (caught.value.hint or "")
 
 

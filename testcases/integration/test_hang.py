@@ -89,8 +89,8 @@ def test_a_place_in_linux_is_named_although_the_kernel_has_moved_itself(board, d
     dom0.console.expect([rb"bs=64k"], idle_timeout=30)
     for _ in range(100):
         board.qmp.execute("stop")
-        places = parse(board.qmp.hmp("info registers -a"))
-        if any(place.level == 1 and not place.secure and place.pc in kernel for place in places):
+        locations = parse(board.qmp.hmp("info registers -a"))
+        if any(location.level == 1 and not location.secure and location.pc in kernel for location in locations):
             break
         board.qmp.execute("cont")
     said, _ = silence(board)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A test that leaves its board in ruins does not touch the next: each of these finds a whole board, and ruins it."""
+"""A test that breaks its board does not affect the next: each of these gets a working board, and breaks it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def emptied(target: Target) -> None:
 
 
 def whole(target: Target) -> None:
-    """Everything answers: dom0, each guest, and OP-TEE to each guest; and nobody has complained."""
+    """Everything answers: dom0, each guest, and OP-TEE to each guest; and no console shows a problem."""
     assert len(target.guests) >= 2
     assert {domain.name for domain in target.dom0.xl.list()} == {"Domain-0", *target.guests}
     for guest in target.guests.values():
@@ -55,11 +55,11 @@ def whole(target: Target) -> None:
         assert identity not in Janitor().boards()
 
 
-@pytest.mark.parametrize("ruin", [killed, panicked, emptied])
-def test_a_test_finds_a_whole_board_and_leaves_ruins(target: Target, ruin: Callable[[Target], None]) -> None:
+@pytest.mark.parametrize("destroy", [killed, panicked, emptied])
+def test_a_test_gets_a_working_board_and_breaks_it(target: Target, destroy: Callable[[Target], None]) -> None:
     whole(target)
     _ruined.append(target.board.id)
-    ruin(target)
+    destroy(target)
 
 
 def test_the_next_test_finds_a_whole_board(target: Target) -> None:

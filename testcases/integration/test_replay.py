@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same stimulus, the same trace: armed boards on the instruction clock."""
+"""The same stimulus, the same trace: prepared boards on the instruction clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from framework.board.icount import require_realtime
 from framework.board.spec import BoardSpec
 from framework.common.errors import InfrastructureError
 from framework.conformance.checker import check_file
-from framework.jobs.replay import Replay, armed, replay
+from framework.jobs.replay import Replay, prepared, replay
 from framework.snapshot.store import SnapshotStore
 from framework.target.provider import TargetProvider
 from framework.trace.format import Kind
@@ -37,18 +37,18 @@ def allowed() -> None:
 
 
 def replayed(
-    boards: TargetProvider, stack: Stack, spec: BoardSpec, folder: Path, stimulus: str, runs: int
+    target_provider: TargetProvider, stack: Stack, spec: BoardSpec, folder: Path, stimulus: str, runs: int
 ) -> list[Replay]:
-    with boards._pool.place(), armed(SnapshotStore(), spec, stack, stimulus) as found:
+    with target_provider._slots.slot(), prepared(SnapshotStore(), spec, stack, stimulus) as found:
         return [replay(found, spec, stack, folder / str(number)) for number in range(runs)]
 
 
 @pytest.mark.mc_board
 def test_ten_runs_of_a_stimulus_give_one_trace(
-    boards: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
+    target_provider: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
 ) -> None:
     """Two guests at once on two CPUs: every event, register, copy of memory and time is the same each time."""
-    runs = replayed(boards, stack, spec, tmp_path, BOTH, RUNS)
+    runs = replayed(target_provider, stack, spec, tmp_path, BOTH, RUNS)
     assert len({run.digest for run in runs}) == 1
     assert {run.code for run in runs} == {0}
     callers = [event.domain for event in Reader(runs[0].trace).events() if event.kind == Kind.GUEST_CALL]
@@ -60,10 +60,10 @@ def test_ten_runs_of_a_stimulus_give_one_trace(
 
 @pytest.mark.mc_board
 def test_another_stimulus_gives_another_trace(
-    boards: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
+    target_provider: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
 ) -> None:
     """A millisecond before one of the guests begins is enough; and a stimulus that fails says so."""
-    (plain,) = replayed(boards, stack, spec, tmp_path / "a", BOTH, 1)
-    (late,) = replayed(boards, stack, spec, tmp_path / "b", f"usleep 1000; {BOTH}\nexit 3", 1)
+    (plain,) = replayed(target_provider, stack, spec, tmp_path / "a", BOTH, 1)
+    (late,) = replayed(target_provider, stack, spec, tmp_path / "b", f"usleep 1000; {BOTH}\nexit 3", 1)
     assert plain.digest != late.digest
     assert (plain.code, late.code) == (0, 3)

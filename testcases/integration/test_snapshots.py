@@ -17,7 +17,7 @@ from framework.common.errors import BoardError, GuestError
 from framework.snapshot import sparse
 from framework.snapshot.restore import clone
 from framework.target.checkpoints import READY, snapshot
-from framework.target.postmortem import keep, kept_folder, resume
+from framework.target.postmortem import postmortem_folder, resume, save
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
@@ -89,7 +89,7 @@ def test_a_killed_clone_is_named_and_its_neighbour_lives(target_provider, target
 def test_a_kept_board_comes_back_as_it_was(target, tmp_path):
     target.dom0.ssh.run("echo mark >/run/mark").check()
     target.guests["vm1"].ssh.run("echo mark >/run/mark").check()
-    identity = keep(target, "a test")
+    identity = save(target, "a test")
     target.close()
     try:
         with resume(identity, tmp_path / "back") as back:
@@ -97,7 +97,7 @@ def test_a_kept_board_comes_back_as_it_was(target, tmp_path):
             vm1 = back.guests["vm1"].ssh
             assert vm1.run("cat /run/mark && xtest -t regression 1004 >/dev/null").check().text == "mark"
     finally:
-        shutil.rmtree(kept_folder() / identity)
+        shutil.rmtree(postmortem_folder() / identity)
     Janitor().assert_clean()
 
 

@@ -57,7 +57,7 @@ def lockstep(bench: Bench, tmp_path: Path) -> Iterator[Lockstep]:
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_doorbell_lets_the_consumer_talk_to_the_guest(lockstep: Lockstep, waiting: bool) -> None:
     """What is written to x1 and to guest memory while the vCPU waits is what the guest's next call
-    carries; also when nobody waits for the answer to the write."""
+    carries; also when nothing waits for the answer to the write."""
     seen: list[Event] = []
 
     def handler(held: Held) -> None:

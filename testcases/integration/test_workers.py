@@ -181,7 +181,7 @@ def start(tmp_path: Path) -> Iterator[object]:
 
 @pytest.fixture
 def new_checkpoint() -> Iterator[str]:
-    """A checkpoint that nobody has a snapshot of yet; its snapshot is removed afterwards."""
+    """A checkpoint without a snapshot yet; its snapshot is removed afterwards."""
     name = f"workers{uuid.uuid4().hex[:8]}"
     yield name
     store = SnapshotStore()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from framework.console import wait_policy as patience
+from framework.console import wait_policy
 from framework.guests import ssh, ssh_talk
 
 
@@ -20,7 +20,7 @@ def _no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """SSH waits as on an idle host, and looks ten times as often whether the other side is dead."""
-    for module in (ssh, ssh_talk, patience):
+    for module in (ssh, ssh_talk, wait_policy):
         monkeypatch.setattr(module, "host_factor", lambda: 1.0)
     for module in (ssh, ssh_talk):
         monkeypatch.setattr(module, "TICK", 0.05)

@@ -38,13 +38,13 @@ void cpu_begins(unsigned cpu)
         __atomic_store_n(&states[cpu], state, __ATOMIC_RELAXED);
 }
 
-unsigned cpu_running(unsigned told)
+unsigned cpu_running(unsigned reported)
 {
     const void *state = __atomic_load_n(&useless, __ATOMIC_RELAXED) ? NULL : current_state();
-    if (!state || state_of(told) == state)
-        return told;
+    if (!state || state_of(reported) == state)
+        return reported;
     for (unsigned i = 0; i < MAX_CPUS; i++)
         if (state_of(i) == state)
             return i;
-    return told;
+    return reported;
 }

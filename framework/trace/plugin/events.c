@@ -115,9 +115,9 @@ static void count_other(uint64_t x0, bool hvc, unsigned imm)
 }
 
 /* First instruction of EL2's vector for synchronous exceptions of a lower level. */
-void on_guest_entry(unsigned told, void *unused)
+void on_guest_entry(unsigned reported, void *unused)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     (void)unused;
     uint64_t esr = reg_read(cpu, R_ESR_EL2);
     unsigned ec = esr >> 26 & 0x3f, imm = ec == EC_SMC32 ? 0 : esr & 0xffff;
@@ -163,9 +163,9 @@ void on_guest_entry(unsigned told, void *unused)
 }
 
 /* EL2's own SMC, before it is taken to EL3. */
-void on_el2_smc(unsigned told, void *udata)
+void on_el2_smc(unsigned reported, void *udata)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     if (!enter())
         return;
     uint64_t x[EL3_REGS];
@@ -202,9 +202,9 @@ void on_el2_smc(unsigned told, void *udata)
     commit_and_unlock(cpu);
 }
 
-void on_el3_eret(unsigned told, void *unused)
+void on_el3_eret(unsigned reported, void *unused)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     (void)unused;
     if (!asked[cpu].pending) /* written by this CPU's thread only */
         return;
@@ -230,9 +230,9 @@ void on_el3_eret(unsigned told, void *unused)
     commit_and_unlock(cpu);
 }
 
-void on_el2_eret(unsigned told, void *unused)
+void on_el2_eret(unsigned reported, void *unused)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     (void)unused;
     if (!guest_calls_pending())
         return;
@@ -264,9 +264,9 @@ void on_el2_eret(unsigned told, void *unused)
 }
 
 /* First instruction of one of Xen's functions that takes a struct domain in x0. */
-void on_domain(unsigned told, void *udata)
+void on_domain(unsigned reported, void *udata)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     int kind = (int)(uintptr_t)udata;
     uint64_t domain = reg_read(cpu, R_X0);
     if (!enter())
@@ -300,9 +300,9 @@ void on_domain(unsigned told, void *udata)
     commit_and_unlock(cpu);
 }
 
-void on_doorbell(unsigned told, void *udata)
+void on_doorbell(unsigned reported, void *udata)
 {
-    unsigned cpu = cpu_running(told);
+    unsigned cpu = cpu_running(reported);
     if (!enter())
         return;
     struct record *r = begin(cpu, REC_DOORBELL, (int)(uintptr_t)udata, GUEST_REGS);

@@ -11,7 +11,7 @@
 #define HINT_DOORBELL 0xd503261fU /* hint #0x30 */
 
 /*
- * A translation callback is not told its CPU. With a thread for each vCPU the thread knows; with one thread for all it
+ * A translation callback does not get its CPU. With a thread for each vCPU the thread knows; with one thread for all it
  * does not matter: registers are read from the CPU that runs, and their handles are the same for all.
  */
 static __thread unsigned thread_cpu;

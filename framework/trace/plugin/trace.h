@@ -54,7 +54,7 @@ bool reg_write_named(unsigned cpu, const char *name, uint64_t value);
 
 /* cpu.c */
 void cpu_begins(unsigned cpu);
-unsigned cpu_running(unsigned told);
+unsigned cpu_running(unsigned reported);
 
 /* memory.c, under the lock: all addresses named ma are machine (host physical) addresses, non-secure */
 struct leaf {
@@ -175,12 +175,12 @@ struct options {
 };
 extern struct options options;
 void events_finish(void);
-void on_guest_entry(unsigned told, void *unused);
-void on_el2_smc(unsigned told, void *immediate);
-void on_el3_eret(unsigned told, void *unused);
-void on_el2_eret(unsigned told, void *unused);
-void on_domain(unsigned told, void *kind);
-void on_doorbell(unsigned told, void *level);
+void on_guest_entry(unsigned reported, void *unused);
+void on_el2_smc(unsigned reported, void *immediate);
+void on_el3_eret(unsigned reported, void *unused);
+void on_el2_eret(unsigned reported, void *unused);
+void on_domain(unsigned reported, void *kind);
+void on_doorbell(unsigned reported, void *level);
 void board_stop(const char *why);
 
 /* clock.c, under the lock */

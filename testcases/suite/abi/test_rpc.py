@@ -63,7 +63,7 @@ def test_every_request_by_hand(probe: Probe) -> None:
                 call.answer(park=park)
             else:
                 for param in request.params:
-                    # OP-TEE names memory by the guest's cookie; addresses are nobody's business.
+                    # OP-TEE names memory by the guest's cookie; addresses do not matter.
                     if param.type in (Attr.RMEM_INPUT, Attr.RMEM_OUTPUT, Attr.RMEM_INOUT):
                         assert param.c in memory
                     elif param.type in (Attr.TMEM_INPUT, Attr.TMEM_OUTPUT, Attr.TMEM_INOUT):

@@ -83,7 +83,7 @@ def test_r3_as_many_parameters_as_fit(probe: Probe) -> None:
 
 @pytest.mark.mc_rule("STD-9", "R10")
 def test_values_go_both_ways(probe: Probe) -> None:
-    """An INOUT value: a = a + b; what nobody wrote stays."""
+    """An INOUT value: a = a + b; what was not written stays."""
     call = probe.call_with_arg(Invoke(session_of(probe), PTA_CMD_PARAMS, [value(3, 4, 5)]))
     assert (call.x0, call.arg.ret) == (0, 0)
     assert call.arg.params[0] == Param(3, 7, 4, 5)

@@ -85,7 +85,7 @@ def test_r12_only_one_of_two_resumes_a_call(make_probe: MakeProbe) -> None:
         answers = [mine, joined.inner[-1]]
         refused = [record for record in answers if record.x0 == SmcReturn.ERESUME]
         going_on = [record for record in answers if is_rpc(record.x0)]
-        # Whoever came second after the first was back in the guest resumed a call that waits again.
+        # The second, if it came after the first was back in the guest, resumed a call that waits again.
         assert len(refused) + len(going_on) == 2, attempt
         assert going_on, attempt
         call.regs = going_on[-1].regs if len(going_on) == 1 else max(going_on, key=lambda record: record.regs[0]).regs

@@ -24,7 +24,7 @@ from mediator_ref.abi import RETURN_FROM_RPC, RPC_ALLOC_ATTR, Attr, Param, RpcCm
 from mediator_ref.events import PAGE_SIZE
 
 RESERVED_SHM = 0x4200_0000
-"""Machine address of OP-TEE's static shared memory, which no guest may use and nobody does: a harmless place."""
+"""Machine address of OP-TEE's static shared memory, which no guest may use, and none does: a harmless place."""
 BUFFERS = 16
 COMMS = 2
 LIES = 4
@@ -107,7 +107,7 @@ def test_d11_another_answer_passed_off_as_memory(make_probe: MakeProbe, deviatio
     assert {made_one.x0 for made_one in made} == {0}
     refused = [made_one.arg.ret for made_one in made if made_one.arg.ret != 0]
     if refused == [Tee.OUT_OF_MEMORY] * LIES:
-        deviations.seen("D11", f"{LIES} replies with memory that nobody asked for took {LIES} of the 16 slots")
+        deviations.seen("D11", f"{LIES} replies with memory that was not requested took {LIES} of the 16 slots")
         return
     assert not refused
 

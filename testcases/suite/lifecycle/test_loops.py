@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Domains that come and go, many times: nothing of them stays, in Xen or in OP-TEE, and nobody else notices."""
+"""Domains that come and go, many times: nothing of them stays, in Xen or in OP-TEE, and no other guest notices."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ KEPT = 4
 
 
 def preset(message: Message) -> Message:
-    """``message`` as a driver sends it: with "success" in ``ret`` before anybody has answered."""
+    """``message`` as a driver sends it: with "success" in ``ret`` before any answer."""
     return replace(message, ret=Tee.SUCCESS)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Thousands of random calls, one program each, through the doorbell: only defined answers, and everybody lives on."""
+"""Thousands of random calls, one program each, through the doorbell: only defined answers, and all guests live on."""
 
 from __future__ import annotations
 

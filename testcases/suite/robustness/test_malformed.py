@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Malformed messages and answers, thousands of them: only defined errors, and everybody lives on."""
+"""Malformed messages and answers, thousands of them: only defined errors, and all guests live on."""
 
 from __future__ import annotations
 

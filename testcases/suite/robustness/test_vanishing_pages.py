@@ -15,7 +15,7 @@ from mediator_ref.abi import SMCCC_UNKNOWN_FUNCTION, RpcCmd, RpcFunc, SmcReturn
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R15", "STD-10", "D7")
 def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations: Deviations) -> None:
-    """The results cannot be written: EBADADDR, for nobody may think that an unchanged page holds them."""
+    """The results cannot be written: EBADADDR, for an unchanged page must not be taken for them."""
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     balloon_out(probe, call.arg_page)
     (record,) = probe.run(Drive(call.regs[:8], answer=True), timeout_s=60)

@@ -87,7 +87,7 @@ def _handler(archive: Archive) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: object) -> None:
-            """Nobody reads it."""
+            """Print no access log."""
 
         def do_GET(self) -> None:
             path = unquote(self.path).removeprefix("/debian/")

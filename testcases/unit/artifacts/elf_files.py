@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small ELF files, Images and OP-TEE headers, made as a linker would or as somebody with bad intentions."""
+"""Small ELF files, Images and OP-TEE headers, made as by a linker or as by an attacker."""
 
 from __future__ import annotations
 

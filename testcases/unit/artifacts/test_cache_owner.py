@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose cache it is: programs run from it, so it is the user's own, marked as one, and nobody else writes there."""
+"""Whose cache it is: programs run from it, so it is the user's own, marked as one, and no other user writes there."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_an_empty_folder_becomes_a_cache(cache: Path) -> None:
     assert is_marked(cache)
 
 
-@pytest.mark.parametrize("mark", [None, b"", b"Signature: 8a477f597d28d172789f06886806bc55\n# made by somebody else\n"])
+@pytest.mark.parametrize(
+    "mark", [None, b"", b"Signature: 8a477f597d28d172789f06886806bc55\n# made by another program\n"]
+)
 def test_a_folder_with_other_files_is_no_cache(cache: Path, mark: bytes | None) -> None:
     (cache / "builds").mkdir(parents=True)
     (cache / "thesis").mkdir()

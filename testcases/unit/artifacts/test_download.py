@@ -15,7 +15,7 @@ from framework.artifacts.mirror import Mirrors
 from framework.common.errors import ArtifactError
 from testcases.unit.artifacts.archive import Archive, Fault, pin_of
 
-NOBODY = "http://127.0.0.1:1/debian"
+UNREACHABLE = "http://127.0.0.1:1/debian"
 RELEASE = "dists/x/Release"
 
 
@@ -27,7 +27,7 @@ def archive() -> Iterator[Archive]:
 
 def test_a_text_comes_from_the_first_mirror_that_has_it(archive: Archive, tmp_path: Path) -> None:
     archive.files[RELEASE] = "Origin: Ä\n".encode()
-    assert Downloader(Mirrors((NOBODY, str(tmp_path), archive.url))).text(RELEASE) == "Origin: Ä\n"
+    assert Downloader(Mirrors((UNREACHABLE, str(tmp_path), archive.url))).text(RELEASE) == "Origin: Ä\n"
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -61,9 +61,9 @@ def test_every_mirror_says_whether_it_has_a_file(archive: Archive, tmp_path: Pat
     for folder in folders:
         folder.mkdir()
     (folders[1] / pin.filename).write_bytes(b"content")
-    bases = (NOBODY, archive.url, *map(str, folders))
+    bases = (UNREACHABLE, archive.url, *map(str, folders))
     said = Downloader(Mirrors(bases)).ask(pin)
     assert list(said) == list(bases)
     assert said[archive.url] is None and said[str(folders[1])] is None
-    assert "refused" in str(said[NOBODY]) and "has no" in str(said[str(folders[0])])
+    assert "refused" in str(said[UNREACHABLE]) and "has no" in str(said[str(folders[0])])
     assert str(Downloader(Mirrors((archive.url,))).ask(pin_of("other", b""))[archive.url]).startswith("404")

@@ -15,12 +15,12 @@ import pytest
 from framework.artifacts import repin
 from framework.artifacts.lock import Lock
 from framework.artifacts.mirror import Mirrors
-from framework.artifacts.repin import compare, compare_versions, read_wishes, update, verified_text
+from framework.artifacts.repin import compare, compare_versions, read_requests, update, verified_text
 from framework.common.errors import ArtifactError, ConfigError
 from framework.common.progress import Silent
 from testcases.unit.artifacts.archive import Archive, pin_of
 
-WISHES = """\
+REQUESTS = """\
 groups:
   qemu:
     - suite: stable
@@ -99,7 +99,7 @@ def suite() -> Iterator[Suite]:
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
     path = tmp_path / "packages.yaml"
-    path.write_text(WISHES)
+    path.write_text(REQUESTS)
     return path
 
 
@@ -173,7 +173,7 @@ def test_sources_that_a_user_added_are_kept_while_they_can_be_right(packages: Pa
 def test_what_the_archive_lacks_is_said_with_the_line_that_asks(
     packages: Path, suite: Suite, old: str, new: str, line: int, text: str
 ) -> None:
-    packages.write_text(WISHES.replace(old, new))
+    packages.write_text(REQUESTS.replace(old, new))
     with pytest.raises(ArtifactError, match=text) as caught:
         again(packages, suite)
     assert caught.value.where == f"{packages}:{line}"
@@ -191,9 +191,9 @@ def test_what_the_archive_lacks_is_said_with_the_line_that_asks(
     ],
 )
 def test_a_bad_packages_file_is_an_error_with_its_line(packages: Path, old: str, new: str, line: int) -> None:
-    packages.write_text(WISHES.replace(old, new, 1))
+    packages.write_text(REQUESTS.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        read_wishes(packages)
+        read_requests(packages)
     where = str(caught.value.where)
     assert where.startswith(f"{packages}:") and abs(int(where.rsplit(":", 1)[1]) - line) <= 1
 
@@ -206,7 +206,7 @@ def test_an_index_that_is_not_the_released_one_is_refused(packages: Path, suite:
 
 
 def test_a_suite_nobody_has_and_a_mirror_that_is_down(packages: Path, suite: Suite) -> None:
-    packages.write_text(WISHES.replace("suite: stable", "suite: unheard", 1))
+    packages.write_text(REQUESTS.replace("suite: stable", "suite: unheard", 1))
     with pytest.raises(ArtifactError, match="dists/unheard/Release"):
         again(packages, suite)
     suite.archive.stop()
@@ -307,9 +307,9 @@ def test_the_committed_wishes_and_pins_belong_together() -> None:
     from framework.common.paths import IMAGES
 
     lock = Lock.load()
-    wishes = read_wishes(IMAGES / "packages.yaml")
-    for wish in wishes:
-        packages = [re.sub(r"^.*/|\.(orig|debian)$", "", pin.name) for pin in lock.group(wish.group)]
-        members = zip(packages, lock.group(wish.group), strict=True)
-        matching = [pin for name, pin in members if wish.names(name)]
-        assert matching and all(wish.accepts(pin.version) for pin in matching), wish
+    requests = read_requests(IMAGES / "packages.yaml")
+    for request in requests:
+        packages = [re.sub(r"^.*/|\.(orig|debian)$", "", pin.name) for pin in lock.group(request.group)]
+        members = zip(packages, lock.group(request.group), strict=True)
+        matching = [pin for name, pin in members if request.names(name)]
+        assert matching and all(request.accepts(pin.version) for pin in matching), request

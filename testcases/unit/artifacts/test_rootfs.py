@@ -22,7 +22,7 @@ SECRET = b"\x7fELF secret of this machine"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder as a user brings it, with something beside it that is nobody's business."""
+    """A folder as a user brings it, with something beside it that is not meant for the guest."""
     folder = tmp_path / "root"
     (folder / "usr/bin").mkdir(parents=True)
     (folder / LIBRARIES).mkdir(parents=True)

@@ -118,7 +118,7 @@ def test_a_build_that_cannot_go_on_begins_anew(tree: Path, tmp_path: Path) -> No
     (tree / MEDIATOR).write_text("edited\n")
     build(tree, tmp_path)
     assert not (workspace / "tree/xen/stale").exists()
-    # As after a kill: nobody knows what is whole.
+    # As after a kill: it is not known what is whole.
     (workspace / "unfinished").touch()
     (workspace / "tree/xen/half").touch()
     (tree / MEDIATOR).write_text("edited again\n")

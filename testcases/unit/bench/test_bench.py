@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Benchmarks without a board: the table, what is written, and that nothing is measured when nobody watched."""
+"""Benchmarks without a board: the table, what is written, and that nothing is measured without a watcher."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused_before_anything_runs(monkeypatch: pytest.Mon
 def test_lockstep_lets_every_vcpu_go(rig: Rig, tmp_path: Path) -> None:
     with lockstep(rig, tmp_path) as options:
         assert f"lockstep={tmp_path / 'lockstep'}" in options["plugin_args"]
-        assert options["outputs"] == [tmp_path / "lockstep"]  # QEMU may run as somebody else
+        assert options["outputs"] == [tmp_path / "lockstep"]  # QEMU may run as another user
         plugin = FakePlugin(tmp_path / "lockstep")
         plugin.greet()
         assert plugin.setup[1] & 1 << Kind.GUEST_CALL

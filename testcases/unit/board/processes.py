@@ -9,7 +9,7 @@ from framework.common.polling import readable
 
 
 def gone(pid: int, seconds: float = 20.0) -> bool:
-    """Wait for the end of a process that may be somebody else's child."""
+    """Wait for the end of a process that may be another one's child."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -30,7 +30,7 @@ def pretender() -> Iterator[int]:
 
 
 def found(folder: Path) -> set[int]:
-    looks = [*Janitor(folder).survivors(), *Janitor(folder).processes_of(BOARD)]
+    looks = [*Janitor(folder).orphans(), *Janitor(folder).processes_of(BOARD)]
     return {item.process.pid for item in looks}
 
 

@@ -69,7 +69,7 @@ def wait_status(process: QemuProcess) -> None:
 def left(board: str) -> list[str]:
     """What the janitor finds of one board; other boards of this machine are none of this test's business."""
     keeper = Janitor()
-    return [str(item) for item in [*keeper.survivors(), *keeper.leftovers()] if item.board_id == board]
+    return [str(item) for item in [*keeper.orphans(), *keeper.stale_files()] if item.board_id == board]
 
 
 class Owner:
@@ -110,19 +110,19 @@ def test_qemu_and_all_files_go_when_the_owner_is_killed(owner: Owner, cache: Pat
     assert not left(owner.board)
 
 
-def test_qemu_goes_when_its_sitter_is_killed(owner: Owner) -> None:
+def test_qemu_goes_when_its_supervisor_is_killed(owner: Owner) -> None:
     os.kill(owner.supervisor.pid, signal.SIGKILL)
     assert gone(owner.qemu.pid)
 
 
-def test_files_are_swept_when_owner_and_sitter_are_killed(owner: Owner, cache: Path) -> None:
+def test_files_are_swept_when_owner_and_supervisor_are_killed(owner: Owner, cache: Path) -> None:
     os.kill(owner.supervisor.pid, signal.SIGKILL)
     owner.close()
     assert gone(owner.qemu.pid)
     keeper = Janitor()
     with pytest.raises(BoardError, match=f"{owner.board}.json"):
         keeper.assert_clean(0)
-    assert [item.path.name for item in keeper.leftovers()] == ["ram", f"{owner.board}.json"]
+    assert [item.path.name for item in keeper.stale_files()] == ["ram", f"{owner.board}.json"]
     keeper.sweep()
     assert not left(owner.board)
     assert not (cache.parent / "ram").exists()
@@ -169,7 +169,7 @@ def test_signal_from_outside_is_told(tmp_path: Path, cache: Path) -> None:
     assert process.ending == "QEMU was ended by signal 11 (SIGSEGV)"
 
 
-def test_lost_sitter_is_told(tmp_path: Path, cache: Path) -> None:
+def test_lost_supervisor_is_told(tmp_path: Path, cache: Path) -> None:
     assert cache
     process = start(tmp_path)
     wait_started(process)
@@ -250,7 +250,7 @@ def test_somebody_elses_process_is_never_hit() -> None:
         other.wait()
 
 
-def test_sitter_starts_fast(tmp_path: Path, cache: Path) -> None:
+def test_supervisor_starts_fast(tmp_path: Path, cache: Path) -> None:
     assert cache
     times = []
     for _ in range(5):

@@ -151,7 +151,7 @@ def test_unsigned_is_a_way_to_update(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_cache_in_the_home_of_nobody(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    monkeypatch.setenv("MEDCHECK_CACHE", "~nobody-of-this-name/cache")
+    monkeypatch.setenv("MEDCHECK_CACHE", "~no-such-user/cache")
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code in (2, 3)  # doctor goes on and counts it as bad

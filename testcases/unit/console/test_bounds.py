@@ -30,8 +30,8 @@ def spent(block: bytes, console: str) -> float:
     """CPU seconds that a scan of a block takes this thread."""
     scanner, log = Scanner(console), ProblemLog()
     begin = time.thread_time()
-    for sign, line in [*scanner.feed(block), *scanner.settle(now=True)]:
-        log.add(console, sign, line, 0.0)
+    for signature, line in [*scanner.feed(block), *scanner.settle(now=True)]:
+        log.add(console, signature, line, 0.0)
     return time.thread_time() - begin
 
 
@@ -67,8 +67,8 @@ def test_many_short_lines_cost_no_memory() -> None:
     block = b"kernel BUG at x\n" * 8192
     tracemalloc.start()
     try:
-        for sign, line in scanner.feed(block):
-            log.add("guest0", sign, line, 0.0)
+        for signature, line in scanner.feed(block):
+            log.add("guest0", signature, line, 0.0)
         assert tracemalloc.get_traced_memory()[0] < 1 << 19
     finally:
         tracemalloc.stop()
@@ -84,7 +84,7 @@ def test_what_lies_deep_in_a_line_is_not_its_beginning() -> None:
 
 def test_a_line_that_comes_in_pieces_keeps_its_beginning(wire: Wire) -> None:
     found: list[bytes] = []
-    wire.console.on_sign(lambda _console, _sign, line: found.append(line))
+    wire.console.on_signature(lambda _console, _signature, line: found.append(line))
     # The forged beginning lies where a cut of the line's front would put a line's begin.
     wire.far.sendall(b"x" * 8192)
     wire.console.expect(b"x", idle_timeout=2)
@@ -97,7 +97,7 @@ def test_a_line_that_comes_in_pieces_keeps_its_beginning(wire: Wire) -> None:
 
 def test_a_last_line_without_an_end_is_looked_at_when_the_board_dies(wire: Wire) -> None:
     found: list[bytes] = []
-    wire.console.on_sign(lambda _console, _sign, line: found.append(line))
+    wire.console.on_signature(lambda _console, _signature, line: found.append(line))
     wire.far.sendall(b"Kernel panic - not syncing: x")
     wire.finish()
     wire.console.close(BoardError("the board died"))
@@ -178,7 +178,7 @@ def test_a_complaint_among_other_things_is_progress(wire: Wire, monkeypatch: pyt
     wire.console.expect(b"ready", idle_timeout=0.5)
 
 
-WORDS = sorted({sign.literal for signs in CRASH_SIGNATURES.values() for sign in signs} | {
+WORDS = sorted({signature.literal for signatures in CRASH_SIGNATURES.values() for signature in signatures} | {
     b"(XEN) ", b"E/TC:0 0 ", b"Panic on CPU 0:", b"*" * 40, b"d1v0 ", b"\r", b"\n", b"\x00", b"\xff", b"'", b" ",
     b" failed", b"Domain 1 ", b"[ 1.0] ", b"INFO: task ", b"9" * 30, b"\r\n", b"x" * 600,
 })  # fmt: skip
@@ -193,7 +193,7 @@ def scan_in_pieces(console: str, data: bytes, cuts: list[int]) -> list[tuple[str
         found += scanner.feed(b"".join(line + b"\n" for line in lines[at : max(at, cut)]))
         at = max(at, cut)
     found += scanner.settle(now=True)
-    return sorted((sign.kind, line) for sign, line in found)
+    return sorted((signature.kind, line) for signature, line in found)
 
 
 @settings(max_examples=200, deadline=None)

@@ -22,20 +22,20 @@ STAMP = re.compile(rb"^\[ *\d+\.\d{3}\] ", re.MULTILINE)
 
 
 class Wire:
-    """A console on a real socket pair with its drain thread; ``far`` is the board's end."""
+    """A console on a real socket pair with its reader thread; ``far`` is the board's end."""
 
     def __init__(self, folder: Path) -> None:
         near, self.far = socket.socketpair()
         begin = time.monotonic()
         self.console = Console("test", near, folder / "test.log", lambda: time.monotonic() - begin)
-        self.drain = ConsoleReader("test")
-        self.drain.add(self.console)
-        self.drain.start()
+        self.reader = ConsoleReader("test")
+        self.reader.add(self.console)
+        self.reader.start()
 
     def finish(self) -> None:
-        """Hang up, and return when every byte has been drained."""
+        """Hang up, and return when every byte has been read."""
         self.far.close()
-        self.drain.stop()
+        self.reader.stop()
 
     def close(self) -> None:
         self.finish()
@@ -83,7 +83,7 @@ def test_ten_megabytes_without_a_line_end(wire: Wire) -> None:
 
 
 def test_match_at_any_place_of_a_burst_is_found(wire: Wire) -> None:
-    # pexpect looks at the last window of what it reads only; a burst larger than that must not hide anything.
+    # pexpect samples at the last window of what it reads only; a burst larger than that must not hide anything.
     burst = b"".join(b"MARK%d " % number + b"." * 5000 for number in range(40))
     wire.far.sendall(burst)
     for number in range(40):
@@ -206,16 +206,16 @@ class Watcher:
 
     def __init__(self, answer: str | None = "hung: nothing moves") -> None:
         self.answer = answer
-        self.looks: list[float] = []
+        self.samples: list[float] = []
         self.explained: list[object] = []
         self.hopeless = lambda: False
         self.while_looking = lambda: None
         self.during = lambda: None
 
     def sample(self) -> object:
-        self.looks.append(time.monotonic())
+        self.samples.append(time.monotonic())
         self.while_looking()
-        return len(self.looks)
+        return len(self.samples)
 
     def explain(self, before: object) -> str | None:
         self.explained.append(before)
@@ -237,8 +237,8 @@ def test_silence_is_explained_by_what_moved_before_the_wait_expired(wire: Wire, 
     with pytest.raises(BoardError) as caught:
         wire.console.expect(b"never", idle_timeout=0.6)
     expired = time.monotonic()
-    (looked,) = watcher.looks
-    assert begin + 0.3 <= looked < expired
+    (sampled,) = watcher.samples
+    assert begin + 0.3 <= sampled < expired
     assert watcher.explained == [1]
     assert "while waiting for 'never'\n    hung: nothing moves\nthe last lines:" in caught.value.what
 
@@ -247,23 +247,23 @@ def test_each_silence_has_its_own_first_look(wire: Wire, watcher: Watcher) -> No
     threading.Timer(0.5, lambda: wire.far.sendall(b"still here\n")).start()
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=0.6)
-    assert len(watcher.looks) == 2
+    assert len(watcher.samples) == 2
     assert watcher.explained == [2]
 
 
 def test_a_long_silence_is_looked_at_again_and_again(
     wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 0.2)
     with pytest.raises(BoardError):
         wire.console.expect(b"never", idle_timeout=1.0)
-    assert len(watcher.looks) == 4
+    assert len(watcher.samples) == 4
     assert watcher.explained == [4]
 
 
 def test_a_hopeless_wait_ends_at_once(wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.console.wait_policy._LOOK_SECONDS", 0.2)
-    watcher.hopeless = lambda: len(watcher.looks) == 3
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 0.2)
+    watcher.hopeless = lambda: len(watcher.samples) == 3
     begin = time.monotonic()
     with pytest.raises(BoardError, match=r"no byte for 0\.\d s while waiting for 'never'\n    hung"):
         wire.console.expect(b"never", idle_timeout=60)
@@ -278,7 +278,7 @@ def test_what_comes_in_time_and_what_is_polled_for_is_not_explained(wire: Wire, 
         wire.console.expect(b"never", idle_timeout=0.2)
     with pytest.raises(BoardError, match=r"0\.\d s passed while waiting for 'never'.*; the last lines"):
         wire.console.expect(b"never", idle_timeout=5, deadline=0.2)
-    assert (watcher.looks, watcher.explained) == ([], [])
+    assert (watcher.samples, watcher.explained) == ([], [])
 
 
 def test_the_console_drains_while_somebody_looks(wire: Wire, watcher: Watcher) -> None:

@@ -79,7 +79,7 @@ FORGED = [
 def scanned(console: str, text: str) -> list[tuple[str, str]]:
     scanner = Scanner(console)
     found = [*scanner.feed(text.encode()), *scanner.settle(now=True)]
-    return [(sign.kind, line.decode()) for sign, line in found]
+    return [(signature.kind, line.decode()) for signature, line in found]
 
 
 @pytest.mark.parametrize(("console", "kind", "line"), BAD)
@@ -106,7 +106,7 @@ def test_problems_come_in_the_order_of_their_lines() -> None:
 
 def test_every_signature_has_an_example() -> None:
     shown = {kind for _, kind, _ in BAD} | {"xen-panic"}
-    assert {sign.kind for signs in CRASH_SIGNATURES.values() for sign in signs} == shown
+    assert {signature.kind for signatures in CRASH_SIGNATURES.values() for signature in signatures} == shown
     assert set(CRASH_SIGNATURES) == set(ROLES)
 
 
@@ -149,7 +149,12 @@ def test_the_reason_has_an_end() -> None:
 
 
 def test_a_fatal_line_on_xens_console_is_not_fatal_on_a_guests() -> None:
-    fatal = {(role, sign.kind) for role, signs in CRASH_SIGNATURES.items() for sign in signs if sign.fatal}
+    fatal = {
+        (role, signature.kind)
+        for role, signatures in CRASH_SIGNATURES.items()
+        for signature in signatures
+        if signature.fatal
+    }
     assert fatal == {
         ("xen", "xen-panic"), ("xen", "dom0-crash"), ("xen", "linux-panic"), ("xen", "firmware-panic"),
         ("optee", "optee-panic"), ("optee", "firmware-panic"),
@@ -157,7 +162,7 @@ def test_a_fatal_line_on_xens_console_is_not_fatal_on_a_guests() -> None:
 
 
 def add(log: ProblemLog, console: str, line: str) -> list[tuple[Problem, bool]]:
-    return [log.add(console, sign, text, 1.0) for sign, text in Scanner(console).feed(line.encode() + b"\n")]
+    return [log.add(console, signature, text, 1.0) for signature, text in Scanner(console).feed(line.encode() + b"\n")]
 
 
 def test_a_guest_can_neither_fill_the_list_nor_hide_another_ones_death() -> None:

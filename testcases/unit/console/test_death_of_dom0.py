@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What dies is told to whoever waits anywhere on the board, by its name; what a domU says of others is not."""
+"""A death ends every wait on the board and is named; what a domU prints of others' deaths is ignored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
         near, far = socket.socketpair()
         ends.append(far)
         board.consoles[name] = Console(name, near, tmp_path / f"{name}.log", lambda: 1.0)
-        board.consoles[name].on_sign(board._on_sign)
+        board.consoles[name].on_signature(board._on_signature)
     yield board
     for console in board.consoles.values():
         console.close(BoardError("the test is over"))
@@ -85,7 +85,7 @@ def test_a_panic_after_which_nothing_comes_is_told_by_the_reader(
     monkeypatch.setattr("framework.console.scanner._REASON_SECONDS", 0.05)
     near, far = socket.socketpair()
     console = Console("xen", near, tmp_path / "more.log", lambda: 1.0)
-    console.on_sign(board._on_sign)
+    console.on_signature(board._on_signature)
     reader = ConsoleReader("test")
     reader.add(console)
     reader.start()

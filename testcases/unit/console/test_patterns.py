@@ -174,7 +174,7 @@ def test_the_known_ones_are_found() -> None:
     from framework.probe import link
 
     assert {dom0.PANIC, link._LINE, xl._ROW.pattern, xtest_parser._ERROR.pattern} <= found
-    assert {sign.pattern.pattern for signs in CRASH_SIGNATURES.values() for sign in signs} <= found
+    assert {signature.pattern.pattern for signatures in CRASH_SIGNATURES.values() for signature in signatures} <= found
     assert len(found) > 60
 
 

@@ -42,7 +42,7 @@ CPU#10
 PSTATE=0000000060000000 -ZC- NS EL0t     FPCR=00000000 FPSR=00000000
 """.replace("\n", "\r\n")
 
-PLACES = [
+LOCATIONS = [
     CpuLocation(0, 0x26B10C, 2, False, 0x26B090),
     CpuLocation(1, 0xE100400, 1, True, 0),
     CpuLocation(2, 4, 3),
@@ -52,14 +52,14 @@ PLACES = [
 
 
 def test_registers_of_every_level_are_read():
-    assert parse(DUMP) == PLACES
+    assert parse(DUMP) == LOCATIONS
     assert parse("") == []
 
 
 def test_places_are_named_by_level_and_only_xen_by_xens_symbols(tmp_path):
     names = Names(_object(tmp_path, "int idle_loop(void) { return 1; }\nint other(void) { return 2; }"))
     begin = _address(tmp_path / "code.o", "idle_loop")
-    said = [names.describe(replace(place, pc=place.pc and begin + 1)) for place in PLACES]
+    said = [names.describe(replace(location, pc=location.pc and begin + 1)) for location in LOCATIONS]
     assert [text.split(": ", 1)[1] for text in said] == [
         "idle_loop+0x1 in Xen (EL2)",
         "in OP-TEE (S-EL1)",
@@ -70,27 +70,27 @@ def test_places_are_named_by_level_and_only_xen_by_xens_symbols(tmp_path):
     assert names.describe(CpuLocation(0, 0xFFFF, 2)) == "CPU 0 at 0xffff: in no known function in Xen (EL2)"
     assert names.caller(CpuLocation(0, 0, 2, False, begin + 1)) == "idle_loop+0x1"
     assert names.caller(CpuLocation(0, 0, 1, False, begin + 1)) is None
-    assert Names(None).describe(PLACES[0]).endswith("in Xen (EL2; no symbols of it are given)")
+    assert Names(None).describe(LOCATIONS[0]).endswith("in Xen (EL2; no symbols of it are given)")
 
 
 def test_linux_is_named_where_somebody_can():
-    place = CpuLocation(0, 0xFFFF800080000010, 1)
-    assert Names(None).describe(place).endswith(": in dom0 or a guest (EL1)")
+    location = CpuLocation(0, 0xFFFF800080000010, 1)
+    assert Names(None).describe(location).endswith(": in dom0 or a guest (EL1)")
     assert (
         Names(None, lambda pc: f"schedule+{pc & 0xFF:#x}")
-        .describe(place)
+        .describe(location)
         .endswith(": schedule+0x10 in Linux (EL1: dom0 or a guest)")
     )
 
 
 def test_a_file_without_symbols_is_said_and_spoils_nothing(tmp_path):
     (tmp_path / "no-elf").write_bytes(b"nothing")
-    assert "its symbols cannot be read" in Names(tmp_path / "no-elf").describe(PLACES[0])
+    assert "its symbols cannot be read" in Names(tmp_path / "no-elf").describe(LOCATIONS[0])
     with pytest.raises(BoardError, match="cannot be read"):
         elf_symbols(tmp_path / "absent")
     stripped = _object(tmp_path, "int f(void) { return 1; }")
     subprocess.run(["strip", str(stripped)], check=True)
-    assert "it has no symbol table" in Names(stripped).describe(PLACES[0])
+    assert "it has no symbol table" in Names(stripped).describe(LOCATIONS[0])
 
 
 def test_functions_end_where_their_size_says():
@@ -111,13 +111,13 @@ def test_memory_is_read_from_the_monitors_words():
     assert words("0xffff800080010c00: Cannot access memory\r\n") == b""
 
 
-# Two looks, ten seconds apart
+# Two samples, ten seconds apart
 
 IDLE, SPIN, ASLEEP = CpuActivity(0.15, 0.02, 1500), CpuActivity(9.8, 0.1, 30), CpuActivity(0.0, 0.0, 0)
 STARVED = CpuActivity(4.0, 5.0, 200)
 
 
-def looks(
+def samples(
     *uses: CpuActivity, printed: int = 0, trace: int | None = None, frozen: bool = False
 ) -> tuple[ActivitySample, ActivitySample]:
     cpus = {f"CPU {number}": CpuActivity(100.0, 5.0, 7000) for number in range(len(uses))}
@@ -134,19 +134,20 @@ def looks(
 @pytest.mark.parametrize(
     ("pair", "status", "word", "reason", "still"),
     [
-        (looks(ASLEEP, ASLEEP), "paused", "hung", "its state is paused", "consoles, CPU 0, CPU 1"),
-        (looks(ASLEEP, ASLEEP), "running", "hung", "every CPU sleeps, and nothing woke one, not even a timer",
+        (samples(ASLEEP, ASLEEP), "paused", "hung", "its state is paused", "consoles, CPU 0, CPU 1"),
+        (samples(ASLEEP, ASLEEP), "running", "hung", "every CPU sleeps, and nothing woke one, not even a timer",
          "consoles, CPU 0, CPU 1"),
-        (looks(ASLEEP, trace=0), "running", "hung", "every CPU sleeps", "consoles, SMCs, CPU 0"),
-        (looks(ASLEEP, frozen=True), None, "hung", "a signal has stopped QEMU itself", "consoles, CPU 0"),
-        (looks(ASLEEP), None, "hung", "QEMU's monitor does not answer", "consoles, CPU 0"),
-        (looks(IDLE, IDLE, trace=0), "running", "idle", "woken 300 times a second", "consoles, SMCs"),
-        (looks(IDLE, ASLEEP), "running", "idle", "CPU 1 slept all the while, and nothing woke it", "consoles, CPU 1"),
-        (looks(IDLE, SPIN), "running", "slow", "CPU 1 for 98% of the time", "consoles"),
-        (looks(IDLE, STARVED), "running", "slow", "the host is busy with other things and lets CPU 1 wait", "consoles"),
-        (looks(SPIN, SPIN, printed=7), "running", "running", "console dom0 printed 7 bytes", ""),
-        (looks(IDLE, IDLE, trace=64), "running", "running", "SMCs were recorded", "consoles"),
-        (looks(SPIN), None, "slow", "QEMU's monitor does not answer", "consoles"),
+        (samples(ASLEEP, trace=0), "running", "hung", "every CPU sleeps", "consoles, SMCs, CPU 0"),
+        (samples(ASLEEP, frozen=True), None, "hung", "a signal has stopped QEMU itself", "consoles, CPU 0"),
+        (samples(ASLEEP), None, "hung", "QEMU's monitor does not answer", "consoles, CPU 0"),
+        (samples(IDLE, IDLE, trace=0), "running", "idle", "woken 300 times a second", "consoles, SMCs"),
+        (samples(IDLE, ASLEEP), "running", "idle", "CPU 1 slept all the while, and nothing woke it", "consoles, CPU 1"),
+        (samples(IDLE, SPIN), "running", "slow", "CPU 1 for 98% of the time", "consoles"),
+        (samples(IDLE, STARVED), "running", "slow",
+         "the host is busy with other things and lets CPU 1 wait", "consoles"),
+        (samples(SPIN, SPIN, printed=7), "running", "running", "console dom0 printed 7 bytes", ""),
+        (samples(IDLE, IDLE, trace=64), "running", "running", "SMCs were recorded", "consoles"),
+        (samples(SPIN), None, "slow", "QEMU's monitor does not answer", "consoles"),
     ],
 )  # fmt: skip
 def test_verdicts(pair, status, word, reason, still):
@@ -176,7 +177,7 @@ class Monitor:
 
 
 class Machine:
-    """A board as far as looking goes: a folder in the place of /proc."""
+    """A board as far as looking goes: a folder in the location of /proc."""
 
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         self.pid = 77

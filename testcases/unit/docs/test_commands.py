@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every command in the papers: parsed by the real parsers, its files looked for, and run where that needs no board.
 
-A command of a form that stands in none of the tables below fails: whoever documents it says where it is tried.
+A command of a form that stands in none of the tables below fails: a new command in the documents needs an entry that
+says where it is tried.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_crash_signatures_are_explained() -> None:
     part = text[text.index("## Crash signatures") :]
     rows = re.findall(r"^\| (`[a-z0-9`, -]+`) \|", part[: part.index("## xtest")], re.MULTILINE)
     assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == {
-        sign.kind for signatures in CRASH_SIGNATURES.values() for sign in signatures
+        signature.kind for signatures in CRASH_SIGNATURES.values() for signature in signatures
     }
 
 

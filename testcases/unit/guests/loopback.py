@@ -88,7 +88,7 @@ class LoopbackServer:
         transport = paramiko.Transport(client)
         self.transports.append(transport)
         transport.add_server_key(self.host_key)
-        channels = []  # a channel that nobody holds is closed by the garbage collector
+        channels = []  # a channel without a reference is closed by the garbage collector
         with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
             transport.start_server(server=_Rules(self))
             while transport.is_active():

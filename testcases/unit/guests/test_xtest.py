@@ -295,7 +295,7 @@ def test_a_panic_in_the_middle_is_named_with_its_console_and_keeps_what_came_bef
 
 
 def test_a_domain_that_vanishes_is_noticed_in_the_silence(make, monkeypatch):
-    monkeypatch.setattr(xtest, "_FIRST_LOOK", 0.2)
+    monkeypatch.setattr(xtest, "_FIRST_CHECK", 0.2)
     guest = make()
     guest.prints("* regression_1002 PTA\n", then="sleep 60")
     guest.gone = True

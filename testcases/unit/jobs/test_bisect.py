@@ -34,7 +34,7 @@ HELD, BROKEN = result(STD_1="pass"), result(STD_1="fail")
         (ended(BROKEN, ExitCode.FAILED), Step.BAD),
         # Another rule, or xtest, is not what this bisection is about.
         (ended(result(STD_1="pass", STD_2="fail"), ExitCode.FAILED), Step.GOOD),
-        # What was broken before the board died was broken; what was not, nobody knows.
+        # What was broken before the board died was broken; what was not is unknown.
         (ended(BROKEN, ExitCode.FAILED, BoardError("died")), Step.BAD),
         (ended(HELD, ExitCode.INFRASTRUCTURE, BoardError("died")), Step.SKIP),
         (ended(replace(HELD, incomplete=True), ExitCode.INFRASTRUCTURE), Step.SKIP),

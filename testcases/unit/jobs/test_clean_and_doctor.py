@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "blobs").mkdir(parents=True)
     monkeypatch.setenv("MEDCHECK_CACHE", str(root))
     # Other processes of this machine are none of this test's business.
-    monkeypatch.setattr(Janitor, "survivors", lambda _self: [])
+    monkeypatch.setattr(Janitor, "orphans", lambda _self: [])
     tmpfs = tmp_path / "tmpfs"
     tmpfs.mkdir()
     monkeypatch.setattr(clean_job, "SnapshotStore", partial(SnapshotStore, tmpfs=tmpfs))
@@ -127,12 +127,12 @@ def found_by_doctor(mirror: str) -> tuple[int, dict[str, str]]:
 
 @pytest.mark.usefixtures("cache")
 def test_a_silent_mirror_is_bad_only_where_something_is_to_be_had_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody = "http://127.0.0.1:1/debian"
+    unreachable = "http://127.0.0.1:1/debian"
     monkeypatch.setattr(doctor, "host_packages", lambda: iter(()))
-    assert found_by_doctor(nobody) == (3, {f"mirror {nobody}": "bad"})
+    assert found_by_doctor(unreachable) == (3, {f"mirror {unreachable}": "bad"})
     monkeypatch.setattr(doctor, "_missing", lambda _pins: [])
     monkeypatch.setattr(doctor, "_qemu", lambda: iter(()))
-    assert found_by_doctor(nobody) == (0, {f"mirror {nobody}": "note"})
+    assert found_by_doctor(unreachable) == (0, {f"mirror {unreachable}": "note"})
 
 
 @pytest.mark.usefixtures("cache")
@@ -150,11 +150,11 @@ def test_a_cache_that_is_a_file_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_one_mirror_that_answers_is_enough() -> None:
-    nobody = "http://127.0.0.1:1/debian"
+    unreachable = "http://127.0.0.1:1/debian"
     with Archive() as archive:
         archive.files[Lock.load().group(GROUP)[0].path] = b"content"
-        _, states = found_by_doctor(f"{nobody},{archive.url}")
-    assert states == {f"mirror {nobody}": "note", f"mirror {archive.url}": "good"}
+        _, states = found_by_doctor(f"{unreachable},{archive.url}")
+    assert states == {f"mirror {unreachable}": "note", f"mirror {archive.url}": "good"}
 
 
 @pytest.mark.usefixtures("cache")

@@ -120,7 +120,7 @@ def test_a_stimulus_that_is_none_is_refused(stimulus: str) -> None:
 
 
 def armed_run(tmp_path: Path, stimulus: str) -> tuple[str, str]:
-    """Run the armed script here, with ``xl`` and its like played; returns the console's text and ``xl``'s calls."""
+    """Run the prepared script here, with ``xl`` and its like played; returns the console's text and ``xl``'s calls."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (
@@ -132,7 +132,7 @@ def armed_run(tmp_path: Path, stimulus: str) -> tuple[str, str]:
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     (tmp_path / "given").write_bytes(given(stimulus))
-    script = replay._ARMED.replace(replay._GIVEN, f"{tmp_path}/given")
+    script = replay._PREPARED.replace(replay._GIVEN, f"{tmp_path}/given")
     done = subprocess.run(
         ["sh", "-c", script], env={"PATH": f"{tools}:{os.environ['PATH']}"}, check=True, timeout=20,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -66,7 +66,7 @@ def test_reasons_have_no_numbers_so_the_tally_is_bounded(seed: int) -> None:
 
 
 def test_the_reference_changes_no_event() -> None:
-    """Events are not frozen, for speed; whoever keeps them (a history, a replay) relies on this."""
+    """Events are not frozen, for speed; code that stores them (a history, a replay) relies on this."""
     events = list(doings(20, random.Random(0)))
     before = copy.deepcopy(events)
     state = State()

@@ -260,7 +260,7 @@ def test_a_domain_born_after_the_start_is_fully_checked() -> None:
 
 
 def test_a_state_can_be_kept_and_gone_on_from() -> None:
-    """A cloned board goes on from where its template was: so does a copy of the state."""
+    """A cloned board goes on from where its snapshot was: so does a copy of the state."""
     board = booted()
     regs = board.message(1, INVOKE, plan=[INTR])
     kept, _ = judge(board.events)
@@ -427,7 +427,7 @@ def test_gibberish_never_raises() -> None:
 
 
 def test_a_thread_limit_nobody_saw_is_not_held_against_a_refusal() -> None:
-    """A trace that begins after GET_THREAD_COUNT: the third call is refused, and nobody can say whether rightly."""
+    """A trace that begins after GET_THREAD_COUNT: the third call is refused, and it is unknown whether rightly."""
     board = booted(Limits(threads=2))
     start = len(board.events)
     board.create(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A probe that breaks its protocol is a guest error, at once, and stops nobody else."""
+"""A probe that breaks its protocol is a guest error, at once, and stops no other guest."""
 
 from __future__ import annotations
 

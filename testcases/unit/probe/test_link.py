@@ -248,7 +248,7 @@ def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> Non
             plugin.put(Message.EVENT, pack_record(Kind.DOORBELL, 1, regs, domain=domain), flags=1)
 
         ring(2, 0, 0)
-        assert plugin.get()[0] == Message.CONTINUE, "a probe that nobody talks to is left alone"
+        assert plugin.get()[0] == Message.CONTINUE, "a probe without a transport is left alone"
         sent = b""
         while b"program!" not in sent:
             ring(1, 0, 0)

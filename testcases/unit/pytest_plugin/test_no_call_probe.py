@@ -22,11 +22,11 @@ def test_no_call_is_left_and_everything_else_is() -> None:
             Read(0x40400000, 8),
         )
     )
-    mute = without_calls(program)
+    silent = without_calls(program)
     assert calls_in(program.ops) == 3
-    assert calls_in(mute.ops) == 0
-    assert [type(op) for op in mute.ops] == [Write, Code, Run, Join, Read]
-    assert mute.ops[0] == program.ops[0]
+    assert calls_in(silent.ops) == 0
+    assert [type(op) for op in silent.ops] == [Write, Code, Run, Join, Read]
+    assert silent.ops[0] == program.ops[0]
 
 
 def test_a_program_without_calls_is_left_alone() -> None:

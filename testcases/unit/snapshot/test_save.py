@@ -51,7 +51,7 @@ def test_a_board_is_saved_as_soon_as_it_is_calm(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_board_that_never_calms_down_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = looks(monkeypatch, [0, 0.2])
-    monkeypatch.setattr(saving, "_CALM_PATIENCE", 0.05)
+    monkeypatch.setattr(saving, "_CALM_LIMIT", 0.05)
     assert not saving.wait_until_calm(None)  # type: ignore[arg-type]
     assert len(taken) > 2
 

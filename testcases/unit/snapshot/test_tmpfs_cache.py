@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Working copies on tmpfs: bounded, never at the cost of one in use, and never those of somebody else's cache."""
+"""Working copies on tmpfs: bounded, never at the cost of one in use, and never those of another cache."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_copy_without_its_snapshot_goes_with_the_next_that_is_made(tmp_path, t
         (cache.snapshots / name / "ram").unlink()
         (cache.snapshots / name).rmdir()
     with cache.locked("b"):
-        # Somebody makes this one anew.
+        # Another process makes this one anew.
         assert cache.copy("c")
         assert cache.copied[0] == ["b", "c"]
     cache.copies.tidy()

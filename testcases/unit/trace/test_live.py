@@ -162,7 +162,7 @@ def test_writes_travel_with_the_release_and_fail_at_the_next_event(consumer: Liv
 
     def script(plugin: FakePlugin) -> None:
         plugin.put(Message.EVENT, event(1), flags=1)
-        requests.extend(plugin.get() for _ in range(3))  # and nobody has answered yet
+        requests.extend(plugin.get() for _ in range(3))  # and nothing has answered yet
         plugin.put(Message.REPLY)
         plugin.put(Message.REPLY, flags=2)
         plugin.put(Message.EVENT, event(2), flags=1)
@@ -335,7 +335,7 @@ while foster and os.getppid() == parent:
     os.sched_yield()
 with socket.socket(socket.AF_UNIX) as end:
     end.connect(path)
-    text = b'{"who": "nobody"}'
+    text = b'{"who": "qemu"}'
     end.sendall(len(text).to_bytes(4, "little") + b"\\1\\0\\0\\0" + text)
     end.recv(100)
 """
@@ -344,7 +344,7 @@ with socket.socket(socket.AF_UNIX) as end:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("kind", ["child", "foster"])
 def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in(kind: str) -> None:
-    """QEMU runs as nobody, and so may others."""
+    """QEMU runs as the user `nobody`, and so may other processes."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "s"
@@ -353,7 +353,7 @@ def test_of_the_user_whom_the_socket_was_given_only_our_own_processes_are_let_in
             process = subprocess.Popen([sys.executable, "-I", "-S", "-c", CONNECT, str(path), kind])
             if kind == "child":
                 consumer.accept(20)
-                assert consumer.meta == {"who": "nobody"}
+                assert consumer.meta == {"who": "qemu"}
             else:
                 with pytest.raises(TraceError, match="1 connections of other processes were refused"):
                     consumer.accept(2)
