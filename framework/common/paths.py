@@ -41,6 +41,8 @@ CACHE_FOLDERS = (
 )  # fmt: skip
 """Entries of a cache, by their present and their former names; others in a cache are not medcheck's."""
 
+_DOWNLOADS = "blobs"
+
 CACHE_MARK = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
 _MARK = f"""\
@@ -144,18 +146,19 @@ def _user_name(uid: int) -> str:
 
 
 def _mark(root: Path) -> None:
-    """Mark a folder that is empty or holds only what a cache holds.
+    """Mark a folder that is empty or holds only what a cache holds, downloads among it.
 
     :raises UsageError: it holds other things.
     """
     temporary = f".{CACHE_MARK}."
     try:
-        foreign = sorted(
-            path.name for path in root.iterdir()
-            if path.name not in (*CACHE_FOLDERS, "lost+found") and not path.name.startswith(temporary)
-        )  # fmt: skip
+        there = sorted(
+            path.name for path in root.iterdir() if path.name != "lost+found" and not path.name.startswith(temporary)
+        )
     except OSError:
         return
+    # "reports", "logs", "builds" may be anybody's; every cache that lost its mark has downloads.
+    foreign = [name for name in there if name not in CACHE_FOLDERS or _DOWNLOADS not in there]
     # Another process may have made the mark meanwhile.
     if foreign and not is_marked(root):
         others = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")

@@ -218,6 +218,10 @@ class Table(Schema):
             raise self.wrong(node, keys, document)
         values: dict[str, Any] = {}
         for key_node, child in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                # Not to be written out: with aliases it may be as large as one likes.
+                where = f"{document.path}:{key_node.start_mark.line + 1}"
+                raise ConfigError(f"expected a key, found {describe(key_node)}", where=where)
             name = str(key_node.value)
             at = (*keys, name)
             repeated = name in values

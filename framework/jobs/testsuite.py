@@ -19,6 +19,7 @@ from framework.common.progress import Progress
 from framework.conformance.result import RESULT_FILE, ConformanceResult
 from framework.jobs.pytest_process import follow
 from framework.report.model import BoardTestReport
+from mediator_ref import RULES
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
 _TAIL_BYTES = 64 * 1024
@@ -35,6 +36,7 @@ def run_stimuli(
     """
     results = folder / "testcases.xml"
     log = folder / "testcases.log"
+    _forget(folder, results)
     # The suite's own configuration, and ids that begin in it: the same from a checkout and from a wheel.
     suite = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}", str(SUITE)]
     command = [sys.executable, "-m", "pytest", *suite, *selection, "-q", "-rN", "-p", "no:cacheprovider"]
@@ -71,6 +73,12 @@ def run_stimuli(
         tail = "\n".join(safe_files.tail(log, _TAIL_BYTES).decode(errors="replace").splitlines()[-8:])
         raise InfrastructureError(f"pytest broke off with exit code {code}:\n{tail}", where=str(log))
     return tuple(read_results(results))
+
+
+def _forget(folder: Path, results: Path) -> None:
+    """Remove what an earlier run left in the same report's folder: it is no evidence about this run's mediator."""
+    for path in [results, *(folder / "testcases").rglob(RESULT_FILE)]:
+        path.unlink(missing_ok=True)
 
 
 def _dots(piece: bytes) -> int:
@@ -114,14 +122,20 @@ def identifier(nodeid: str) -> str:
 def results_of_stimuli(folder: Path) -> dict[str, ConformanceResult]:
     """Return the result of each stimulus's trace, by the stimulus's id; the plugin left it beside the trace.
 
-    A stimulus with several boards has a number behind the id from its second on.
+    A stimulus with several boards has a number behind the id from its second on. Raises InfrastructureError for a file
+    that is not as the plugin writes it: evidence that cannot be read must not look like none that was there.
     """
     found: dict[str, ConformanceResult] = {}
     for path in sorted((folder / "testcases").rglob(RESULT_FILE)):
-        data = json.loads(path.read_text())
-        name = identifier(data["test"])
+        try:
+            data = json.loads(path.read_bytes())
+            name, result = identifier(data["test"]), ConformanceResult.from_json(data)
+            if {rule.id for rule in result.rules} != RULES.keys():
+                raise ValueError("its rules are not those of the reference")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InfrastructureError(f"a stimulus's result cannot be read: {error!r}", where=str(path)) from error
         same = sum(known.split("#")[0] == name for known in found)
-        found[f"{name}#{same + 1}" if same else name] = ConformanceResult.from_json(data)
+        found[f"{name}#{same + 1}" if same else name] = result
     return found
 
 

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 BOARD_FIXTURES = frozenset({"target", "module_target", "cold_target"})
 """The fixtures that every other one of a booted board asks for."""
 
-_THREADS = re.compile(rb"OP-TEE supports (\d+) simultaneous threads per guest")
+_THREADS = re.compile(
+    rb"^\[ {0,9}\d{1,9}\.\d{3}\] \(XEN\) {1,4}(?:\[[^\]\n]{0,40}\] )?"
+    rb"OP-TEE supports (\d{1,4}) simultaneous threads per guest", re.MULTILINE
+)  # fmt: skip
+"""Xen's own line in a console's log: what a guest prints stands behind ``d1v0`` or ``(d1)``."""
+_BOOT_BYTES = 4 << 20
+"""Xen says it while it boots, before there is any guest; logs grow to a GiB."""
 
 
 @dataclass
@@ -152,7 +158,10 @@ def _objection(result: ConformanceResult, trace: Trace) -> str:
 def _threads(trace: Path) -> int | None:
     """OP-TEE's number of threads. A trace begins after Xen asked for it; the board's console remembers the answer."""
     console = trace.parent.parent / "consoles" / "xen.log"
-    said = _THREADS.search(console.read_bytes()) if console.exists() else None
+    if not console.exists():
+        return None
+    with console.open("rb") as log:
+        said = _THREADS.search(log.read(_BOOT_BYTES))
     return int(said[1]) if said else None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ _RULES = {
     "not checked": "could not be checked",
     "not exercised": "not exercised",
 }
+_LIVE = re.compile(r"@|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""Where renderers see an address or a user's name without any markup."""
 _VERDICTS = {"pass": "PASS", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
 
 
@@ -157,7 +160,10 @@ def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -
 def _escaped(text: str) -> str:
     """Guest text as one line that Markdown shows as it is: CI summaries render this file."""
     plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{char}" if char in "\\`*[]|!" else char for char in plain)
+    escaped = "".join(f"\\{char}" if char in "\\`*[]|!~" else char for char in plain)
+    # A comment between two characters shows nothing, and no renderer sees a name or an address across it: a guest
+    # must not notify people, nor put links into a page that belongs to a project.
+    return _LIVE.sub(r"\g<0><!-- -->", escaped)
 
 
 def _code(text: str) -> str:

@@ -74,6 +74,13 @@ def test_a_folder_with_other_files_is_no_cache(cache: Path, mark: bytes | None) 
     assert (cache / "thesis").is_dir()
 
 
+def test_a_folder_of_others_whose_names_a_cache_has_too_is_no_cache(cache: Path) -> None:
+    for name in ("builds", "logs", "reports"):
+        (cache / name).mkdir(parents=True)
+    assert "builds, logs, reports" in refused("holds other files")
+    assert not is_marked(cache)
+
+
 def test_other_files_in_a_marked_cache_are_left_alone(cache: Path) -> None:
     cache_root()
     (cache / "thesis").mkdir()

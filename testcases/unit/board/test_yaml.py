@@ -180,3 +180,13 @@ def test_an_argument_for_xen_that_the_board_gives_itself_stays(given: str, added
     board = replace(BoardSpec.load("default"), xen_args=given)
     assert board.with_xen_args("tee=optee").xen_args == added
     assert board.with_xen_args("").xen_args == given
+
+
+def test_a_key_of_lists_in_lists_is_refused_and_not_written_out(tmp_path: Path) -> None:
+    # Ten times as much on each level: a billion words on the last.
+    levels = ["&l0 [x]", *(f"&l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10))]
+    path = tmp_path / "board.yaml"
+    path.write_text(f"# a board\n? [{', '.join(levels)}]\n: 1\n")
+    with pytest.raises(ConfigError, match="expected a key, found a list of 10") as caught:
+        BoardSpec.load(str(path))
+    assert caught.value.where == f"{path}:2"

@@ -24,7 +24,12 @@ import framework
 from framework.common.paths import ROOT
 
 PACKAGES = ("console", "diagnosis", "guests", "probe", "target")
-MODULES = ("framework.jobs.replay", "framework.common.safe_text")
+MODULES = (
+    "framework.common.safe_text",
+    "framework.jobs.replay",
+    "framework.pytest_plugin.verdict",
+    "framework.report.timeline",
+)
 SIZES = (22, 1 << 10, 8 << 10, 64 << 10, 256 << 10)
 """The first is for what doubles with each byte."""
 SECONDS = 1.0

@@ -62,7 +62,7 @@ def test_the_whole_cache_takes_its_snapshots_off_tmpfs_too(cache: Path, monkeypa
 
     monkeypatch.setattr(SnapshotStore, "prune", prune)
     clean(True, 0, output())
-    (cache / "builds").mkdir(parents=True)
+    (cache / "blobs").mkdir(parents=True)
     clean(False, 0, output())
     assert asked == [0, None]
 
@@ -103,7 +103,7 @@ def test_a_folder_that_is_no_cache_is_refused_and_kept(
     (home / "builds").mkdir(parents=True)
     (home / "main.tex").write_text("mine")
     monkeypatch.setenv("MEDCHECK_CACHE", str(home))
-    with pytest.raises(UsageError, match=r"holds other files \(main\.tex\)") as caught:
+    with pytest.raises(UsageError, match=r"holds other files \(builds, main\.tex\)") as caught:
         clean(everything, 0, output())
     assert str(home / "medcheck") in str(caught.value)
     assert sorted(path.name for path in home.iterdir()) == ["builds", "main.tex"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from copy import deepcopy
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from framework.common.errors import UsageError
-from framework.jobs.compare import compare, load_report
+from framework.jobs.compare import Difference, facts_of, load_report
+from framework.jobs.compare import compare as compare_facts
 
 REPORT: dict[str, Any] = {
     "verdict": "pass",
@@ -27,6 +29,10 @@ REPORT: dict[str, Any] = {
     },
     "tests": [{"id": "abi/test_x", "status": "passed"}],
 }
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Difference]:
+    return compare_facts(facts_of(before), facts_of(after))
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -92,6 +98,45 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(UsageError, match="is no report"):
         load_report(tmp_path)
+
+
+def broken(change: Any) -> bytes:
+    report = deepcopy(REPORT)
+    change(report)
+    return json.dumps(report).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"verdict": 1, "stack": 2}',
+        b"[" * 200_000,
+        b'{"verdict": ' + b"9" * 5000 + b', "stack": []}',
+        b'\xff\xfe{"verdict": "pass"',
+        broken(lambda report: report.update(stack=[1])),
+        broken(lambda report: report.update(verdict=["pass"])),
+        broken(lambda report: report.update(reason=1)),
+        broken(lambda report: report.update(conformance=None)),
+        broken(lambda report: report["conformance"]["rules"].append({"id": [], "verdict": "pass"})),
+        broken(lambda report: report["guests"][0]["xtest"]["cases"][0].update(status=5)),
+        broken(lambda report: report["timings"][0].update(seconds="8")),
+        broken(lambda report: report.pop("guests")),
+    ],
+)
+def test_a_damaged_report_is_wrong_use_and_no_defect(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(UsageError, match="is no report"):
+        load_report(tmp_path)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(UsageError, match="this is not a file"):
+        load_report(tmp_path / "report.json")
+    monkeypatch.setattr("framework.jobs.compare._MOST_BYTES", 100)
+    (tmp_path / "long.json").write_text(json.dumps(REPORT))
+    with pytest.raises(UsageError, match="more than"):
+        load_report(tmp_path / "long.json")
 
 
 def test_the_command_ends_with_one_when_something_is_worse(tmp_path: Path) -> None:

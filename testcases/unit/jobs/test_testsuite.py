@@ -7,17 +7,25 @@ import ast
 import dataclasses
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from framework.artifacts.stack import Overrides
+from framework.common.errors import InfrastructureError
 from framework.common.paths import SUITE
+from framework.common.progress import Silent
+from framework.conformance.checker import check_file
+from framework.conformance.result import RESULT_FILE
 from framework.conformance.rules_doc import board_tests
 from framework.jobs.profiles import profiles
 from framework.jobs.run_report import slowdown_of
-from framework.jobs.testsuite import read_results
+from framework.jobs.testsuite import read_results, results_of_stimuli, run_stimuli
 from framework.report.model import BoardTestReport, GuestReport
 from framework.report.write import write_report
+from testcases.unit.conformance.samples import simple_trace
 from testcases.unit.report.sample import sample
 
 
@@ -73,3 +81,45 @@ def test_the_nightly_profile_leaves_no_test_of_the_suite_out() -> None:
     }
     assert len(there) > 50
     assert there == {test for tests in board_tests().values() for test in tests}
+
+
+def left_by_a_stimulus(folder: Path, name: str = "abi/test_rpc.py::test_x") -> Path:
+    """The result of a stimulus's trace, where the plugin leaves it."""
+    simple_trace(folder / "board.trace")
+    path = folder / "testcases/test_x/trace" / RESULT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"test": name, **check_file(folder / "board.trace").to_json()}))
+    return path
+
+
+def test_the_result_of_a_stimulus_is_read_back(tmp_path: Path) -> None:
+    left_by_a_stimulus(tmp_path)
+    (found,) = results_of_stimuli(tmp_path).items()
+    assert found == ("abi/test_rpc::test_x", check_file(tmp_path / "board.trace"))
+
+
+@pytest.mark.parametrize("change", [
+    lambda _data: "",
+    lambda _data: "[" * 100_000,
+    lambda _data: '"a text"',
+    lambda data: json.dumps({**data, "test": None}),
+    lambda data: json.dumps({**data, "rules": 1}),
+    lambda data: json.dumps({**data, "rules": data["rules"][1:]}),
+    lambda data: json.dumps({**data, "nonconformances": [{"rule": "STD-1"}]}),
+    lambda data: json.dumps({key: value for key, value in data.items() if key != "gaps"}),
+])  # fmt: skip
+def test_a_result_that_cannot_be_read_is_named(tmp_path: Path, change: Callable[[Any], str]) -> None:
+    path = left_by_a_stimulus(tmp_path)
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(InfrastructureError, match="a stimulus's result cannot be read") as caught:
+        results_of_stimuli(tmp_path)
+    assert caught.value.where == str(path)
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_no_evidence(tmp_path: Path) -> None:
+    left_by_a_stimulus(tmp_path)
+    results(tmp_path, ("test_a", {})).rename(tmp_path / "testcases.xml")
+    with pytest.raises(InfrastructureError, match="pytest broke off"):
+        run_stimuli(("--no-such-option",), Overrides(), "default", None, tmp_path, Silent())
+    assert results_of_stimuli(tmp_path) == {}
+    assert not (tmp_path / "testcases.xml").exists()

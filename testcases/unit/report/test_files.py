@@ -199,6 +199,17 @@ def test_summary_is_plain_on_a_terminal_and_escaped_in_markdown(tmp_path: Path) 
     assert "&lt;img" in page
 
 
+@pytest.mark.parametrize("live", ["@maintainer", "https://evil.example", "WWW.evil.example", "ftp://x.org", "a@b.org"])
+def test_no_guest_makes_a_link_or_calls_a_person(tmp_path: Path, live: str) -> None:
+    problem = model.Problem("linux-bug", "guest0", f"kernel BUG at {live}", 1.0)
+    content = json_report.document(dataclasses.replace(sample(tmp_path), problems=(problem,)), tmp_path)
+    assert live in markdown.summary(content)
+    page = markdown.summary(content, terminal=False)
+    assert live not in page
+    # A reader sees the same.
+    assert live in page.replace("<!-- -->", "")
+
+
 def test_json_gives_title_severity_and_reasons_of_each_rule(written: Path) -> None:
     rules = {rule["id"]: rule for rule in json.loads((written / "report.json").read_text())["conformance"]["rules"]}
     assert all(rule["title"] and rule["severity"] for rule in rules.values())
