@@ -19,6 +19,8 @@ from framework.target.stack import open_store, prepare_stack
 _EXIT = {0: ExitCode.GOOD, 1: ExitCode.FAILED, 3: ExitCode.INFRASTRUCTURE, 4: ExitCode.USAGE, 5: ExitCode.USAGE}
 """What pytest's exit codes mean here (pytest.ExitCode): passed, failed, internal error, usage, no tests."""
 _INTERRUPTED = 2
+_ALONE = re.compile(r"-n|--numprocesses|--dist|-s$|--pdb|--trace$|--capture|-p(no:|$)|--collect-only|--co$|--durations")
+"""Options of pytest's that make no sense, or say something else, with several processes."""
 
 
 def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output) -> int:
@@ -42,6 +44,9 @@ def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: s
     # With a -m of the user's nothing is added; otherwise what a change cannot wait for is left out.
     selected = any(re.match(r"-m($|[^-])|--markexpr", argument) for argument in arguments)
     chosen = [] if selected else ["-m", "not nightly"]
+    if unit and paths and not any(_ALONE.match(argument) for argument in arguments):
+        # Thousands of small tests: a process for each core.
+        chosen += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", *settings, *chosen, *arguments, *paths]
     with subprocess.Popen(command, cwd=base, env=environment) as process:
         interrupted = follow(process)
