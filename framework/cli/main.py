@@ -93,7 +93,7 @@ def _open_streams() -> None:
 
 
 def _without_reader() -> list[TextIO]:
-    """Which of our own streams nobody reads any more; none if it was some socket of the board's."""
+    """Return which of our own streams have lost their reader; none if it was some socket of the board's."""
     look = select.poll()
     streams = {stream.fileno(): stream for stream in (sys.stdout, sys.stderr)}
     for number in streams:
@@ -110,7 +110,7 @@ def _flush() -> None:
 
 
 def _refused(error: OSError, output: Output) -> ExitCode:
-    """What the system refused and nobody nearer to it could put into better words: a full disk, say."""
+    """Return the error for an OS error not handled closer to its cause, e.g. ENOSPC."""
     output.error(
         InfrastructureError(
             f"the system refused: {error.strerror or error}",
@@ -197,7 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
     command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
     command.add_argument(
-        "--bisect", action="store_true", help="exit codes for `git bisect run`: 0 good, 1 bad, 125 cannot be told here"
+        "--bisect",
+        action="store_true",
+        help="exit codes for `git bisect run`: 0 good, 1 bad, 125 cannot be decided here",
     )
     command.add_argument("--expect", metavar="RULE", help="with --bisect: bad is where this rule (STD-6, D8) is broken")
     add_policy(command)
@@ -211,11 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
     command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
     add("boards", _boards, "list the boards")
-    add("doctor", _doctor, "say what is missing or broken, and how to mend it", sources)
+    add("doctor", _doctor, "say what is missing or broken, and how to fix it", sources)
     command = add("lock", _lock, "show the pins, or pin anew", sources)
     command.add_argument("--update", action="store_true", help="pin what the archive offers now; shows the difference")
     command.add_argument(
-        "--unsigned", action="store_true", help="with --update: also where nothing can vouch for the archive's indexes"
+        "--unsigned", action="store_true", help="with --update: also where the archive's indexes cannot be verified"
     )
     command = add("clean", _clean, "end orphans and free disk space")
     command.add_argument("--all", action="store_true", help="also remove downloads and builds")
@@ -244,7 +246,7 @@ def _path(text: str) -> Path:
 
 
 def _mirror(text: str) -> str:
-    """argparse's type of ``--mirror``: an empty one (of an unset variable, say) is no wish for apt's."""
+    """argparse's type of ``--mirror``: an empty one (of an unset variable, say) does not override apt's default."""
     if not text.replace(",", "").strip():
         raise argparse.ArgumentTypeError("expected a URL or a folder, found nothing")
     return text
