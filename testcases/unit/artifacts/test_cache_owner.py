@@ -12,6 +12,7 @@ import pytest
 from framework.common import paths
 from framework.common.errors import ExitCode, UsageError
 from framework.common.paths import CACHE_FOLDERS, CACHE_MARK, cache_root, is_marked
+from testcases.unit.artifacts.archive import open_to_all
 
 ROOT = Path(__file__).resolve().parents[3]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can give files away")
@@ -106,8 +107,7 @@ def test_a_cache_behind_a_link_is_judged_by_what_it_leads_to(cache: Path, tmp_pa
 
 @as_root
 def test_a_cache_of_the_superuser_serves_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     root = tmp_path / "cache"
     monkeypatch.setenv("MEDCHECK_CACHE", str(root))
     cache_root()

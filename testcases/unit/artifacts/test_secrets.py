@@ -23,7 +23,7 @@ from framework.conformance.conclusion import FailOn
 from framework.console.problems import ProblemLog
 from framework.jobs.doctor import examine
 from framework.jobs.run_report import Found, report_of
-from testcases.unit.artifacts.archive import Archive, pin_of
+from testcases.unit.artifacts.archive import Archive, open_to_all, pin_of
 
 SECRET = "s3cr3t"
 MIRROR = f"http://user:{SECRET}@127.0.0.1:1/debian"
@@ -102,8 +102,7 @@ def test_an_image_with_keys_is_for_this_user_and_its_qemu(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser's QEMU runs as a user of its own")
 def test_qemu_reads_such_an_image_and_no_other_user_does(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     path = tmp_path / "dom0.cpio"
     path.write_bytes(b"key")
     guard(path)
