@@ -45,6 +45,12 @@ def apply_patch(files: Mapping[str, Any], patch: Path, make: Callable[..., Any])
         _run(patch, scratch, text, files)
         for name in touched:
             path = Path(scratch, name)
+            if any(part.is_symlink() for part in (path, *path.parents) if part.is_relative_to(scratch)):
+                # What it leads to may be any file of this machine.
+                raise UsageError(
+                    f"--xen-patch: {patch} makes {name} a symbolic link",
+                    hint="apply it to a tree of your own, and name that with --xen-tree",
+                )
             if path.is_file():
                 result[name] = make(path.read_bytes(), bool(path.stat().st_mode & 0o100))
             else:

@@ -251,7 +251,8 @@ def _label(folder: Path) -> str:
 
 
 def _git(folder: Path, *words: str) -> bytes | None:
-    """What git says; None where it refuses or is not there. It neither writes nor runs anything of the tree's own."""
+    """What git says; None where it refuses or is not there. It writes nothing; filters that the tree's own git
+    configuration names may run, as its Makefiles do later."""
     settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"]
     command = ["git", "-C", str(folder), *settings, *words]
     try:

@@ -244,3 +244,15 @@ def test_a_patch_that_cannot_be_used_is_named(tmp_path: Path, text: str, words: 
     with pytest.raises(UsageError) as caught:
         read_tree(make_tree(tmp_path / "tree")).patched([patch])
     assert words in str(caught.value)
+
+
+def test_a_patch_that_makes_a_link_to_a_file_of_this_machine_is_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of this machine")
+    patch = tmp_path / "my.patch"
+    patch.write_text(
+        "diff --git a/xen/leak.c b/xen/leak.c\nnew file mode 120000\n--- /dev/null\n+++ b/xen/leak.c\n"
+        f"@@ -0,0 +1 @@\n+{secret}\n\\ No newline at end of file\n"
+    )
+    with pytest.raises(UsageError, match=r"makes xen/leak\.c a symbolic link"):
+        read_tree(make_tree(tmp_path / "tree")).patched([patch])
