@@ -90,4 +90,4 @@ def test_clones_go_different_ways(target_provider, target, parked, make_probe, j
 def test_another_probe_is_another_snapshot(stack, spec) -> None:  # type: ignore[no-untyped-def]
     """The image in the guest and its client on the host are part of the snapshot's key."""
     used = inputs_of(spec, stack, PARKED)["used"]
-    assert {"probe.img", "probe.py", "probe_call.py", "parked.py"} <= {path.name for path in used}  # type: ignore[attr-defined]
+    assert {"probe.img", "client.py", "call.py", "parked.py"} <= {path.name for path in used}  # type: ignore[attr-defined]
