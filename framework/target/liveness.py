@@ -14,8 +14,9 @@ _PLENTY_MIB = 64
 
 @dataclass(frozen=True)
 class Hypervisor:
-    """``alive``: False when QEMU is gone or Xen's console shows its end, True when dom0 gets an answer to a hypercall,
-    None when dom0 does not answer: then Xen may live all the same. ``memory_free``: the answer shows enough of it."""
+    """``alive``: False when Xen's console shows its end, True when dom0 gets an answer to a hypercall, None when there
+    is neither: Xen may live all the same. ``memory_free``: the answer shows that it has enough memory.
+    """
 
     alive: bool | None
     memory_free: bool = False
@@ -23,8 +24,10 @@ class Hypervisor:
 
 def hypervisor_of(target: Target) -> Hypervisor:
     """Ask a board's hypervisor for a sign of life (``xl info``)."""
-    if not target.board.alive or xen_died(target):
+    if xen_died(target):
         return Hypervisor(False)
+    if not target.board.alive:
+        return Hypervisor(None)  # stopped by a test, or lost with QEMU
     try:
         free = target.dom0.xl.info().get("free_memory", "")
     except MedcheckError:
