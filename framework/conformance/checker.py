@@ -16,6 +16,7 @@ from framework.conformance.observe import Observer
 from framework.conformance.result import (
     DEVIATION,
     FAIL,
+    KEPT,
     NOT_CHECKED,
     NOT_EXERCISED,
     NOT_SEEN,
@@ -25,6 +26,7 @@ from framework.conformance.result import (
     DeviationSeen,
     Nonconformance,
     RuleResult,
+    counted,
 )
 from framework.trace.event import Event as Record
 from framework.trace.reader import Reader
@@ -33,8 +35,6 @@ from mediator_ref.events import DomainDestroyed, End, Event, Gap, GuestCall, Sta
 
 HISTORY = 12
 """Events of a domain that an explanation shows."""
-KEPT = 20
-"""Nonconformances of one rule that are kept with their explanations; all are counted."""
 _REASONS = 10
 _WHOLE_TRACE = frozenset((Start, Gap, End))
 _STEP = 256
@@ -187,7 +187,7 @@ class Checker:
             if name == id_:
                 reasons[reason] += count
         unchecked = sum(reasons.values())
-        words = [f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(_REASONS)]
+        words = counted(reasons, _REASONS)
         if rule.unobservable:
             words = [rule.unobservable]
         verdict = NOT_EXERCISED

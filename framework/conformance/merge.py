@@ -10,6 +10,7 @@ from dataclasses import replace
 from framework.conformance.result import (
     DEVIATION,
     FAIL,
+    KEPT,
     NOT_CHECKED,
     NOT_EXERCISED,
     NOT_SEEN,
@@ -19,13 +20,12 @@ from framework.conformance.result import (
     DeviationSeen,
     Nonconformance,
     RuleResult,
+    counted,
 )
 from mediator_ref import RULES
 
 CARRIERS = 8
 """Traces of a rule or deviation that the result names; the numbers count all."""
-KEPT = 20
-"""Nonconformances of one rule that keep their explanations; all are counted."""
 
 
 def merge(parts: Mapping[str, ConformanceResult]) -> ConformanceResult:
@@ -57,7 +57,6 @@ def _rule(id_: str, parts: Mapping[str, ConformanceResult]) -> RuleResult:
         reasons.update(rule.reasons)
     carriers = [name for name, rule in found.items() if rule.verdict == worst and worst != NOT_EXERCISED]
     first = next(iter(found.values()))
-    words = tuple(f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common())
     return replace(
         first,
         verdict=worst,
@@ -65,7 +64,7 @@ def _rule(id_: str, parts: Mapping[str, ConformanceResult]) -> RuleResult:
         failed=sum(rule.failed for rule in found.values()),
         deviations=sum(rule.deviations for rule in found.values()),
         not_checked=sum(rule.not_checked for rule in found.values()),
-        not_checked_reasons=words or first.not_checked_reasons,
+        not_checked_reasons=tuple(counted(reasons)) or first.not_checked_reasons,
         reasons=dict(reasons),
         carried_by=tuple(carriers[:CARRIERS]),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,8 +22,15 @@ NOT_SEEN = "not seen"
 _FROM_OUTSIDE = frozenset(rule.id for rule in RULES.values() if rule.needs)
 """Rules that hold by what was measured beside the trace: they do not make an empty trace evidence."""
 
+KEPT = 20
+"""Nonconformances of one rule that are kept with their explanations; all are counted."""
 RESULT_FILE = "conformance.json"
 """File beside the trace of a test's board: the test's id as ``test``, and its result."""
+
+
+def counted(reasons: Counter[str], most: int | None = None) -> list[str]:
+    """Return the reasons as a person reads them, the commonest first, at most ``most``: ``no memory seen (3x)``."""
+    return [f"{reason} ({count}x)" if count > 1 else reason for reason, count in reasons.most_common(most)]
 
 
 @dataclass(frozen=True, slots=True)

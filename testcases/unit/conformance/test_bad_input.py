@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from framework.cli.check import exit_code
 from framework.common.errors import ExitCode, TraceError
-from framework.conformance.checker import KEPT, Checker, check_file
+from framework.conformance.checker import Checker, check_file
 from framework.conformance.conclusion import conclude
-from framework.conformance.result import INCOMPLETE, NOT_CHECKED, PASS
+from framework.conformance.result import INCOMPLETE, KEPT, NOT_CHECKED, PASS
 from framework.conformance.synthesize import record_of, write_trace
 from framework.trace.event import Event as Record
 from framework.trace.format import RECORD, Kind
