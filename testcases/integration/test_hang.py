@@ -15,7 +15,7 @@ from framework.common.errors import BoardError, GuestError
 from framework.diagnosis.cpu_location import parse
 
 XEN_IDLES = re.compile(r"CPU \d at 0x[0-9a-f]+: idle_loop\+0x[0-9a-f]+ in Xen \(EL2\)")
-IN_LINUX = re.compile(r"CPU (\d) at (0x[0-9a-f]+): (\w+)\+(0x[0-9a-f]+) in Linux \(EL1: dom0 or a guest\)")
+IN_LINUX = re.compile(r"CPU (\d) at (0x[0-9a-f]+): ([\w.]+)\+(0x[0-9a-f]+) in Linux \(EL1: dom0 or a guest\)")
 
 
 def silence(board, console="dom0", seconds=3.0):

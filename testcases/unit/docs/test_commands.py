@@ -54,7 +54,7 @@ OTHER_PROGRAMS = frozenset(
 """What else may stand in a shell block; the options are theirs, but files of ours are looked for."""
 
 _PLACEHOLDERS = {"N": "2", "S": "2", "MIB": "2", "A": "reports/a", "B": "reports/b"}
-_NEED_MORE = frozenset({"check", "replay", "trace diff", "trace export", "trace show", "trace stats"})
+_NEED_MORE = frozenset({"check", "compare", "replay", "trace diff", "trace export", "trace show", "trace stats"})
 """Forms whose bare name is a mention, not a command line."""
 _FLAGS = frozenset({"-q", "-x"})
 _WITH_BOARDS = ("testcases/suite", "testcases/integration")
