@@ -291,7 +291,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
 
 
 def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOptions:
-    from framework.conformance.conclusion import FailOn
+    from framework.conformance.policy import FailOn
 
     return make(
         profile=options.profile,

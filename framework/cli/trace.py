@@ -8,15 +8,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.common.errors import ExitCode, UsageError
 from framework.common.progress import Answer
-from framework.trace.diff import diff
-from framework.trace.export import export
-from framework.trace.reader import Reader, named_trace
-from framework.trace.show import Filter, show
-from framework.trace.stats import collect
+
+if TYPE_CHECKING:
+    from framework.trace.reader import Reader
 
 
 def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
@@ -55,6 +53,8 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
 
 
 def _show(options: argparse.Namespace, output: Answer) -> int:
+    from framework.trace.show import Filter, show
+
     chosen = Filter(options.domain, options.function, options.since, options.until, options.thread)
     reader = _reader(options, options.file)
     _lines(show(reader.valid_events(), chosen), [reader], output)
@@ -62,6 +62,8 @@ def _show(options: argparse.Namespace, output: Answer) -> int:
 
 
 def _stats(options: argparse.Namespace, output: Answer) -> int:
+    from framework.trace.stats import collect
+
     reader = _reader(options, options.file)
     stats = collect(reader.valid_events())
     output.finish({**stats.to_json(), "problems": _problems([reader], output)}, "\n".join(stats.lines()))
@@ -69,12 +71,16 @@ def _stats(options: argparse.Namespace, output: Answer) -> int:
 
 
 def _diff(options: argparse.Namespace, output: Answer) -> int:
+    from framework.trace.diff import diff
+
     left, right = _reader(options, options.left), _reader(options, options.right)
     different = _lines(diff(left.valid_events(), right.valid_events()), [left, right], output)
     return ExitCode.FAILED if different else ExitCode.GOOD
 
 
 def _export(options: argparse.Namespace, output: Answer) -> int:
+    from framework.trace.export import export
+
     reader = _reader(options, options.file)
     if options.output is None:
         if output.json:
@@ -99,6 +105,8 @@ def _export(options: argparse.Namespace, output: Answer) -> int:
 
 
 def _reader(options: argparse.Namespace, path: Path) -> Reader:
+    from framework.trace.reader import Reader, named_trace
+
     return Reader(named_trace(path), recover=options.recover)
 
 

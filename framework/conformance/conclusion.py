@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from framework.conformance.baseline import Baseline
+from framework.conformance.policy import FailOn
 from framework.conformance.result import FAIL, NOT_CHECKED, SEEN, ConformanceResult, DeviationSeen
-
-
-class FailOn(StrEnum):
-    """Policy on what fails, beyond nonconformances, which always do."""
-
-    NONCONFORMANCE = "nonconformance"
-    ISOLATION = "isolation"
-    """Also a known deviation that breaks isolation."""
-    ANY_DEVIATION = "any-deviation"
 
 
 class Kind(StrEnum):

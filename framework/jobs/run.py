@@ -22,7 +22,7 @@ from framework.common.progress import Progress
 from framework.common.safe_files import make_own
 from framework.conformance.baseline import load_baseline
 from framework.conformance.checker import check_file
-from framework.conformance.conclusion import FailOn
+from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
 from framework.jobs.live_watch import LiveWatch

@@ -16,8 +16,9 @@ import psutil
 from framework.artifacts.stack import Stack
 from framework.common.errors import ExitCode, GuestCrash, redacted
 from framework.conformance.baseline import Baseline
-from framework.conformance.conclusion import Conclusion, FailOn, Kind, conclude
+from framework.conformance.conclusion import Conclusion, Kind, conclude
 from framework.conformance.merge import merge
+from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestResult
 from framework.report import model

@@ -19,7 +19,7 @@ from framework.board import walls
 from framework.common.errors import ArtifactError, InfrastructureError, MedcheckError, redacted
 from framework.common.qemu_ids import FIRST_UID, READERS
 from framework.common.terminal import Output
-from framework.conformance.conclusion import FailOn
+from framework.conformance.policy import FailOn
 from framework.console.problems import ProblemLog
 from framework.jobs.doctor import examine
 from framework.jobs.run_report import Found, report_of

@@ -12,8 +12,9 @@ import pytest
 
 from framework.common.errors import ConfigError
 from framework.conformance.baseline import Baseline, Waiver, load_baseline
-from framework.conformance.conclusion import FailOn, Kind, conclude
+from framework.conformance.conclusion import Kind, conclude
 from framework.conformance.merge import merge
+from framework.conformance.policy import FailOn
 from framework.conformance.result import (
     DEVIATION,
     FAIL,

@@ -304,7 +304,7 @@ _TOKENS = st.sampled_from(
 _LINES = st.one_of(st.binary(max_size=80), st.lists(_TOKENS, max_size=5).map(b"".join))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(_LINES, max_size=60))
 def test_no_output_breaks_the_parser_and_every_beginning_has_one_end(lines):
     parser, events = XtestParser(), []

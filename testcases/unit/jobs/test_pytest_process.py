@@ -51,10 +51,12 @@ cli.main(["test", "--unit"])
 """
 
 
-@pytest.mark.parametrize("command", ["test", "run"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [(signal.SIGINT, "test"), (signal.SIGINT, "run"), (signal.SIGTERM, "test"), (signal.SIGHUP, "run")],
+)
 def test_an_interrupted_pytest_takes_its_boards_down_before_the_command_ends(
-    tmp_path: Path, command: str, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, command: str
 ) -> None:
     (tmp_path / "fake.py").write_text(FAKE)
     log = tmp_path / "testcases.log"

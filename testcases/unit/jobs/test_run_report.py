@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from framework.common.errors import BoardError, GuestCrash, GuestError, InfrastructureError
-from framework.conformance.conclusion import FailOn, conclude
+from framework.conformance.conclusion import conclude
+from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult
 from framework.jobs.run import TRACEBACK, _expected
 from framework.jobs.run_report import Found, verdict_of

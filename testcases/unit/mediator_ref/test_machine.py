@@ -155,9 +155,9 @@ _SETTINGS: dict[str, Any] = {
     "suppress_health_check": list(HealthCheck),
 }
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=40, **_SETTINGS)
+TestMachine.settings = settings(max_examples=10, stateful_step_count=40, **_SETTINGS)
 TestDefectiveMachine = DefectiveMachine.TestCase
-TestDefectiveMachine.settings = settings(max_examples=25, stateful_step_count=40, **_SETTINGS)
+TestDefectiveMachine.settings = settings(max_examples=10, stateful_step_count=40, **_SETTINGS)
 
 
 def walk(seed: int, steps: int, defects: frozenset[str] = frozenset()) -> Driver:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from framework.conformance.conclusion import Conclusion, FailOn, Kind
+from framework.conformance.conclusion import Conclusion, Kind
+from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult, DeviationSeen, Nonconformance, RuleResult
 from framework.report import model
 
