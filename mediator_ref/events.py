@@ -138,6 +138,14 @@ class DomainCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainDying:
+    """The hypervisor begins to take a domain down: its vCPUs are stopped, and what is held for it goes."""
+
+    seq: int
+    domid: int
+
+
+@dataclass(frozen=True, slots=True)
 class DomainDestroyed:
     """The last trace of a domain is gone (after relinquish, so after its VM_DESTROYED).
 
@@ -185,5 +193,15 @@ class End:
 
 
 Event: TypeAlias = (
-    GuestCall | El3Call | El3Return | GuestReturn | DomainCreated | DomainDestroyed | FrameReleased | Start | Gap | End
+    GuestCall
+    | El3Call
+    | El3Return
+    | GuestReturn
+    | DomainCreated
+    | DomainDying
+    | DomainDestroyed
+    | FrameReleased
+    | Start
+    | Gap
+    | End
 )

@@ -41,6 +41,7 @@ class TrackedDomain(Domain):
     activity: int = 0
     in_hypervisor: int = 0
     created: bool = False
+    dying: bool = False
     destroyed: bool = False
     refused: bool = False
     called_after_death: bool = False

@@ -65,11 +65,14 @@ class State:
         """Count one pass."""
         self.tally.passes[rule] += 1
 
-    def unchecked(self, rule: RuleId, reason: str, event: Event) -> None:
+    def unchecked(self, rule: RuleId, reason: str, event: Event, *, unearned: bool = False) -> None:
         """Count one check that could not be made; the first per rule and reason is handed out as a verdict.
 
         ``reason`` holds no address and no number: a tally has one entry for each, and must not grow with the trace.
+        ``unearned``: any fault may hide behind the reason, so that the evidence as a whole is incomplete.
         """
+        if unearned:
+            self.tally.unearned[reason] += 1
         key = (rule, reason)
         self.tally.not_checked[key] += 1
         if self.tally.not_checked[key] == 1:
@@ -85,11 +88,12 @@ class State:
         pending: Pending | None = None,
         expected: Expected | Answer | None = None,
         refusal: Refusal | None = None,
+        shadow: bytes = b"",
     ) -> DeviationId | None:
         """Record a mismatch: a deviation when one that is listed explains it, else a nonconformance.
 
-        ``expected`` and ``refusal``: see :class:`~mediator_ref.deviations.Mismatch`. Returns the deviation that
-        explains it, listed or not.
+        ``expected``, ``refusal`` and ``shadow``: see :class:`~mediator_ref.deviations.Mismatch`. Returns the deviation
+        that explains it, listed or not.
         """
         domid: int | None = getattr(event, "domid", None)
         domain = self.domains.get(domid) if domid is not None else None
@@ -97,6 +101,7 @@ class State:
         concerned = pending.domain if pending is not None else domain
         mismatch = Mismatch(RuleId(rule), event, concerned, pending, fields, expected, refusal, self.threads)
         mismatch.assertions = frozenset(self.assertions)
+        mismatch.shadow = shadow
         known = next(iter(explain(mismatch)), None)
         listed = known if known is not None and known in self.deviations else None
         if listed is not None:

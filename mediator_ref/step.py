@@ -10,6 +10,7 @@ from mediator_ref.compare import entry, lifecycle
 from mediator_ref.events import (
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     End,
@@ -29,6 +30,7 @@ _HANDLERS: Mapping[type[Event], Callable[[State, Any], None]] = {
     El3Return: entry.el3_return,
     GuestReturn: entry.guest_return,
     DomainCreated: lifecycle.domain_created,
+    DomainDying: lifecycle.domain_dying,
     DomainDestroyed: lifecycle.domain_destroyed,
     FrameReleased: lifecycle.frame_released,
     Start: lifecycle.start,

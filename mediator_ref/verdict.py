@@ -75,6 +75,8 @@ class Tally:
     fails: RuleCounter = field(default_factory=RuleCounter)
     deviations: Counter[tuple[RuleId, DeviationId]] = field(default_factory=Counter)
     not_checked: Counter[tuple[RuleId, str]] = field(default_factory=Counter)
+    unearned: Counter[str] = field(default_factory=Counter)
+    """Reasons of ``not_checked`` that anything may hide behind: with one the evidence is incomplete."""
     deviations_not_seen: Counter[str] = field(default_factory=Counter)
     """Deviations whose stimulus was there and whose defect was not, by deviation id."""
 

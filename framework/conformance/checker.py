@@ -102,8 +102,8 @@ class Checker:
 
     def result(self, damage: Iterable[str] = ()) -> ConformanceResult:
         """Return the result up to here. ``damage``: what is known to be missing or broken in the trace itself."""
-        broken = tuple(damage)
         tally = self._state.tally
+        broken = (*damage, *counted(tally.unearned))
         return ConformanceResult(
             events_checked=tally.events,
             rules=tuple(self._rule(id_) for id_ in RULES),

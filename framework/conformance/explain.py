@@ -14,6 +14,7 @@ from mediator_ref.describe import describe_arg, describe_call, describe_return
 from mediator_ref.events import (
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     End,
@@ -53,6 +54,8 @@ def describe_event(event: Event) -> str:
             return f"{_who(event.domid, event.vcpu)} Xen -> guest: {what}"
         case DomainCreated():
             return f"domain {event.domid} exists"
+        case DomainDying():
+            return f"domain {event.domid} is being destroyed"
         case DomainDestroyed():
             return f"domain {event.domid} is gone"
         case FrameReleased():

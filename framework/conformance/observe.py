@@ -17,6 +17,7 @@ from mediator_ref import abi
 from mediator_ref.events import (
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     Gap,
@@ -232,6 +233,8 @@ class Observer:
         if domid in self._unannounced and kind == _KILL:
             self._unannounced.discard(domid)
             events.append(DomainCreated(seq, domid))
+        if kind == _KILL:
+            events.append(DomainDying(seq, domid))
         if kind == _DESTROY:
             self._unannounced.discard(domid)
             self._killed.pop(domid, None)

@@ -12,6 +12,7 @@ from mediator_ref import abi
 from mediator_ref.events import (
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     Event,
@@ -61,6 +62,8 @@ def record_of(event: Event, seq: int) -> bytes | None:
             return pack_record(kind, seq, event.regs, blocks, domain=event.domid, vcpu=vcpu)
         case DomainCreated():
             return pack_record(Kind.DOMAIN_CREATE, seq, (0,), imm=event.domid)
+        case DomainDying():
+            return pack_record(Kind.DOMAIN_KILL, seq, (0,), imm=event.domid)
         case DomainDestroyed():
             return pack_record(Kind.DOMAIN_DESTROY, seq, (0,), imm=event.domid)
         case _:

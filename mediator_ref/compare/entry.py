@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from mediator_ref import abi
 from mediator_ref.compare import call_return, fast_call, lifecycle, rpc, std_call
-from mediator_ref.compare.checks import check_client_id, check_guest_regs
+from mediator_ref.compare.checks import check_client_id, check_guest_regs, register_differences
 from mediator_ref.events import El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.dispatch import vsmccc_handle_call
-from mediator_ref.spec.outcome import Deliver, Expected, NotObserved, Refuse, Restart, Unknown
+from mediator_ref.spec.outcome import Deliver, Expected, FastReturn, NotObserved, Refuse, Restart, Unknown
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
@@ -45,7 +45,7 @@ def _unanswered(state: State, pending: Pending, event: GuestCall) -> None:
     if pending.ignored:
         return
     reason = "a call's answer was not observed"
-    state.unchecked(_DISP_5, reason, event)
+    state.unchecked(_DISP_5, reason, event, unearned=True)
     pending.domain.running.pop(event.vcpu, None)
     lose_history(pending.domain, reason)
 
@@ -90,7 +90,7 @@ def el3_call(state: State, event: El3Call) -> None:
         return
     phase = pending.phase
     if phase is _OPTEE:
-        state.unchecked(_DISP_5, "OP-TEE's answer to the call before was not observed", event)
+        state.unchecked(_DISP_5, "OP-TEE's answer to the call before was not observed", event, unearned=True)
         pending.tainted = pending.tainted or "OP-TEE's answer was not observed"
         return
     _leave(pending)
@@ -126,7 +126,11 @@ def el3_call(state: State, event: El3Call) -> None:
 def _restarted(state: State, pending: Pending, event: El3Call) -> None:
     """A second call to EL3 for one guest call: only when OP-TEE's request could not be handed to the guest."""
     answer, call = pending.answer, pending.call
+    if isinstance(answer, FastReturn):
+        state.fail(_DISP_5, event, "a second call to EL3 for one fast call", pending=pending)
+        return
     if pending.tainted or answer is None or call is None or isinstance(answer, Unknown):
+        # Hides a second call to EL3 in a call that has failed before, or whose beginning was not seen.
         state.unchecked(RuleId.RPC_11, pending.tainted or "what OP-TEE asked for is not known", event)
         return
     defects = pending.domain.defects
@@ -142,19 +146,16 @@ def _restarted(state: State, pending: Pending, event: El3Call) -> None:
         return
     check_client_id(state, pending, event)
     pending.undelivered = pending.returned
-    x0, x3 = abi.RETURN_FROM_RPC, pending.returned[3]
-    if (event.regs[0], event.regs[3]) == (x0, x3):
+    _, x1, x2, x3 = pending.returned[:4]
+    if event.regs[1:3] == (0, 0):  # not used when returning from a command: what OP-TEE gave, or nothing
+        x1 = x2 = 0
+    expected = (abi.RETURN_FROM_RPC, x1, x2, x3, 0, 0, 0)
+    differences = register_differences(range(7), expected, event.regs)
+    if not differences:
         state.ok(RuleId.RPC_11)
         state.deviation_not_seen(DeviationId.D6)
         return
-    state.fail(
-        RuleId.RPC_11,
-        event,
-        "OP-TEE was resumed wrongly",
-        Difference("x0", f"{x0:#x}", f"{event.regs[0]:#x}"),
-        Difference("x3", f"{x3:#x}", f"{event.regs[3]:#x}"),
-        pending=pending,
-    )
+    state.fail(RuleId.RPC_11, event, "OP-TEE was resumed wrongly", *differences, pending=pending)
     call.tainted = FOLLOWS
 
 
@@ -200,7 +201,7 @@ def guest_return(state: State, event: GuestReturn) -> None:
         return
     if pending.phase is _OPTEE:
         reason = "OP-TEE's answer was not observed"
-        state.unchecked(_DISP_5, reason, event)
+        state.unchecked(_DISP_5, reason, event, unearned=True)
         lose_history(pending.domain, reason)
         pending.domain.running.pop(event.vcpu, None)
         return

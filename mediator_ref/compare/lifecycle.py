@@ -8,6 +8,7 @@ from mediator_ref.describe import describe_call
 from mediator_ref.events import (
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     End,
@@ -139,6 +140,13 @@ def domain_created(state: State, event: DomainCreated) -> None:
         domain.tee = False
 
 
+def domain_dying(state: State, event: DomainDying) -> None:
+    """The domain is being taken down."""
+    domain = state.domains.get(event.domid)
+    if domain is not None:
+        domain.dying = True
+
+
 def domain_destroyed(state: State, event: DomainDestroyed) -> None:
     """The last of a domain."""
     domain = state.domains.pop(event.domid, None)
@@ -191,7 +199,8 @@ def gap(state: State, event: Gap) -> None:
         domain.forget()
         domain.history_unknown = state.mid_stream
         domain.in_hypervisor = 0
-        domain.created = domain.destroyed = domain.refused = False  # it may have died and come again meanwhile
+        # It may have died and come again meanwhile.
+        domain.created = domain.dying = domain.destroyed = domain.refused = False
         domain.tee = None
 
 

@@ -9,11 +9,12 @@ from mediator_ref.compare.checks import (
     check_el3_regs,
     check_guest_page,
     check_guest_regs,
+    check_other_regs,
     own_pages,
 )
 from mediator_ref.compare.rpc_reply import check_reply
 from mediator_ref.compare.translation import disputed, translation_with_defects
-from mediator_ref.defect_model import rpc_page_released
+from mediator_ref.defect_model import DefectTranslation, rpc_page_released
 from mediator_ref.domain import ShmRpc, StdCall
 from mediator_ref.events import El3Call, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, lose_history, refuse, uncertain
@@ -32,7 +33,7 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
     check_client_id(state, pending, event)
     call = domain.calls.pop(thread, None)
     if call is None:
-        why = uncertain(pending)
+        why = _may_be_suspended(state, pending)
         if why:  # the call began before the trace did; from OP-TEE's next answer on it is known
             state.unchecked(RuleId.RPC_5, why, event)
             pending.call = domain.running[pending.event.vcpu] = StdCall(pending.event.seq, None, None)
@@ -54,6 +55,33 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
     else:
         assert isinstance(expected, Forward)
         _check_resume_regs(state, pending, event, expected.regs)
+
+
+def _others_resume(state: State, pending: Pending) -> list[Pending]:
+    """Guest calls of other vCPUs that resume the same thread at the moment."""
+    return [
+        other
+        for other in state.pending.values()
+        if other.domain is pending.domain
+        and other is not pending
+        and other.event.regs[0] & abi.U32 == abi.RETURN_FROM_RPC
+        and other.thread == pending.thread
+    ]
+
+
+def _may_be_suspended(state: State, pending: Pending) -> str:
+    """Reason why a thread may be suspended although none of the domain's calls is known to be, or "".
+
+    Another vCPU may hold the call, on its way to the guest: then it is this thread's, or was resumed by it. A thread
+    that no call was seen with is no guess of the guest's that may come true.
+    """
+    domain = pending.domain
+    if domain.history_unknown:
+        return domain.history_unknown
+    running = any(call.thread == pending.thread for call in domain.running.values())
+    if running or _others_resume(state, pending):
+        return "another vCPU of the domain was in the mediator at the same time"
+    return ""
 
 
 def _check_resume_regs(state: State, pending: Pending, event: El3Call, regs: tuple[int | None, ...]) -> bool:
@@ -82,7 +110,7 @@ def _offered(state: State, pending: Pending, event: El3Call, call: StdCall, expe
     x = pending.event.regs
     ma, cookie = abi.pair(event.regs[1], event.regs[2]), abi.pair(x[4], x[5])
     call.rejected = None if ma else cookie
-    if not _check_resume_regs(state, pending, event, resume_regs(x, None, None, x[4], x[5])):
+    if not _check_resume_regs(state, pending, event, resume_regs(x, *abi.split(ma), x[4], x[5])):
         call.tainted = FOLLOWS
     if isinstance(expected, Unknown):
         state.unchecked(RuleId.RPC_2, expected.reason, event)
@@ -145,12 +173,15 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
     domain, thread = pending.domain, pending.thread
     pending.call = call = domain.calls.get(thread)
     if call is None:
-        if event.regs[0] != abi.SmcReturn.ERESUME and uncertain(pending):
-            state.unchecked(RuleId.RPC_5, uncertain(pending), event)
+        why = _may_be_suspended(state, pending)
+        if event.regs[0] != abi.SmcReturn.ERESUME and why:
+            state.unchecked(RuleId.RPC_5, why, event)
+            check_other_regs(state, pending, event, 4)
         else:
             check_guest_regs(state, pending, event, RuleId.RPC_5, (abi.SmcReturn.ERESUME,))
     elif call.tainted:
         state.unchecked(RuleId.RPC_6, call.tainted, event)
+        check_other_regs(state, pending, event, 4)
     elif event.regs[0] & abi.U32 == abi.RPC_CMD_RETURN and call.rpc_op == _CMD:
         call.xen_rpc = True
         if isinstance(expected, Reply):
@@ -163,24 +194,37 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
         rule = RuleId.RPC_13 if released else RuleId.RPC_7
         difference = Difference("x0", "a call at EL3", f"{event.regs[0]:#x}")
         state.fail(rule, event, "the call was neither resumed nor refused", difference, pending=pending)
+        check_other_regs(state, pending, event, 0)
         del domain.calls[thread]
         domain.defects.lost_calls += 1
-    elif uncertain(pending):
-        state.unchecked(RuleId.RPC_6, uncertain(pending), event)
+    elif event.regs[0] == abi.SmcReturn.ERESUME and _others_resume(state, pending):
+        # Right if the other was first; hidden is a mediator that refuses both.
+        state.unchecked(RuleId.RPC_6, "another vCPU resumed the call at the same time", event)
+        check_other_regs(state, pending, event, 1)
     else:
         difference = Difference("x0", "a call at EL3", f"{event.regs[0]:#x}")
         state.fail(RuleId.RPC_6, event, "a suspended call was not resumed", difference, pending=pending)
 
 
 def _asked_to_free(state: State, pending: Pending, event: GuestReturn, call: StdCall, reply: Reply) -> None:
-    """RPC-9: the mediator's own request."""
+    """RPC-9: the mediator's own request, and that there is a reason for it."""
     with_defects = translation_with_defects(state, pending, reply)
-    if reply.kind in (ReplyKind.ASK_TO_FREE, ReplyKind.HIDE_ADDRESS):
+    if reply.kind not in (ReplyKind.ASK_TO_FREE, ReplyKind.HIDE_ADDRESS):
+        _asked_without_reason(state, pending, event, reply, with_defects)
+    if reply.params:
         request = issue_rpc_cmd_free(call, reply.rpc, reply.params[0].c)
         check_guest_regs(state, pending, event, RuleId.RPC_9, request.regs)
         assert request.page is not None
         check_guest_page(state, pending, event, RuleId.RPC_9, request.page)
-    elif with_defects is not None and with_defects.refusal is not None:
+    if with_defects is not None and with_defects.refusal is not None:
+        refuse(pending.domain, with_defects)
+
+
+def _asked_without_reason(
+    state: State, pending: Pending, event: GuestReturn, reply: Reply, with_defects: DefectTranslation | None
+) -> None:
+    """A correct mediator would have resumed OP-TEE."""
+    if with_defects is not None and with_defects.refusal is not None:
         rule, refusal = disputed(pending, reply.translation, with_defects)
         reason = f"turned down: {with_defects.refusal.reason}, for a mediator that leaks"
         state.fail(rule, event, reason, pending=pending, expected=reply, refusal=refusal)
@@ -191,5 +235,3 @@ def _asked_to_free(state: State, pending: Pending, event: GuestReturn, call: Std
         state.fail(RuleId.RPC_4, event, reason, pending=pending, expected=reply)
     else:
         state.fail(RuleId.MEM_1, event, "a buffer was turned down without a reason", pending=pending)
-    if with_defects is not None and with_defects.refusal is not None:
-        refuse(pending.domain, with_defects)

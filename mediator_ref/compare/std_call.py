@@ -9,6 +9,7 @@ from mediator_ref.compare.checks import (
     check_el3_regs,
     check_guest_page,
     check_guest_regs,
+    check_other_regs,
     own_pages,
     page_differences,
     patched,
@@ -63,12 +64,14 @@ def handle_std_call_forwarded(state: State, pending: Pending, event: El3Call, ex
         return
     assert isinstance(expected, Forward | Refuse)
     call.cmd = expected.request.cmd if expected.request is not None else None
+    own_pages(state, pending, event, ma)
     if isinstance(expected, Refuse):
         _forwarded_but_should_have_been_refused(state, pending, event, expected, with_defects)
-        own_pages(state, pending, event, ma)
+        accepted = with_defects if with_defects is not None and with_defects.refusal is None else None
+        if accepted is not None and expected.request is not None:  # a deviation makes the rest no less right
+            _shadow_argument(state, pending, event, expected.request, accepted, event.shadow.get(ma))
     else:
         assert expected.request is not None
-        own_pages(state, pending, event, ma)
         _shadow_argument(state, pending, event, expected.request, expected.translation, event.shadow.get(ma))
         if expected.translation is not None and expected.translation.pages:
             state.ok(RuleId.MEM_1)
@@ -165,9 +168,21 @@ def handle_std_call_refused(state: State, pending: Pending, event: GuestReturn, 
         _refused_in_message(state, pending, event, expected, with_defects, why)
     else:
         check_guest_regs(state, pending, event, expected.rule, (expected.x0,), expected)
-        if expected.rule is RuleId.STD_4 and expected.request is not None:
-            size = abi.arg_size(len(params_of(expected.request.page)))
-            check_guest_page(state, pending, event, RuleId.STD_4, PageWrite(pending.arg_ipa, [], size))
+        _check_untouched(state, pending, event, expected.rule)
+
+
+def _check_untouched(state: State, pending: Pending, event: GuestReturn, rule: RuleId) -> None:
+    """A message that is refused by x0 alone stays as it is."""
+    view, now = pending.event.mem.get(pending.arg_ipa), event.mem.get(pending.arg_ipa)
+    if view is not None and view.data is not None and now is not None and now.data is not None:
+        size = abi.arg_size(len(params_of(view.data)))
+        check_guest_page(state, pending, event, rule, PageWrite(pending.arg_ipa, [], size))
+
+
+def _check_refusal(state: State, pending: Pending, event: GuestReturn, rule: RuleId, ret: int, size: int) -> None:
+    """Nothing but ``ret`` and its origin, the mediator, is written into a message that is refused."""
+    patches = [(_RET, ret.to_bytes(4, "little")), (_ORIGIN, abi.ORIGIN_COMMS.to_bytes(4, "little"))]
+    check_guest_page(state, pending, event, rule, PageWrite(pending.arg_ipa, patches, size))
 
 
 def _refused_in_message(
@@ -201,6 +216,8 @@ def _refused_in_message(
             reason = f"refused: {with_defects.refusal.reason}"
             state.fail(wrong_rule, event, reason, difference, pending=pending, expected=expected, refusal=refusal)
             refuse(pending.domain, with_defects)
+            size = abi.arg_size(len(expected.request.params))
+            _check_refusal(state, pending, event, wrong_rule, result, size)
             return
     if with_defects is not None and with_defects.refusal is None:
         assert expected.translation is not None
@@ -210,8 +227,7 @@ def _refused_in_message(
     elif with_defects is not None:
         refuse(pending.domain, with_defects)
     size = abi.HEADER_SIZE if rule is RuleId.STD_3 else abi.arg_size(len(expected.request.params))
-    patches = [(_RET, expected.ret.to_bytes(4, "little")), (_ORIGIN, abi.ORIGIN_COMMS.to_bytes(4, "little"))]
-    check_guest_page(state, pending, event, rule, PageWrite(pending.arg_ipa, patches, size))
+    _check_refusal(state, pending, event, rule, expected.ret, size)
 
 
 def _result(event: GuestReturn, ipa: int) -> int | None:
@@ -232,9 +248,16 @@ def _refused_but_should_have_been_forwarded(
     """A call was refused that should have reached OP-TEE, or for a lack of threads (D4) that there should not be."""
     x0 = event.regs[0] & abi.U32 if pending.event.aarch32 else event.regs[0]
     refusal = kept = None
-    # Without a measure of the hypervisor's memory this excuse hides every fault that ends in ENOMEM.
     if x0 == abi.SmcReturn.ENOMEM and not state.memory_free:
-        state.unchecked(RuleId.STD_5, "the mediator had no memory", event)
+        # Hides every fault that ends in ENOMEM, for as long as the hypervisor's memory is not measured.
+        state.unchecked(
+            RuleId.STD_5,
+            "the mediator had no memory, and whether the hypervisor had was not seen",
+            event,
+            unearned=True,
+        )
+        check_other_regs(state, pending, event, 1)
+        _check_untouched(state, pending, event, RuleId.STD_5)
         return
     if x0 == _OK:
         rule = RuleId.MEM_1 if expected.translation is not None else RuleId.STD_5
@@ -251,6 +274,7 @@ def _refused_but_should_have_been_forwarded(
     why = uncertain(pending)
     if x0 == _ETHREAD_LIMIT and state.threads is None:
         why = why or "how many threads OP-TEE has was never seen"
+    check_other_regs(state, pending, event, 1)
     no_thread = no_thread_left(pending.domain, pending.domain.defects, state.threads)
     explained = refusal is not None or (x0 == _ETHREAD_LIMIT and no_thread)
     if why and not explained and x0 in (_OK, _ETHREAD_LIMIT):
@@ -260,3 +284,8 @@ def _refused_but_should_have_been_forwarded(
         state.fail(rule, event, reason, difference, pending=pending, expected=expected, refusal=refusal)
     if kept is not None:
         refuse(pending.domain, kept)
+        if kept.refusal is not None and expected.request is not None:
+            size = abi.arg_size(len(expected.request.params))
+            _check_refusal(state, pending, event, rule, kept.refusal.ret, size)
+    elif x0 != _OK:
+        _check_untouched(state, pending, event, rule)

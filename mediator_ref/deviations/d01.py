@@ -9,7 +9,8 @@ from mediator_ref.spec.outcome import ReplyKind
 
 
 def _explains(m: Mismatch) -> bool:
-    return m.reply is not None and m.reply.kind is ReplyKind.HIDE_ADDRESS and not m.reply.renamed
+    hidden = m.reply is not None and m.reply.kind is ReplyKind.HIDE_ADDRESS and not m.reply.renamed
+    return hidden and m.reply_as_given
 
 
 D1 = Deviation(

@@ -9,14 +9,16 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 
 def _explains(m: Mismatch) -> bool:
-    return isinstance(m.observed, El3Call) and m.pending is not None and m.observed.regs[0] == m.pending.returned[0]
+    if not isinstance(m.observed, El3Call) or m.pending is None or m.fields != {"x0"}:
+        return False
+    return m.observed.regs[0] == m.pending.returned[0]
 
 
 D6 = Deviation(
     id=DeviationId.D6,
     rules=(RuleId.RPC_11,),
     title="an undeliverable request is resumed with OP-TEE's x0 instead of CALL_RETURN_FROM_RPC",
-    condition="x0 at EL3 repeats what OP-TEE returned",
+    condition="x0 at EL3 repeats what OP-TEE returned, and all else is right",
     where="do_call_with_arg",
     severity=Severity.CORRECTNESS,
     status="seen",

@@ -9,10 +9,9 @@ from mediator_ref.spec.outcome import Refuse
 
 
 def _explains(m: Mismatch) -> bool:
-    x0 = m.x0_of_guest()
-    if m.rule is RuleId.STD_10:  # the result could not be written either
-        return x0 is not None and isinstance(m.expected, Refuse) and m.expected.rule is RuleId.STD_3
-    return m.pending is not None and x0 == m.pending.event.regs[0]
+    if m.rule is RuleId.STD_10 and not (isinstance(m.expected, Refuse) and m.expected.rule is RuleId.STD_3):
+        return False  # STD-10: the result could not be written either
+    return m.pending is not None and m.x0_of_guest() == m.pending.event.regs[0]
 
 
 D8 = Deviation(

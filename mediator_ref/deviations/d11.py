@@ -22,9 +22,11 @@ def _explains(m: Mismatch) -> bool:
         return breaks_accounting(DeviationId.D11, m)
     if m.reply is None or not m.reply.renamed:
         return False
-    # The reply was taken for one to SHM_ALLOC, or was not: nothing but its address differs, or the guest was asked to
-    # free its buffer.
-    return m.rule is RuleId.RPC_8 or not m.at_el3 or m.fields == {"params[0].buf_ptr"}
+    # The reply was taken for one to SHM_ALLOC: nothing but its address differs, or the guest was asked to free its
+    # buffer. Or it was not: it is as the guest gave it.
+    if m.rule is RuleId.RPC_8:
+        return m.reply_as_given
+    return not m.at_el3 or m.fields == {"params[0].buf_ptr"}
 
 
 D11 = Deviation(

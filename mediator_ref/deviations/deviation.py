@@ -20,7 +20,7 @@ class Mismatch:
 
     ``fields`` are those that differ, in the ABI's words. ``expected`` is the result of the specification; ``refusal``
     the refusal of a buffer that only a correct mediator, or only one with known defects, would make. ``assertions``:
-    deviations that domains had shown when they ended.
+    deviations that domains had shown when they ended. ``shadow``: the RPC shadow OP-TEE found, for a guest's reply.
     """
 
     rule: RuleId
@@ -32,6 +32,7 @@ class Mismatch:
     refusal: Refusal | None = None
     threads: int | None = None
     assertions: frozenset[DeviationId] = frozenset()
+    shadow: bytes = b""
 
     @property
     def call(self) -> StdCall | None:
@@ -47,6 +48,12 @@ class Mismatch:
     def at_el3(self) -> bool:
         """OP-TEE was called, and not the guest answered."""
         return isinstance(self.observed, El3Call)
+
+    @property
+    def reply_as_given(self) -> bool:
+        """The guest's reply reached OP-TEE as it was, to the byte."""
+        reply = self.reply
+        return reply is not None and reply.page != b"" and self.shadow[: reply.size] == reply.page[: reply.size]
 
     def x0_of_guest(self) -> int | None:
         """x0 the guest finds, when that is what differs."""

@@ -11,6 +11,7 @@ from mediator_ref.events import (
     PAGE_SIZE,
     DomainCreated,
     DomainDestroyed,
+    DomainDying,
     El3Call,
     El3Return,
     Event,
@@ -92,6 +93,7 @@ class Board:
         for owner, vcpu in list(self.inflight):
             while owner == domid and (owner, vcpu) in self.inflight:
                 self.leave(owner, vcpu)
+        self._emit(DomainDying(self._next(), domid))
         heap = len(self.world.heap)
         own = self.held(domid)
         self.mediator.relinquish(domid)

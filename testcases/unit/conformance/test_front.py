@@ -118,7 +118,7 @@ def test_every_kind_of_event_has_words() -> None:
         Gap(1, "x"),
     ]
     words = {type(event).__name__: describe_event(event) for event in events}
-    assert len(words) == 10
+    assert len(words) == 11
     assert all(words.values())
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import El3Call, El3Return, End, GuestReturn, PageKind
+from mediator_ref.examples.mutate import with_register, with_shadow_bytes
 from mediator_ref.simulator.board import ARG, DATA, RPC, Board
 from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
@@ -321,3 +322,63 @@ def test_no_memory_is_no_answer_of_a_hypervisor_that_has_some(memory_free: bool,
     state = State(limits=board.limits, memory_free=memory_free)
     verdicts = [verdict for event in seen for verdict in step(state, event)]
     assert [(v.rule, v.outcome) for v in verdicts if v.rule == "STD-5"] == [("STD-5", outcome)]
+    assert bool(state.tally.unearned) is not memory_free
+
+
+def changed(board: Board, kind: type[El3Call], ma: int, offset: int, data: bytes) -> Board:
+    """The board's trace with other bytes in a page of the hypervisor, where it was handed over last."""
+    board.events = with_shadow_bytes(board.events, kind, ma, offset, data)
+    return board
+
+
+def third_d1(board: Board) -> None:
+    """D1's mediator hands the guest's address on; this one makes another of it."""
+    d1(board)
+    rpc = board.mediator.domains[1].rpcs[0xC0]
+    changed(board, El3Call, rpc.shadow, abi.HEADER_SIZE + 8, (0x4567_8000).to_bytes(8, "little"))
+
+
+def third_d4(board: Board) -> None:
+    """D4's mediator takes the reply from another page and leaves this request's shadow alone; this one writes it."""
+    regs = asked(board, ask(abi.RpcCmd.GET_TIME))
+    other = board.message(1, INVOKE, ipa=ARG + 4096, vcpu=1, plan=[ask(abi.RpcCmd.GET_TIME)])
+    board.serve_alloc(1, other, ipa=RPC + 4096, cookie=0xC1)
+    board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+    board.resume(1, regs, x1=0, x2=0xC1)
+    rpc = board.mediator.domains[1].rpcs[0xC0]
+    at = next(i for i, e in reversed(list(enumerate(board.events))) if isinstance(e, El3Call))
+    board.events = [
+        *with_shadow_bytes(board.events[: at + 1], El3Call, rpc.shadow, 20, b"\x77"),
+        *board.events[at + 1 :],
+    ]
+
+
+def third_d6(board: Board) -> None:
+    """D6's mediator repeats x0; this one resumes another thread besides."""
+    d6(board)
+    board.events = with_register(board.events, El3Call, 3, 1)
+
+
+def third_d8(board: Board) -> None:
+    """D8's mediator leaves x0 alone; this one gives another code."""
+    d8(board)
+    board.events = with_register(board.events, GuestReturn, 0, abi.SmcReturn.EBADADDR)
+
+
+def third_d15(board: Board) -> None:
+    """D15's mediator throws the next reply away; this one changes it."""
+    d15(board)
+    rpc = board.mediator.domains[1].rpcs[0xC0]
+    changed(board, El3Call, rpc.shadow, abi.HEADER_SIZE + 8, b"\x99")
+
+
+THIRD = [("D1", third_d1), ("D4", third_d4), ("D6", third_d6), ("D8", third_d8), ("D15", third_d15)]
+
+
+@pytest.mark.parametrize(("deviation", "stimulus"), THIRD, ids=[name for name, _ in THIRD])
+def test_a_third_behaviour_is_a_nonconformance(deviation: str, stimulus: Stimulus) -> None:
+    """The condition of a deviation is there, and the answer is neither right nor the one that it says."""
+    board = booted(frozenset({deviation}))
+    stimulus(board)
+    _, verdicts = judge(board)
+    assert Outcome.FAIL in {v.outcome for v in verdicts}, list(map(str, verdicts))

@@ -16,6 +16,7 @@ from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi
 from mediator_ref.defect_model import wrapped_page_count
 from mediator_ref.describe import describe_arg, describe_call, describe_caps, describe_return, field_at
 from mediator_ref.events import (
+    DomainDying,
     El3Call,
     El3Return,
     End,
@@ -286,8 +287,11 @@ def test_pages_of_a_dying_domain_may_be_used_again_at_once() -> None:
     assert isinstance(second, El3Call)
     shadow = {abi.pair(*first.regs[1:3]): second.shadow[abi.pair(*second.regs[1:3])]}
     again = replace(second, regs=(second.regs[0], *first.regs[1:3], *second.regs[3:]), shadow=shadow)
-    _, verdicts = judge([*board.events[: calls[1]], again])
+    before = board.events[: calls[1]]
+    _, verdicts = judge([*before, DomainDying(first.seq + 1, 1), again])
     assert [(v.rule, v.outcome) for v in verdicts] == [("STD-7", Outcome.NOT_CHECKED)]
+    _, verdicts = judge([*before, again])
+    assert [(v.rule, v.outcome) for v in verdicts] == [("STD-7", Outcome.FAIL)]
 
 
 def test_a_gap_forgets_running_calls_and_fails_nothing() -> None:
