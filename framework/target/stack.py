@@ -19,6 +19,7 @@ from framework.common.errors import UsageError
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
+from framework.trace.senses import chosen
 
 MEDIATOR_TRACE = b"Using TEE mediator for OP-TEE"
 """Xen's message at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
@@ -69,5 +70,5 @@ def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: P
     layout = None
     if stack.xen_syms is not None and unchecked(stack.xen_syms) is None:
         layout = xen_layout(cache, stack.xen_syms)
-    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name)
+    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name, senses=chosen())
     return options.for_board(build_plugin(cache))

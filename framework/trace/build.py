@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from framework.common.errors import BuildError, UsageError
+from framework.trace.senses import Sense
 from framework.trace.xen_symbols import XenLayout
 
 SOURCES = Path(__file__).resolve().parent / "plugin"
@@ -46,12 +47,11 @@ def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
     """:meth:`XenLayout.load`, which takes seconds, once for each ``xen_syms``."""
 
     def build(folder: Path) -> None:
-        layout = XenLayout.load(xen_syms)
-        (folder / _LAYOUT).write_text(json.dumps({"core": layout.core, "tee": layout.tee}), encoding="ascii")
+        layout = XenLayout.load(xen_syms).to_json()
+        (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
 
-    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 1}, build) / _LAYOUT
-    found = json.loads(path.read_text(encoding="ascii"))
-    return XenLayout(core=found["core"], tee=found["tee"])
+    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 2}, build) / _LAYOUT
+    return XenLayout.from_json(json.loads(path.read_text(encoding="ascii")))
 
 
 def compile_plugin(folder: Path, *, compiler: str = "cc") -> Path:
@@ -84,6 +84,11 @@ def _inputs(compiler: str) -> dict[str, object]:
     return {"api": PLUGIN_API, "compiler": version, "flags": [*_FLAGS, *_LIBRARIES], "sources": sources}
 
 
+def coverage_beside(trace: Path) -> Path:
+    """The file that the coverage of a trace's board goes to: ``board.coverage`` beside ``board.trace``."""
+    return trace.with_suffix(".coverage")
+
+
 @dataclass(frozen=True, slots=True)
 class PluginOptions:
     """Configuration of the plugin; at least one of ``out`` (a trace file) and ``lockstep`` (a socket) is
@@ -94,7 +99,8 @@ class PluginOptions:
     board when the file cannot be written, or the lock-step consumer is gone; otherwise go on without.
     ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
     each memory parameter at most. ``max_mib``: the trace file never grows beyond this many MiB (0: no limit);
-    what comes then is lost, counted, and the trace is cut.
+    what comes then is lost, counted, and the trace is cut. ``senses`` need ``xen``: without it they are off;
+    coverage goes to the file beside ``out`` (:func:`coverage_beside`).
     """
 
     out: Path | None = None
@@ -112,6 +118,14 @@ class PluginOptions:
     list_pages: int = 40
     max_mib: int = 4096
     label: str = ""
+    senses: frozenset[Sense] = frozenset()
+
+    @property
+    def coverage(self) -> Path | None:
+        """The file that coverage goes to; None when there is none."""
+        if Sense.COVERAGE not in self.senses or self.out is None or self.xen is None or not self.xen.code.ranges:
+            return None
+        return coverage_beside(self.out)
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's own ``key=value`` arguments, in the words of ``docs/trace-format.md``."""
@@ -144,14 +158,18 @@ class PluginOptions:
             found.append(f"label={self.label}")
         if self.xen is not None:
             found += self.xen.arguments()
+            found += [f"{sense}=on" for sense in (Sense.READS, Sense.TIME) if sense in self.senses]
+            if self.coverage is not None:
+                found += [f"cover={start:#x}-{end:#x}" for start, end in self.xen.code.ranges]
+                found.append(f"coverage={self.coverage}")
         return tuple(found)
 
     def for_board(self, plugin: Path) -> dict[str, Any]:
         """Return the options of a :class:`framework.board.board.Board` that loads the plugin with these options.
 
-        Its outputs: the file, and the socket as well, for QEMU may run as another user, who could not connect to it.
+        Its outputs: the files, and the socket as well, for QEMU may run as another user, who could not connect to it.
         """
-        outputs = [path for path in (self.out, self.lockstep) if path is not None]
+        outputs = [path for path in (self.out, self.lockstep, self.coverage) if path is not None]
         return {"plugin": plugin, "plugin_args": self.arguments(), "outputs": outputs}
 
     def qemu(self, plugin: Path) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from framework.common.errors import TraceError
 from framework.trace.format import (
+    ACCESS,
     BLOCK,
     COUNTERS,
     PAGE,
@@ -28,7 +29,10 @@ _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
 _BLOCK_KINDS = frozenset(BlockKind)
 _KINDS = frozenset(Kind)
-_PAGES = frozenset(BlockKind) - {BlockKind.TRANSLATIONS, BlockKind.GUEST_ALLOC, BlockKind.TEXT}
+_PAGES = frozenset(BlockKind) - {
+    BlockKind.TRANSLATIONS, BlockKind.GUEST_ALLOC, BlockKind.TEXT, BlockKind.ACCESSES, BlockKind.INSTRUCTIONS,
+}  # fmt: skip
+_NUMBER = struct.Struct("<Q")
 _REGS_OF: dict[int, int] = {
     Kind.GUEST_CALL: 8, Kind.EL3_CALL: 8, Kind.EL3_RETURN: 8, Kind.GUEST_RETURN: 8, Kind.DOORBELL: 1,
     Kind.COUNTERS: len(COUNTERS),
@@ -55,6 +59,17 @@ class Translation:
     def writable(self) -> bool:
         """Whether stage 2 lets the guest write."""
         return self.ma is not None and bool(self.pte & 0x80)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """EL2 loaded, or stored, ``length`` bytes from machine address ``ma`` on, within a page and in that order; ``pc``
+    is the first instruction that did."""
+
+    ma: int
+    pc: int
+    length: int
+    store: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,18 @@ class Block:
         for ipa, ma, pte in TRANSLATION.iter_unpack(self.data):
             level = ma & _PAGE_MASK
             yield Translation(ipa, None if level == _NO_TRANSLATION else ma & ~_PAGE_MASK, pte, level & 3)
+
+    def accesses(self) -> list[Access]:
+        """The entries of an ACCESSES block."""
+        if len(self.data) % ACCESS.size:
+            raise TraceError(f"{len(self.data)} bytes are no whole number of accesses")
+        return [Access(ma, pc, length, bool(store)) for ma, pc, length, store in ACCESS.iter_unpack(self.data)]
+
+    def instructions(self) -> int:
+        """The number in an INSTRUCTIONS block."""
+        if len(self.data) != _NUMBER.size:
+            raise TraceError(f"{len(self.data)} bytes are no number of instructions")
+        return int(_NUMBER.unpack(self.data)[0])
 
 
 class Event:
@@ -226,7 +253,7 @@ class Event:
             if at > len(self.raw):
                 raise self._malformed("a block lies outside it")
             if kind not in _BLOCK_KINDS:
-                raise self._malformed(f"there is no block of kind {kind}")
+                continue  # of a newer minor version
             found.append(
                 Block(
                     BlockKind(kind),
@@ -244,6 +271,19 @@ class Event:
             )
         return found
 
+    def accesses(self) -> list[Access] | None:
+        """What EL2 read and wrote of the guest's pages since the last border, in order; None when that was not seen,
+        or not all of it."""
+        block = self.block(BlockKind.ACCESSES)
+        if block is None or block.flags & BlockFlag.LIMIT:
+            return None
+        return block.accesses()
+
+    def instructions(self) -> int | None:
+        """The instructions that EL2 executed since the last border; None when that was not seen."""
+        block = self.block(BlockKind.INSTRUCTIONS)
+        return None if block is None else block.instructions()
+
     def block(self, kind: BlockKind) -> Block | None:
         """The first block of this kind."""
         return next((b for b in self.blocks() if b.kind == kind), None)
@@ -258,6 +298,10 @@ class Event:
         for block in self.blocks():
             if block.kind == BlockKind.TRANSLATIONS:
                 list(block.translations())
+            elif block.kind == BlockKind.ACCESSES:
+                block.accesses()
+            elif block.kind == BlockKind.INSTRUCTIONS:
+                block.instructions()
             elif block.kind in _PAGES and block.readable and not block.is_page:
                 raise self._malformed(f"a {block.kind.name} block holds {block.size} bytes, which are no page")
 

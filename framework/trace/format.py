@@ -8,7 +8,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 SEGMENT_MAGIC = b"MEDTRACE"
 CHUNK_MAGIC = b"MTCK"
 
@@ -23,6 +23,9 @@ BLOCK = struct.Struct("<BBBxHHIIQQQQ")
 """kind, flags, level, index, size, length, count, ipa, ma, pte, cookie."""
 TRANSLATION = struct.Struct("<QQQ")
 """ipa, ma | level, pte."""
+
+ACCESS = struct.Struct("<QQII")
+"""ma, pc, length, store: one run of neighbouring loads or stores in an ACCESSES block."""
 
 PAGE = 4096
 UNKNOWN = 0xFFFF
@@ -75,6 +78,8 @@ class BlockKind(IntEnum):
     TRANSLATIONS = 7
     GUEST_ALLOC = 8
     TEXT = 9
+    ACCESSES = 16
+    INSTRUCTIONS = 17
 
 
 class BlockFlag(IntFlag):

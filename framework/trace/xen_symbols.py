@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 from framework.common.errors import TraceError
+from framework.trace.xen_code import UNITS, MediatorCode, mediator_code
 
 _SYMBOLS = {
     "xen_curr_vcpu": "per_cpu__curr_vcpu",
@@ -33,6 +34,8 @@ _SYMBOLS = {
     "xen_kill": "domain_kill",
     "xen_destroy": "arch_domain_destroy",
 }
+_OPTIONAL = {"xen_leave": "leave_hypervisor_to_guest"}
+"""Symbols that only a sense needs; without them it is off."""
 _OFFSETS = {
     "xen_vcpu_domain": ("vcpu", ("domain",)),
     "xen_vcpu_id": ("vcpu", ("vcpu_id",)),
@@ -66,11 +69,13 @@ _T = TypeVar("_T")
 class XenLayout:
     """Addresses and offsets for the plugin; ``tee`` is empty when this Xen has no OP-TEE mediator.
 
-    ``core`` and ``tee`` map plugin argument names (``xen_vcpu_domain``, ...) to numbers.
+    ``core`` and ``tee`` map plugin argument names (``xen_vcpu_domain``, ...) to numbers. ``code`` is the mediator's
+    code.
     """
 
     core: dict[str, int]
     tee: dict[str, int]
+    code: MediatorCode = field(default_factory=MediatorCode)
 
     @classmethod
     def load(cls, xen_syms: Path, *, cpu_s: int = CPU_S) -> XenLayout:
@@ -101,7 +106,7 @@ class XenLayout:
         answer = json.loads(done.stdout)
         if "what" in answer:
             raise TraceError(answer["what"], where=where, hint=answer["hint"])
-        return cls(core=answer["core"], tee=answer["tee"])
+        return cls.from_json(answer)
 
     @classmethod
     def parse(cls, xen_syms: Path, *, cpu_s: float = CPU_S) -> XenLayout:
@@ -115,6 +120,15 @@ class XenLayout:
         except Exception as error:  # whatever the library raises at bytes that it did not expect
             what = f"cannot read Xen's symbols: {type(error).__name__} {str(error)[:200]}".rstrip()
             raise TraceError(what, where=where, hint=_HINT) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists."""
+        return {"core": self.core, "tee": self.tee, "code": self.code.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> XenLayout:
+        """Read what :meth:`to_json` made."""
+        return cls(core=data["core"], tee=data["tee"], code=MediatorCode.from_json(data["code"]))
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's ``key=value`` arguments."""
@@ -157,7 +171,9 @@ def _parse(stream: Any, where: str, budget: _Budget) -> XenLayout:
         tee = {name: _offset(structs, *path, budget) for name, path in _TEE_OFFSETS.items()}
     if not all(type(value) is int and value in _NUMBER for value in (core | tee).values()):
         raise TraceError("a symbol or offset is no number of 64 bits", where=where, hint=_HINT)
-    return XenLayout(core=core, tee=tee)
+    dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
+    code = mediator_code(elf, dwarf, (units[name] for name in UNITS if name in units), budget)
+    return XenLayout(core=core, tee=tee, code=code)
 
 
 def _check_sections(elf: Any, size: int, where: str, budget: _Budget) -> None:
@@ -185,8 +201,10 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
     for name, *_, value, _ in _SYMBOL.iter_unpack(data[: len(data) // _SYMBOL.size * _SYMBOL.size]):
         values.setdefault(name, value)
     found = {}
-    for argument, name in _SYMBOLS.items():
+    for argument, name in (_SYMBOLS | _OPTIONAL).items():
         value = next((values[at] for at in _places(names, name.encode()) if at in values), None)
+        if value is None and argument in _OPTIONAL:
+            continue
         if value is None:
             raise TraceError(f"no symbol {name}", where=where, hint="is this the xen-syms of an arm64 Xen?")
         found[argument] = value
@@ -202,14 +220,14 @@ def _places(names: bytes, name: bytes) -> Iterator[int]:
 
 
 def _units(elf: Any, where: str, budget: _Budget) -> dict[str, Any]:
-    """The two compilation units that matter, by the end of their file name."""
+    """The compilation units that matter, by the end of their file name."""
     if not elf.has_dwarf_info():
         raise TraceError("the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y")
     found = {}
     dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
     for unit in budget.steps(dwarf.iter_CUs(), _UNITS):
         text = _name(unit.get_top_DIE()) or ""
-        for wanted in (_TEE_UNIT, _CORE_UNIT):
+        for wanted in {_CORE_UNIT, *UNITS}:
             if text.endswith(wanted):
                 found[wanted] = unit
     return found
@@ -268,7 +286,7 @@ def _main(xen_syms: str, cpu_s: str) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s) + 1, int(cpu_s) + 2))
     try:
         layout = XenLayout.parse(Path(xen_syms), cpu_s=int(cpu_s))
-        answer: dict[str, object] = {"core": layout.core, "tee": layout.tee}
+        answer: dict[str, object] = layout.to_json()
     except TraceError as error:
         answer = {"what": error.what, "hint": error.hint}
     print(json.dumps(answer))

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trace.h"
+#include "senses.h"
 
 #define RECORD_LIMIT (2U << 20)
 /*
@@ -148,6 +148,8 @@ struct block *capture_guest_page(unsigned cpu, int kind, uint64_t ipa, unsigned 
     b->pte = leaf.pte;
     b->level = leaf.level;
     b->ma = leaf.ma;
+    if (mapped)
+        accesses_watch(cpu, leaf.ma);
     if (mapped && leaf_is_ram(&leaf) && kind != BLK_GUEST_ALLOC) {
         fill(b, leaf.ma);
         return b;
@@ -182,6 +184,8 @@ static void translate_entries(unsigned cpu, const uint64_t *list, unsigned count
         bool mapped = stage2(cpu, list[i] & ~PAGE_MASK, &leaf);
         t[i].ma = (leaf.ma & ~PAGE_MASK) | (mapped ? leaf.level : 0xf);
         t[i].pte = leaf.pte;
+        if (mapped)
+            accesses_watch(cpu, leaf.ma);
     }
     b->index = (uint16_t)index;
     b->count = count;

@@ -28,14 +28,23 @@ static const void *state_of(unsigned cpu)
     return __atomic_load_n(&states[cpu], __ATOMIC_RELAXED);
 }
 
+static bool begun[MAX_CPUS];
+
+bool cpu_exists(unsigned cpu)
+{
+    return __atomic_load_n(&begun[cpu], __ATOMIC_RELAXED);
+}
+
 void cpu_begins(unsigned cpu)
 {
     const void *state = current_state();
     for (unsigned i = 0; i < MAX_CPUS; i++)
         if (!state || (i != cpu && state_of(i) == state))
             __atomic_store_n(&useless, true, __ATOMIC_RELAXED);
-    if (cpu < MAX_CPUS)
+    if (cpu < MAX_CPUS) {
         __atomic_store_n(&states[cpu], state, __ATOMIC_RELAXED);
+        __atomic_store_n(&begun[cpu], true, __ATOMIC_RELAXED);
+    }
 }
 
 unsigned cpu_running(unsigned reported)

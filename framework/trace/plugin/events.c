@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "senses.h"
 #include "sink.h"
-#include "trace.h"
 
 #define EC_HVC32 0x12
 #define EC_SMC32 0x13
@@ -30,7 +30,7 @@ static bool finished;
 __thread bool inside;
 
 static struct { /* what EL2 asked of EL3 and has not been answered */
-    uint64_t seq, parent;
+    uint64_t seq, parent, vcpu;
     uint32_t fid;
     uint16_t domain, id, vmid, owner;
     bool pending;
@@ -154,6 +154,7 @@ void on_guest_entry(unsigned reported, void *unused)
         call->fid = imm ? 0 : (uint32_t)x0;
         call->owner = owner_of(&who);
         call->flags = r->flags;
+        stretch_begin(cpu, who.vcpu, true);
         if (options.memory) {
             xen_learn(cpu, &who);
             tee_guest_call(cpu, call, x);
@@ -196,7 +197,9 @@ void on_el2_smc(unsigned reported, void *udata)
     asked[cpu].owner = owner_of(&who);
     asked[cpu].id = who.id;
     asked[cpu].vmid = who.vmid;
+    asked[cpu].vcpu = parent ? who.vcpu : 0;
     asked[cpu].pending = true;
+    stretch_end(cpu, asked[cpu].vcpu);
     if (tee && options.memory)
         tee_el3_call(cpu, parent, owner_of(&who), x);
     commit_and_unlock(cpu);
@@ -225,6 +228,7 @@ void on_el3_eret(unsigned reported, void *unused)
     r->flags = is_tee(asked[cpu].fid) ? 0 : REC_F_NOT_TEE;
     r->pc = reg_read(cpu, R_ELR_EL3);
     memcpy(rec_regs(), x, sizeof x);
+    stretch_begin(cpu, asked[cpu].vcpu, false);
     if (!r->flags && options.memory)
         tee_el3_return(cpu, asked[cpu].fid, asked[cpu].owner, x);
     commit_and_unlock(cpu);
@@ -257,6 +261,7 @@ void on_el2_eret(unsigned reported, void *unused)
     r->parent = call->seq;
     r->pc = reg_read(cpu, R_ELR_EL2);
     memcpy(rec_regs(), x, sizeof x);
+    stretch_end(cpu, who.vcpu);
     if (options.memory)
         tee_guest_return(cpu, call, x);
     guest_call_close(call);

@@ -6,7 +6,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include "trace.h"
+#include "senses.h"
 
 #define HINT_DOORBELL 0xd503261fU /* hint #0x30 */
 
@@ -21,6 +21,15 @@ static bool is_eret(uint32_t opcode)
     return opcode == 0xd69f03e0U || opcode == 0xd69f0bffU || opcode == 0xd69f0fffU;
 }
 
+static void sense(struct qemu_plugin_insn *insn, uint64_t va, uint32_t opcode, int flags)
+{
+    coverage_instrument(insn, va, opcode);
+    if (options.reads)
+        qemu_plugin_register_vcpu_mem_cb(insn, on_access, CB_NO_REGS, MEM_LOAD | MEM_STORE, (void *)(uintptr_t)va);
+    if (xen.known && va == xen.leave && (options.reads || options.time))
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_leaving, flags, NULL);
+}
+
 static void on_translation(struct qemu_plugin_tb *tb, void *unused)
 {
     (void)unused;
@@ -32,6 +41,8 @@ static void on_translation(struct qemu_plugin_tb *tb, void *unused)
     uint64_t vector = el == 2 ? reg_read(cpu, R_VBAR_EL2) : ~0ULL;
     int flags = options.lockstep ? CB_WRITE_REGS : CB_READ_REGS;
     size_t count = qemu_plugin_tb_n_insns(tb);
+    if (el == 2)
+        stretch_instrument(tb, count);
     for (size_t i = 0; i < count; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint32_t opcode = 0;
@@ -47,6 +58,7 @@ static void on_translation(struct qemu_plugin_tb *tb, void *unused)
             continue;
         }
         uint64_t va = qemu_plugin_insn_vaddr(insn);
+        sense(insn, va, opcode, flags);
         if (va == vector + 0x400 || va == vector + 0x600)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_guest_entry, flags, NULL);
         if (xen.known && va == xen.create)
@@ -67,6 +79,7 @@ static void on_vcpu_init(unsigned cpu, void *unused)
     (void)unused;
     thread_cpu = cpu;
     cpu_begins(cpu);
+    stretch_thread();
     regs_init(cpu);
 }
 

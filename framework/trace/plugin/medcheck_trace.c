@@ -10,15 +10,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "senses.h"
 #include "sink.h"
-#include "trace.h"
 
 #define MOST_MIB (1ULL << 30)
 
 QEMU_EXPORT int qemu_plugin_version = QEMU_API_VERSION;
 QEMU_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
 
-static const char *out, *lockstep, *label = "";
+static const char *out, *lockstep, *coverage, *label = "";
 static bool append;
 static int codec = CODEC_AUTO;
 static uint64_t flush_ms = 100, timeout_ms = 60000, list_pages = 40, max_mib = 4096;
@@ -31,13 +31,14 @@ static const struct { const char *name; uint64_t *value; } numbers[] = {
     {"xen_destroy", &xen.destroy}, {"xen_vcpu_domain", &xen.vcpu_domain}, {"xen_vcpu_id", &xen.vcpu_id},
     {"xen_domain_id", &xen.domain_id}, {"xen_domain_tee", &xen.domain_tee}, {"xen_tee_rpcs", &xen.tee_rpcs},
     {"xen_rpc_list", &xen.rpc_list}, {"xen_rpc_arg", &xen.rpc_arg}, {"xen_rpc_gfn", &xen.rpc_gfn},
-    {"xen_rpc_cookie", &xen.rpc_cookie},
+    {"xen_rpc_cookie", &xen.rpc_cookie}, {"xen_leave", &xen.leave},
 };
 
 static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {
     {"append", &append, "on", "off"}, {"memory", &options.memory, "on", "off"},
     {"doorbell", &options.doorbell, "on", "off"}, {"others", &options.others, "record", "count"},
     {"on_error", &options.stop_on_error, "stop", "continue"}, {"on_loss", &stop_on_loss, "stop", "continue"},
+    {"reads", &options.reads, "on", "off"}, {"time", &options.time, "on", "off"},
     {"xen", &xen.known, "on", "off"}, {"xen_tee", &xen.tee_known, "on", "off"},
 };
 
@@ -67,6 +68,10 @@ static bool parse(const char *argument)
         return *(out = value) != 0;
     if (IS("lockstep"))
         return *(lockstep = value) != 0;
+    if (IS("coverage"))
+        return *(coverage = value) != 0;
+    if (IS("cover"))
+        return coverage_range(value);
     if (IS("label"))
         return (label = value) != NULL;
     if (IS("codec")) {
@@ -93,6 +98,7 @@ static void on_exit_of_board(void *unused)
 {
     (void)unused;
     events_finish();
+    coverage_close();
     sink_close();
     if (sink_lost())
         fprintf(stderr, "medcheck_trace: %llu records were lost: the trace file could not be written, or is full\n",
@@ -139,17 +145,21 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
         return refuse("needs out=FILE, lockstep=SOCKET or both");
     options.list_pages = (unsigned)list_pages;
     options.lockstep = lockstep != NULL;
-    if (!rec_init())
+    if (!rec_init() || !stretch_init())
         return refuse("no memory for its records");
+    const char *wrong = coverage ? coverage_open(coverage) : NULL;
+    if (wrong)
+        return refuse(wrong);
     hooks_init(id);
     clean_label(clean, sizeof clean);
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
-             "\"lockstep\":%s,\"max_mib\":%llu,\"label\":\"%s\"}",
+             "\"lockstep\":%s,\"coverage\":%s,\"reads\":%s,\"time\":%s,\"max_mib\":%llu,\"label\":\"%s\"}",
              info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
-             lockstep ? "true" : "false", (unsigned long long)max_mib, clean);
-    const char *wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, max_mib << 20, json, sink_failed) : NULL;
+             lockstep ? "true" : "false", coverage ? "true" : "false", options.reads ? "true" : "false",
+             options.time ? "true" : "false", (unsigned long long)max_mib, clean);
+    wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, max_mib << 20, json, sink_failed) : NULL;
     if (!wrong && lockstep)
         wrong = lockstep_open(lockstep, json, (unsigned)timeout_ms, stop_on_loss);
     if (wrong)

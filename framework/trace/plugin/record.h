@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define FORMAT_MAJOR 1
-#define FORMAT_MINOR 0
+#define FORMAT_MINOR 1
 #define SEGMENT_MAGIC "MEDTRACE"
 #define CHUNK_MAGIC 0x4b43544dU /* "MTCK" */
 
@@ -64,6 +64,8 @@ enum block_kind {
     BLK_TRANSLATIONS = 7,
     BLK_GUEST_ALLOC = 8, /* the page a guest offers for RPC; translation only */
     BLK_TEXT = 9,
+    BLK_ACCESSES = 16,     /* EL2's loads and stores on the guest's pages since the last border: struct access */
+    BLK_INSTRUCTIONS = 17, /* EL2's instructions since the last border: one uint64_t */
 };
 
 enum block_flags {
@@ -93,6 +95,13 @@ struct translation {
     uint64_t ipa;
     uint64_t ma; /* low 12 bits: level 0-3, or 0xf no translation */
     uint64_t pte;
+};
+
+struct access { /* neighbouring loads, or stores, one after the other */
+    uint64_t ma;
+    uint64_t pc;     /* of the first */
+    uint32_t length; /* bytes */
+    uint32_t store;
 };
 
 struct segment_header {

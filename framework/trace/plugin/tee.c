@@ -7,7 +7,7 @@
  */
 #include <string.h>
 
-#include "trace.h"
+#include "senses.h"
 
 #define FID_RETURN_FROM_RPC 0x32000003U
 #define FID_CALL_WITH_ARG 0x32000004U
@@ -195,6 +195,8 @@ void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x)
     } else if (call->fid == FID_RETURN_FROM_RPC) {
         const struct tee_call *waiting = tee_call_find(call->owner, (int32_t)x[3]);
         uint64_t named = pair(x[1], x[2]);
+        if (waiting && waiting->ipa != NONE)
+            accesses_watch_ipa(cpu, waiting->ipa);
         if (waiting && waiting->op == RPC_ALLOC) {
             call->alloc_ipa = named;
             capture_guest_page(cpu, BLK_GUEST_ALLOC, named, 0, pair(x[4], x[5]));

@@ -55,6 +55,7 @@ bool reg_write_named(unsigned cpu, const char *name, uint64_t value);
 /* cpu.c */
 void cpu_begins(unsigned cpu);
 unsigned cpu_running(unsigned reported);
+bool cpu_exists(unsigned cpu);
 
 /* memory.c, under the lock: all addresses named ma are machine (host physical) addresses, non-secure */
 struct leaf {
@@ -102,6 +103,7 @@ struct xen_layout {
     uint64_t vcpu_domain, vcpu_id, domain_id, domain_tee; /* offsets in struct vcpu and struct domain */
     uint64_t tee_rpcs;                                    /* struct optee_domain: shm_rpc_list */
     uint64_t rpc_list, rpc_arg, rpc_gfn, rpc_cookie;      /* struct shm_rpc */
+    uint64_t leave;                                       /* symbol: the way out to guests; 0 unknown */
     bool known, tee_known;
 };
 extern struct xen_layout xen;
@@ -170,7 +172,7 @@ enum counter {
 };
 extern uint64_t counters[C_COUNT];
 struct options {
-    bool memory, doorbell, others, stop_on_error, lockstep;
+    bool memory, doorbell, others, stop_on_error, lockstep, reads, time;
     unsigned list_pages;
 };
 extern struct options options;

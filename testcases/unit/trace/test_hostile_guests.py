@@ -127,9 +127,34 @@ def test_calls_and_domains_on_several_cpus_do_not_mix(races: Hostile, tmp_path: 
     assert reader.segments[0].complete
 
 
+ALL_SENSES = ("reads=on", "time=on")
+
+
+def test_what_el2_does_between_the_borders_is_seen(races: Hostile, tmp_path: Path) -> None:
+    """Each stretch has its accesses in order and its instructions; what follows the way out is not in it."""
+    rounds = 20
+    arguments = (*ALL_SENSES, f"coverage={tmp_path / 'c'}")
+    reader = races.record(tmp_path / "t", "senses", rounds, 1, *arguments)
+    seen = list(reader.valid_events())
+    assert reader.segments[0].complete and not reader.problems
+    for event in seen:
+        page = 0x200000 + event.cpu * 0x20000
+        taken = [(a.ma - page, a.length, a.store) for a in event.accesses() or ()]
+        if event.kind == Kind.EL3_CALL:
+            assert taken == [(0, 4096, False), (0, 1, False)] and event.instructions() == 2 + 2 * 512
+        elif event.kind == Kind.GUEST_RETURN:
+            assert taken == [(4, 4, True)] and event.instructions() == 3
+        else:
+            assert event.accesses() is None and event.instructions() is None
+    lines = (tmp_path / "c").read_text().splitlines()
+    assert lines[:2] == ["medcheck-coverage 1", "range 0x39000 0x39040"]
+    assert f"0x39000 {2 * rounds} 1" in lines, "x1 was 0: cbnz fell through"
+    assert f"0x39004 {2 * rounds * 512} 0" in lines and lines[-1] == "end 6"
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_page_lists_and_registers_as_bad_as_can_be(memory: Hostile, tmp_path: Path, seed: int) -> None:
-    reader = memory.record(tmp_path / "t", "lists", 40, seed, "codec=none")
+    reader = memory.record(tmp_path / "t", "lists", 40, seed, "codec=none", *ALL_SENSES)
     seen = list(reader.valid_events())
     assert reader.segments[0].complete and not reader.problems
     assert sum(event.kind == Kind.GUEST_CALL for event in seen) == 40

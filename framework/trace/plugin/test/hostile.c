@@ -7,6 +7,7 @@
  *   loop     one vCPU repeats the call that names the most memory: 127 parameters, lists that never end
  *   most     one call that names all the pages that Xen lets a domain share
  *   unknown  Xen says that no vCPU runs, a guest calls, and EL2 returns to guests ROUNDS times
+ *   senses   two vCPUs call, and EL2 reads each page once, the first byte twice, writes a word, runs known code, leaves
  *   outside  memory is read by a thread that does not hold the plugin's lock
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -46,6 +47,9 @@
 #define CREATE 0x31000ULL
 #define KILL 0x32000ULL
 #define DESTROY 0x33000ULL
+#define LEAVE 0x38000ULL
+#define CODE 0x39000ULL /* of the mediator, 64 bytes */
+#define CBNZ 0xb5000041U /* cbnz x1, + 8 */
 
 static volatile sig_atomic_t stopped;
 static uint64_t rounds;
@@ -193,6 +197,45 @@ static void threads(void)
         pthread_join(thread[cpu], NULL);
 }
 
+/* senses */
+
+static void *mediator(void *number)
+{
+    unsigned cpu = (unsigned)(uintptr_t)number;
+    uint64_t page = PAGES + cpu * GUEST, shadow = page + 0x10000;
+    begin(cpu);
+    for (uint64_t i = 0; i < rounds; i++) {
+        set_args(CALL_WITH_ARG, page, 1);
+        guest_calls();
+        for (uint64_t at = 0; at < PAGE; at += 8) {
+            stub_access(CODE + 4, page + at, 3, false);
+            stub_access(CODE + 8, shadow + at, 3, true);
+        }
+        stub_access(CODE + 12, page, 0, false);
+        set_args(CALL_WITH_ARG, shadow, 1);
+        xen_calls();
+        set_args(0, shadow, 1);
+        el3_returns();
+        stub_set("cpsr", EL2);
+        stub_execute(CODE, CBNZ);
+        stub_access(CODE + 16, page + 4, 2, true);
+        stub_execute(LEAVE, NOP);
+        stub_access(CODE + 20, page + 8, 2, false); /* on the way out: not the mediator any more */
+        xen_returns();
+    }
+    return NULL;
+}
+
+static void senses(void)
+{
+    pthread_t thread[2];
+    for (unsigned cpu = 0; cpu < 2; cpu++)
+        if (pthread_create(&thread[cpu], NULL, mediator, (void *)(uintptr_t)cpu))
+            abort();
+    for (unsigned cpu = 0; cpu < 2; cpu++)
+        pthread_join(thread[cpu], NULL);
+}
+
 /* lists and loop */
 
 static uint64_t some_page(void)
@@ -318,15 +361,17 @@ static void outside(void)
 }
 
 static const struct { const char *name; void (*run)(void); } scenarios[] = {
-    {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"outside", outside},
+    {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"senses", senses},
+    {"outside", outside},
 };
 
 int main(int argc, char **argv)
 {
     static char places[] = "xen_curr_vcpu=0x10000", create[] = "xen_create=0x31000", kill[] = "xen_kill=0x32000",
-                destroy[] = "xen_destroy=0x33000", domain[] = "xen_vcpu_domain=16", known[] = "xen=on";
-    char *words[64] = {known, places, create, kill, destroy, domain};
-    int count = 6;
+                destroy[] = "xen_destroy=0x33000", leave[] = "xen_leave=0x38000",
+                cover[] = "cover=0x39000-0x39040", domain[] = "xen_vcpu_domain=16", known[] = "xen=on";
+    char *words[64] = {known, places, create, kill, destroy, domain, leave, cover};
+    int count = 8;
     if (argc < 4 || argc > 50)
         return 2;
     rounds = strtoull(argv[2], NULL, 10);

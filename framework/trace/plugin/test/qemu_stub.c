@@ -14,6 +14,7 @@
 
 #define CALLBACKS 4
 #define NAME_ROOM 16
+#define LOAD 0xf9400000U /* ldr x0, [x0] */
 
 static const char *const systems[] = {
     "sp", "pc", "cpsr", "SCR_EL3", "ELR_EL3", "SPSR_EL3", "HCR_EL2", "VTTBR_EL2", "VTCR_EL2", "ESR_EL2", "ELR_EL2",
@@ -31,8 +32,18 @@ struct qemu_plugin_insn {
     uint32_t opcode;
     unsigned count;
     struct { vcpu_udata_cb call; void *udata; } callbacks[CALLBACKS];
+    struct { mem_cb call; void *udata; } memory;
+    struct inline_add { qemu_plugin_u64 entry; uint64_t operand; } add;
 };
-struct qemu_plugin_tb { struct qemu_plugin_insn insn; };
+struct qemu_plugin_tb {
+    struct qemu_plugin_insn insn;
+    struct inline_add add;
+};
+struct qemu_plugin_scoreboard {
+    size_t size;
+    uint8_t *entries;
+};
+struct qemu_plugin_hwaddr { uint64_t address; };
 
 uint8_t ram[RAM_BYTES] __attribute__((aligned(4096)));
 static struct vcpu vcpus[STUB_CPUS];
@@ -113,6 +124,85 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, vcpu_
         abort();
     insn->callbacks[insn->count].call = cb;
     insn->callbacks[insn->count++].udata = udata;
+}
+
+void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, mem_cb cb, int flags, int which, void *udata)
+{
+    (void)flags;
+    if (which != (MEM_LOAD | MEM_STORE))
+        abort();
+    insn->memory.call = cb;
+    insn->memory.udata = udata;
+}
+
+void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct qemu_plugin_insn *insn, int op, qemu_plugin_u64 entry,
+                                                         uint64_t operand)
+{
+    if (op != INLINE_ADD_U64)
+        abort();
+    insn->add = (struct inline_add){entry, operand};
+}
+
+void qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(struct qemu_plugin_tb *tb, int op, qemu_plugin_u64 entry,
+                                                       uint64_t operand)
+{
+    if (op != INLINE_ADD_U64)
+        abort();
+    tb->add = (struct inline_add){entry, operand};
+}
+
+/* Scoreboards: exactly as large as asked for, so that what lies outside is found */
+
+struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t element_size)
+{
+    struct qemu_plugin_scoreboard *score = calloc(1, sizeof *score);
+    score->size = element_size;
+    score->entries = calloc(STUB_CPUS, element_size);
+    return score;
+}
+
+void *qemu_plugin_scoreboard_find(struct qemu_plugin_scoreboard *score, unsigned vcpu)
+{
+    if (vcpu >= STUB_CPUS)
+        abort();
+    return score->entries + vcpu * score->size;
+}
+
+static void run_inline(const struct inline_add *add)
+{
+    if (add->entry.score)
+        *(uint64_t *)((uint8_t *)qemu_plugin_scoreboard_find(add->entry.score, me->number) + add->entry.offset) +=
+            add->operand;
+}
+
+/* Accesses; the information is the size's shift, and 16 for a store */
+
+unsigned qemu_plugin_mem_size_shift(qemu_plugin_meminfo_t info)
+{
+    return info & 15;
+}
+
+bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t info)
+{
+    return info & 16;
+}
+
+struct qemu_plugin_hwaddr *qemu_plugin_get_hwaddr(qemu_plugin_meminfo_t info, uint64_t va)
+{
+    static __thread struct qemu_plugin_hwaddr found;
+    (void)info;
+    found.address = va;
+    return &found;
+}
+
+bool qemu_plugin_hwaddr_is_io(const struct qemu_plugin_hwaddr *hwaddr)
+{
+    return hwaddr->address >= RAM_BYTES;
+}
+
+uint64_t qemu_plugin_hwaddr_phys_addr(const struct qemu_plugin_hwaddr *hwaddr)
+{
+    return hwaddr->address;
 }
 
 /* Code */
@@ -241,12 +331,27 @@ void stub_set(const char *name, uint64_t value)
     abort();
 }
 
+static void run(struct qemu_plugin_tb *tb)
+{
+    plugin.translate(tb, plugin.udata[1]);
+    run_inline(&tb->add);
+    run_inline(&tb->insn.add);
+    for (unsigned i = 0; i < tb->insn.count; i++)
+        tb->insn.callbacks[i].call(me->number, tb->insn.callbacks[i].udata);
+}
+
 void stub_execute(uint64_t address, uint32_t opcode)
 {
     struct qemu_plugin_tb tb = {.insn = {.address = address, .opcode = opcode}};
-    plugin.translate(&tb, plugin.udata[1]);
-    for (unsigned i = 0; i < tb.insn.count; i++)
-        tb.insn.callbacks[i].call(me->number, tb.insn.callbacks[i].udata);
+    run(&tb);
+}
+
+void stub_access(uint64_t address, uint64_t va, unsigned shift, bool store)
+{
+    struct qemu_plugin_tb tb = {.insn = {.address = address, .opcode = LOAD}};
+    run(&tb);
+    if (tb.insn.memory.call)
+        tb.insn.memory.call(me->number, shift | (store ? 16 : 0), va, tb.insn.memory.udata);
 }
 
 void stub_exit(void)

@@ -24,6 +24,8 @@ void stub_set(const char *name, uint64_t value);
 void stub_set_x(unsigned number, uint64_t value);
 /* Translates and executes one instruction on the calling thread's vCPU. */
 void stub_execute(uint64_t address, uint32_t opcode);
+/* The same of an instruction that loads or stores 1 << shift bytes at `va`. */
+void stub_access(uint64_t address, uint64_t va, unsigned shift, bool store);
 /* The board ends. */
 void stub_exit(void);
 

@@ -1,0 +1,121 @@
+/*
+ * How many instructions EL2 executes between two borders of a guest call, and the record's blocks for that.
+ *
+ * The counter grows by a whole translation block when the block begins, so a stretch is exact to a block, and the same
+ * in every run of the same path. An interrupt that Xen takes on the way counts as well; what Xen does on its way out
+ * to the guest (softirqs, scheduling) does not.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "senses.h"
+
+static struct stretch {
+    uint64_t key;
+    uint64_t began, took; /* EL2 instructions of this CPU */
+    uint8_t state;        /* written by this CPU's thread */
+} stretches[MAX_CPUS];
+
+static struct qemu_plugin_scoreboard *instructions;
+static bool one_thread; /* for several vCPUs: QEMU counts for the CPU that translated */
+
+bool stretch_init(void)
+{
+    return !options.time || (instructions = qemu_plugin_scoreboard_new(8));
+}
+
+void stretch_thread(void)
+{
+    static __thread unsigned vcpus;
+    if (++vcpus > 1)
+        __atomic_store_n(&one_thread, true, __ATOMIC_RELAXED);
+}
+
+void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
+{
+    qemu_plugin_u64 counter = {instructions, 0};
+    if (options.time)
+        qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD_U64, counter, count);
+}
+
+static bool counts(void)
+{
+    return options.time && !__atomic_load_n(&one_thread, __ATOMIC_RELAXED);
+}
+
+static uint64_t executed(unsigned cpu)
+{
+    return counts() ? *(uint64_t *)qemu_plugin_scoreboard_find(instructions, cpu) : 0;
+}
+
+static uint8_t state_of(const struct stretch *s)
+{
+    return __atomic_load_n(&s->state, __ATOMIC_ACQUIRE);
+}
+
+static void set_state(struct stretch *s, uint8_t state)
+{
+    __atomic_store_n(&s->state, state, __ATOMIC_RELEASE);
+}
+
+bool stretch_is_open(unsigned cpu)
+{
+    return state_of(&stretches[cpu]) == STRETCH_OPEN;
+}
+
+void stretch_begin(unsigned cpu, uint64_t key, bool first)
+{
+    MUST_BE_INSIDE();
+    if (!xen.known || !xen.leave || !key || (!options.time && !options.reads))
+        return;
+    stretches[cpu].key = key;
+    stretches[cpu].began = executed(cpu);
+    accesses_begin(cpu, first);
+    set_state(&stretches[cpu], STRETCH_OPEN);
+}
+
+static void freeze(unsigned cpu)
+{
+    stretches[cpu].took = executed(cpu) - stretches[cpu].began;
+    set_state(&stretches[cpu], STRETCH_FROZEN);
+}
+
+/* First instruction of Xen's way out to a guest. */
+void on_leaving(unsigned reported, void *unused)
+{
+    unsigned cpu = cpu_running(reported);
+    (void)unused;
+    if (stretch_is_open(cpu))
+        freeze(cpu);
+}
+
+/* Where the call's latest stretch was seen: Xen may have moved the vCPU to another CPU on its way out. */
+static struct stretch *find(unsigned cpu, uint64_t key)
+{
+    if (stretches[cpu].key == key && stretches[cpu].state != STRETCH_CLOSED)
+        return &stretches[cpu];
+    for (unsigned i = 0; i < MAX_CPUS; i++)
+        if (i != cpu && state_of(&stretches[i]) == STRETCH_FROZEN && stretches[i].key == key)
+            return &stretches[i];
+    return NULL;
+}
+
+void stretch_end(unsigned cpu, uint64_t key)
+{
+    MUST_BE_INSIDE();
+    struct stretch *s = key ? find(cpu, key) : NULL;
+    if (!s)
+        return;
+    unsigned owner = (unsigned)(s - stretches);
+    if (s->state == STRETCH_OPEN)
+        freeze(owner);
+    if (counts()) {
+        struct block *b = rec_block(BLK_INSTRUCTIONS, 8);
+        if (b) {
+            *(uint64_t *)(b + 1) = s->took;
+            rec_close_block(b, 8);
+        }
+    }
+    if (options.reads)
+        accesses_add_block(owner);
+    set_state(s, STRETCH_CLOSED);
+}
