@@ -195,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
     command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
+    command.add_argument(
+        "--senses", metavar="WORDS",
+        help="what the trace shows beside the calls: coverage, reads, time, comma separated; all or none (default: the "
+        "profile's, else all)",
+    )  # fmt: skip
     command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
     command.add_argument(
         "--bisect",
@@ -304,6 +309,7 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
         mirrors=options.mirror,
         trace=not options.no_trace,
         tests=not options.no_tests,
+        senses=options.senses,
         fail_on=FailOn(options.fail_on),
         baseline=options.baseline,
         fail_fast=options.fail_fast,

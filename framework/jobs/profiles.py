@@ -15,11 +15,12 @@ from framework.common.yaml_source import Source
 @dataclass(frozen=True)
 class Profile:
     """One choice of xtest cases and stimuli. ``cases`` None means the whole suite; ``tests`` are pytest's arguments
-    that choose from the suite, none for no tests."""
+    that choose from the suite, none for no tests; ``senses`` are those of :func:`framework.trace.senses.chosen`."""
 
     name: str
     cases: tuple[str, ...] | None
     tests: tuple[str, ...] = ()
+    senses: str | None = None
 
 
 def profiles(path: Path | None = None) -> dict[str, Profile]:
@@ -27,11 +28,12 @@ def profiles(path: Path | None = None) -> dict[str, Profile]:
     source = Source(path or IMAGES / "profiles.yaml")
     result = {}
     for name, node in source.mapping(source.root(), "the profiles").items():
-        entry = source.record(node, f"profile {name}", ("cases",), ("tests",))
+        entry = source.record(node, f"profile {name}", ("cases",), ("tests", "senses"))
         everything = isinstance(entry["cases"], yaml.ScalarNode) and entry["cases"].value == "all"
         cases = None if everything else _words(source, entry["cases"], f"profile {name}: cases")
         tests = _words(source, entry["tests"], f"profile {name}: tests") if "tests" in entry else ()
-        result[name] = Profile(name, cases, tests)
+        senses = source.text(entry["senses"], f"profile {name}: senses") if "senses" in entry else None
+        result[name] = Profile(name, cases, tests, senses)
     return result
 
 

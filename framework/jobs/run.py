@@ -27,13 +27,14 @@ from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
 from framework.jobs.live_watch import LiveWatch
 from framework.jobs.profiles import profiles
-from framework.jobs.run_report import Found, report_of
+from framework.jobs.run_report import Found, covered, report_of
 from framework.jobs.testsuite import results_of_stimuli, run_stimuli
 from framework.report.model import BoardTestReport, RunReport
 from framework.report.write import point_latest, write_report
 from framework.target.liveness import Hypervisor, hypervisor_of, xen_died
 from framework.target.stack import open_store, prepare_stack, with_guests
 from framework.target.target import Target
+from framework.trace.senses import chosen
 
 TRACEBACK = "traceback.txt"
 """The file in the report's folder with what an unexpected exception left."""
@@ -53,6 +54,7 @@ class RunOptions:
     mirrors: str | None = None
     trace: bool = True
     tests: bool = True
+    senses: str | None = None
     fail_on: FailOn = FailOn.NONCONFORMANCE
     baseline: Path | None = None
     fail_fast: bool = False
@@ -83,6 +85,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     if options.profile not in known:
         raise UsageError(f"no profile {options.profile}", hint=f"one of {', '.join(known)}")
     profile = known[options.profile]
+    senses = chosen(options.senses or profile.senses)
     cases = profile.cases if options.xtest is None else options.xtest
     if not case_ids(cases) and options.xtest is not None:
         raise UsageError("--xtest names no case", hint="such as --xtest 1004,6001")
@@ -97,7 +100,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     _make_folder(folder)
     begin = time.monotonic()
     live = LiveWatch(progress, fail_fast=options.fail_fast) if options.trace else None
-    target = Target(spec, stack, folder, trace=options.trace, lockstep=live.socket if live else None)
+    target = Target(spec, stack, folder, trace=options.trace, lockstep=live.socket if live else None, senses=senses)
     if live is not None:
         live.watch(target)
     xtest: Mapping[str, XtestResult] = {}
@@ -122,15 +125,19 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
         if failure is None and options.tests and options.xtest is None and profile.tests:
             # The Xen of this run, even if its tree has been edited meanwhile.
             same_xen = frozen(options.overrides, stack.hypervisor)
-            tests = run_stimuli(profile.tests, same_xen, options.board, options.domus, folder, progress)
+            tests = run_stimuli(profile.tests, same_xen, options.board, options.domus, folder, progress, senses)
             traces |= results_of_stimuli(folder)
     except BaseException as error:
         failure = failure or _expected(error, folder)
     found = Found(xtest, traces, tests, failure)
+    coverage = covered(folder, target.stack, started)
+    if coverage.missing:
+        progress.say(f"no coverage: {coverage.missing}")
     report, code = report_of(
-        found, target, options.fail_on, baseline, options.profile, options.command, started, time.monotonic() - begin
-    )
-    document = write_report(report, folder)
+        found, target, options.fail_on, baseline, options.profile, options.command, started, time.monotonic() - begin,
+        coverage.files,
+    )  # fmt: skip
+    document = write_report(report, folder, coverage.extra)
     if options.report is None:
         point_latest(folder.parent, folder)
     return RunResult(report, document, folder, code, failure)

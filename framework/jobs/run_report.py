@@ -8,13 +8,16 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 
+from framework.artifacts.cache import BuildCache
 from framework.artifacts.stack import Stack
-from framework.common.errors import ExitCode, GuestCrash, redacted
+from framework.common.errors import ExitCode, GuestCrash, TraceError, redacted
+from framework.common.paths import cache_root
 from framework.conformance.baseline import Baseline
 from framework.conformance.conclusion import Conclusion, Kind, conclude
 from framework.conformance.merge import merge
@@ -22,7 +25,40 @@ from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestResult
 from framework.report import model
+from framework.report.coverage import cobertura, lcov, source_files
 from framework.target.target import Target
+from framework.trace.build import xen_layout
+from framework.trace.coverage import SUFFIX, merged
+
+COVERAGE_INFO, COVERAGE_XML = "coverage.info", "coverage.xml"
+"""The files in the report's folder with the coverage of every line: lcov, Cobertura."""
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Coverage over all boards of a run: by source file, the files for the report's folder, what is missing."""
+
+    files: tuple[model.CoverageReport, ...] = ()
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    missing: str = ""
+
+
+def covered(folder: Path, stack: Stack, started: datetime) -> Covered:
+    """Add up what the boards of a run left in its ``folder``."""
+    if stack.xen_syms is None:
+        return Covered()
+    try:
+        total = merged(sorted(folder.rglob(f"*{SUFFIX}")))
+    except TraceError as error:
+        return Covered(missing=str(error))
+    if total is None:
+        return Covered()
+    code = xen_layout(BuildCache(cache_root()), stack.xen_syms).code
+    if code.ranges != total.ranges:
+        return Covered(missing="the coverage in the report's folder is that of another Xen")
+    files = source_files(code, total)
+    extra = {COVERAGE_INFO: lcov(files), COVERAGE_XML: cobertura(files, round(started.timestamp()))}
+    return Covered(tuple(file.report() for file in files), extra)
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,7 @@ def report_of(
     command: Sequence[str],
     started: datetime,
     seconds: float,
+    coverage: tuple[model.CoverageReport, ...] = (),
 ) -> tuple[model.RunReport, ExitCode]:
     """The report, and the exit code that its verdict means."""
     conformance = merge(found.traces) if found.traces else None
@@ -69,6 +106,7 @@ def report_of(
         conformance=conformance,
         conclusion=conclusion,
         tests=found.tests,
+        coverage=coverage,
         reproduce=redacted(shlex.join(["./medcheck", *command])),
     )
     code = {"pass": ExitCode.GOOD, "fail": ExitCode.FAILED, "infrastructure": ExitCode.INFRASTRUCTURE}[verdict]

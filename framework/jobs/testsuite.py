@@ -19,6 +19,8 @@ from framework.common.progress import Progress
 from framework.conformance.result import RESULT_FILE, ConformanceResult
 from framework.jobs.pytest_process import follow
 from framework.report.model import BoardTestReport
+from framework.trace.coverage import SUFFIX
+from framework.trace.senses import ALL, VARIABLE, Sense
 from mediator_ref import RULES
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
@@ -27,7 +29,13 @@ _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 def run_stimuli(
-    selection: Sequence[str], overrides: Overrides, board: str, domus: int | None, folder: Path, progress: Progress
+    selection: Sequence[str],
+    overrides: Overrides,
+    board: str,
+    domus: int | None,
+    folder: Path,
+    progress: Progress,
+    senses: frozenset[Sense] = ALL,
 ) -> tuple[BoardTestReport, ...]:
     """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``) chooses.
 
@@ -47,7 +55,7 @@ def run_stimuli(
     command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"])]
     command += [f"--mc-{word}" for word in overrides.words()]
     # The run has fetched and built everything: a test that would download is a defect.
-    environment = {**os.environ, "MEDCHECK_OFFLINE": "1"}
+    environment = {**os.environ, "MEDCHECK_OFFLINE": "1", VARIABLE: ",".join(sorted(senses)) or "none"}
     with (
         progress.task("exact and hostile stimuli", unit="tests") as task,
         os.fdopen(safe_files.create(log), "wb", buffering=0) as sink,
@@ -77,7 +85,7 @@ def run_stimuli(
 
 def _forget(folder: Path, results: Path) -> None:
     """Remove what an earlier run left in the same report's folder: it is no evidence about this run's mediator."""
-    for path in [results, *(folder / "testcases").rglob(RESULT_FILE)]:
+    for path in [results, *(folder / "testcases").rglob(RESULT_FILE), *(folder / "testcases").rglob(f"*{SUFFIX}")]:
         path.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural, visible
 from framework.report import timeline
-from framework.report.markdown import failures, headline
+from framework.report.markdown import failures, headline, share
 from framework.report.model import outcome
 
 _HERE = Path(__file__).resolve().parent
@@ -56,6 +56,7 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         slowest=_slowest(content),
         timings=_waterfall(content["timings"]),
         conformance=_conformance(content.get("conformance")),
+        share=share,
         tests=[{**test, "kind": outcome(test["status"])} for test in content["tests"]],
         tell_first=TELL_FIRST,
         tests_private=any(_private(line) for test in content["tests"] for line in test["deviations"]),

@@ -91,6 +91,7 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
         )
     yield from _failure_lines(content, text)
     yield from _conformance_lines(content, text)
+    yield from _coverage_lines(content, text)
     yield from _test_lines(content, text)
     yield ""
     again = _code(content["reproduce"])
@@ -128,6 +129,22 @@ def _test_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Itera
         yield f"- {text(test['id'])}: {text(test['error'] or test['status'])}"
     if len(bad) > _LISTED:
         yield f"- {plural(len(bad) - _LISTED, 'more failed test')} in the report"
+
+
+def _coverage_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:
+    if content["coverage"]:
+        yield ""
+    for file in content["coverage"]:
+        yield (
+            f"Coverage of {text(file['file'])}: {share(file['lines_seen'], file['lines'])} of lines, "
+            f"{share(file['branches_seen'], file['branches'])} of branches, "
+            f"{file['functions_seen']} of {plural(file['functions'], 'function')}."
+        )
+
+
+def share(part: int, whole: int) -> str:
+    """A share in per cent, such as ``93.4 % (183/196)``; rounded down, so that 100 % is all."""
+    return f"{1000 * part // whole / 10:.1f} % ({part}/{whole})" if whole else "–"
 
 
 def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[str]:

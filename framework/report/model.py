@@ -159,12 +159,28 @@ class BoardTestReport:
 
 
 @dataclass(frozen=True)
+class CoverageReport:
+    """How much of one source file of the mediator a run saw. ``branches`` counts the ways that conditional branches of
+    the binary may go; ``not_seen`` names lines that did not run, such as ``171-176, 203``."""
+
+    file: str
+    lines: int
+    lines_seen: int
+    branches: int
+    branches_seen: int
+    functions: int
+    functions_seen: int
+    not_seen: str = ""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """Report of one run. ``reason`` says in a sentence why the verdict is not ``pass``; ``conformance`` adds up
     all traces of the run, and ``conclusion`` is drawn from it.
 
     ``started`` is an ISO 8601 time; ``host`` describes the machine without naming it; ``artifacts`` are files
-    of the report's folder worth naming; ``reproduce`` is the command line.
+    of the report's folder worth naming; ``reproduce`` is the command line. ``coverage``: by source file of the
+    mediator, over all boards of the run; empty when it was not measured.
     """
 
     verdict: Verdict
@@ -183,3 +199,4 @@ class RunReport:
     conformance: ConformanceResult | None = None
     conclusion: Conclusion | None = None
     tests: tuple[BoardTestReport, ...] = ()
+    coverage: tuple[CoverageReport, ...] = ()

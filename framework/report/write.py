@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from framework.report import html, json_report, junit, markdown
 from framework.report.model import RunReport
 
 
-def write_report(report: RunReport, folder: Path) -> dict[str, Any]:
+def write_report(report: RunReport, folder: Path, extra: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """Write ``report.json``, ``junit.xml``, ``index.html`` and ``summary.md`` into ``folder``; returns the first.
+
+    ``extra``: more files, by name.
 
     Console logs are read from where the report says they are. Everything is rendered and on disk before the
     first file gets its name: a failure half way (a full disk, say) leaves an older report as it was.
@@ -22,6 +25,7 @@ def write_report(report: RunReport, folder: Path) -> dict[str, Any]:
     """
     content = json_report.document(report, folder)
     files = {
+        **(extra or {}),
         "report.json": json_report.dump(content),
         "summary.md": markdown.summary(content, terminal=False).encode(),
         "junit.xml": junit.render(content),

@@ -19,7 +19,7 @@ from framework.common.errors import UsageError
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
-from framework.trace.senses import chosen
+from framework.trace.senses import Sense, chosen
 
 MEDIATOR_TRACE = b"Using TEE mediator for OP-TEE"
 """Xen's message at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
@@ -59,8 +59,17 @@ def with_guests(spec: BoardSpec, count: int | None) -> BoardSpec:
     return replace(spec, guests=guests)
 
 
-def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: Path | None = None) -> dict[str, Any]:
-    """Return a Board's options to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend."""
+def trace_options(
+    spec: BoardSpec,
+    stack: Stack,
+    trace: Path | None,
+    lockstep: Path | None = None,
+    senses: frozenset[Sense] | None = None,
+) -> dict[str, Any]:
+    """Return a Board's options to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend.
+
+    ``senses``: None stands for those of the environment (:func:`framework.trace.senses.chosen`).
+    """
     out = None if trace is None else trace.absolute()
     if out is None and lockstep is None:
         return {}
@@ -70,5 +79,6 @@ def trace_options(spec: BoardSpec, stack: Stack, trace: Path | None, lockstep: P
     layout = None
     if stack.xen_syms is not None and unchecked(stack.xen_syms) is None:
         layout = xen_layout(cache, stack.xen_syms)
-    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name, senses=chosen())
+    senses = chosen() if senses is None else senses
+    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name, senses=senses)
     return options.for_board(build_plugin(cache))

@@ -24,6 +24,7 @@ from framework.guests.linux import LinuxGuest, create_linux_guest
 from framework.snapshot.restore import clone
 from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
+from framework.trace.senses import Sense
 
 _CLIENT_REFUSED = rb"Unable to create OPTEE client[^\r\n]{0,400}"
 _DOM0_COMES = rb"\*\*\* LOADING DOMAIN 0 \*\*\*"
@@ -62,13 +63,18 @@ class Target(AbstractContextManager["Target"]):
         trace: bool = False,
         board: Board | None = None,
         lockstep: Path | None = None,
+        senses: frozenset[Sense] | None = None,
     ) -> None:
         """``trace``: record every SMC into ``run_dir/trace/board.trace``; ``lockstep``: the socket of a consumer that
-        gets them as well (:class:`framework.trace.live.LiveConsumer`)."""
+        gets them as well (:class:`framework.trace.live.LiveConsumer`); ``senses``: what the trace shows beside,
+        None for those of the environment.
+        """
         self.spec = spec
         self.stack = stack
         self.trace = run_dir / "trace" / "board.trace" if trace else None
-        self.board = board or watch(Board(spec, stack, run_dir, **trace_options(spec, stack, self.trace, lockstep)))
+        if board is None:
+            board = watch(Board(spec, stack, run_dir, **trace_options(spec, stack, self.trace, lockstep, senses)))
+        self.board = board
         self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []

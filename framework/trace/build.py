@@ -99,8 +99,8 @@ class PluginOptions:
     board when the file cannot be written, or the lock-step consumer is gone; otherwise go on without.
     ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
     each memory parameter at most. ``max_mib``: the trace file never grows beyond this many MiB (0: no limit);
-    what comes then is lost, counted, and the trace is cut. ``senses`` need ``xen``: without it they are off;
-    coverage goes to the file beside ``out`` (:func:`coverage_beside`).
+    what comes then is lost, counted, and the trace is cut. ``senses``: coverage needs ``xen``, and goes to the file
+    beside ``out`` (:func:`coverage_beside`).
     """
 
     out: Path | None = None
@@ -156,9 +156,9 @@ class PluginOptions:
         ]
         if self.label:
             found.append(f"label={self.label}")
+        found += [f"{sense}=on" for sense in (Sense.READS, Sense.TIME) if sense in self.senses]
         if self.xen is not None:
             found += self.xen.arguments()
-            found += [f"{sense}=on" for sense in (Sense.READS, Sense.TIME) if sense in self.senses]
             if self.coverage is not None:
                 found += [f"cover={start:#x}-{end:#x}" for start, end in self.xen.code.ranges]
                 found.append(f"coverage={self.coverage}")

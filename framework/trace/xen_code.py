@@ -165,7 +165,7 @@ def _words(elf: Any, ranges: Iterable[tuple[int, int]], budget: Budget) -> dict[
     for start, end in ranges:
         for section in sections:
             at = start - section["sh_addr"]
-            if 0 <= at and end <= section["sh_addr"] + section["sh_size"]:
+            if at >= 0 and end <= section["sh_addr"] + section["sh_size"]:
                 data = section.data()[at : at + end - start]
                 for offset in range(0, len(data) - 3, _WORD):
                     words[start + offset] = int.from_bytes(data[offset : offset + 4], "little")

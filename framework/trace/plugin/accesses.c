@@ -79,6 +79,11 @@ static void note(struct accesses *a, uint64_t ma, uint64_t pc, uint32_t length, 
         last->length += length;
         return;
     }
+    if (last && last->store == store && ma + length == last->ma && last->ma & PAGE_MASK) { /* a copy that descends */
+        last->ma = ma;
+        last->length += length;
+        return;
+    }
     if (a->used == RUNS) {
         a->incomplete = true;
         return;

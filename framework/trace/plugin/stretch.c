@@ -65,7 +65,7 @@ bool stretch_is_open(unsigned cpu)
 void stretch_begin(unsigned cpu, uint64_t key, bool first)
 {
     MUST_BE_INSIDE();
-    if (!xen.known || !xen.leave || !key || (!options.time && !options.reads))
+    if (!key || (xen.known && !xen.leave) || (!options.time && !options.reads))
         return;
     stretches[cpu].key = key;
     stretches[cpu].began = executed(cpu);
