@@ -266,7 +266,7 @@ def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
         kind, flags, _level, _index, size, length, _count, ipa, ma, pte, _cookie = unpack(raw, at)
         start = at + head
         at = start + (length + 7 & ~7)
-        if at > end or (length > size and kind != _TRANSLATIONS):
+        if at > end or (length > size and (kind in _GUEST or kind in _SHADOW)):
             raise ValueError("a block lies outside it")
         if kind in _SHADOW:
             if size == PAGE:
