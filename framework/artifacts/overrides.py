@@ -4,7 +4,7 @@ option."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Overrides:
     xen_tools: str | Path = "auto"
     cc: str | None = None
     optee: Path | None = None
+    optee_tree: Path | None = None
     kernel: Path | None = None
     kernel_modules: Path | None = None
     xtest_root: Path | None = None
@@ -43,6 +44,11 @@ class Overrides:
                 if item is not None:
                     found.append(f"{name.replace('_', '-')}={item}")
         return found
+
+    def chosen(self) -> list[str]:
+        """Return those of :meth:`words` that say something else than what is pinned."""
+        usual = Overrides().words()
+        return [word for word in self.words() if word not in usual]
 
 
 def _absolute(value: Any) -> Any:
@@ -95,6 +101,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "cc": Option(some_text, "COMPILER", "the compiler of Xen: another gcc, or clang"),
     "optee": Option(some_path, "DIR", "folder with tee-{header,pager,pageable}_v2.bin"),
+    "optee-tree": Option(some_path, "DIR", "an OP-TEE OS source tree: built as it is, with the board's variables"),
     "kernel": Option(some_path, "FILE", "an arm64 Image for dom0 and domUs"),
     "kernel-modules": Option(some_path, "DIR", "the modules of --kernel"),
     "xtest-root": Option(some_path, "DIR", "folder with usr/bin/xtest and its TAs"),
@@ -103,9 +110,12 @@ OPTIONS: Mapping[str, Option] = {
 """By name; the keys are the fields of :class:`Overrides`, with dashes."""
 
 
-def add_options(add: Callable[..., Any], prefix: str, wrong: Callable[[str], Exception]) -> None:
-    """Give a parser all options: ``add`` is its ``add_argument`` or ``addoption``, ``prefix`` stands before their
-    names (``--``), and ``wrong`` makes the exception that it takes for an invalid text."""
+def add_options(
+    add: Callable[..., Any], prefix: str, wrong: Callable[[str], Exception], names: Collection[str] = OPTIONS
+) -> None:
+    """Give a parser all options, or those of certain ``names``: ``add`` is its ``add_argument`` or ``addoption``,
+    ``prefix`` stands before their names (``--``), and ``wrong`` makes the exception that it takes for an invalid
+    text."""
 
     def kind_of(option: Option) -> Callable[[str], Any]:
         def parse(text: str) -> Any:
@@ -116,7 +126,7 @@ def add_options(add: Callable[..., Any], prefix: str, wrong: Callable[[str], Exc
 
         return parse
 
-    for name, option in OPTIONS.items():
+    for name, option in ((name, OPTIONS[name]) for name in names):
         more = {"action": "append"} if option.many else {}
         shown = {"default": option.default, "metavar": option.metavar, "help": option.text.replace("--", prefix)}
         add(prefix + name, type=kind_of(option), **shown, **more)

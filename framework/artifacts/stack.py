@@ -18,13 +18,14 @@ from framework.artifacts.firmware import Builder, pins_of_builds
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.keys import GuestKeys, guard, guest_keys
 from framework.artifacts.lock import Lock, Pin
+from framework.artifacts.optee import Optee, frozen_optee, provide_optee
 from framework.artifacts.overrides import Overrides as Overrides
 from framework.artifacts.qemu_bundle import QemuBundle, qemu_bundle
 from framework.artifacts.rootfs import Recipe, RootFs, assemble
 from framework.artifacts.store import Store
 from framework.artifacts.unpack import unpack_deb
 from framework.artifacts.user_files import XTEST, check
-from framework.artifacts.xen import Xen, provide
+from framework.artifacts.xen import Xen, frozen, provide
 from framework.artifacts.xen_tools import XL
 from framework.common.digest import sha256_file
 from framework.common.paths import IMAGES
@@ -61,6 +62,16 @@ class Stack:
     keys: GuestKeys
     components: tuple[Component, ...]
     hypervisor: Xen
+    optee: Optee
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The sentences that a user should read before anything boots."""
+        return self.hypervisor.said + self.optee.said
+
+    def frozen(self, overrides: Overrides) -> Overrides:
+        """The ``overrides`` that this stack was made of, by files instead of trees: whatever becomes of those."""
+        return frozen_optee(frozen(overrides, self.hypervisor), self.optee)
 
     @property
     def ssh_key(self) -> Path:
@@ -99,15 +110,15 @@ def prepare(
     cache = BuildCache(root)
     builder = Builder(store, lock, cache, progress)
     bundle = qemu_bundle(store, lock, cache)
-    optee = overrides.optee or builder.optee()
-    flash = builder.flash(optee) / "flash.bin"
+    optee = provide_optee(overrides, builder)
+    flash = builder.flash(optee.folder) / "flash.bin"
     xen = provide(overrides, builder)
     keys = guest_keys(root / "ssh")
     images = _images(recipes, store, lock, cache, overrides, xen.tools.folder, keys, progress)
     components = (
         Component("QEMU", bundle.version, sha256_file(Path(bundle.argv()[-1])), "pinned"),
         Component("TF-A", builder.version("tfa-source"), sha256_file(flash), "built"),
-        _component("OP-TEE OS", builder.version("optee-source"), optee / "tee-pager_v2.bin", overrides.optee),
+        Component("OP-TEE OS", optee.version, sha256_file(optee.folder / "tee-pager_v2.bin"), optee.origin),
         Component(xen.title, xen.version, sha256_file(xen.image), xen.origin),
         Component("Xen's tools", xen.tools.version, sha256_file(xen.tools.folder / XL), xen.tools.origin),
         _component("Linux", lock.group("kernel")[0].version, images / "Image", overrides.kernel, "pinned"),
@@ -116,7 +127,7 @@ def prepare(
     )
     return Stack(
         bundle, flash, xen.image, xen.symbols, images / "Image", images / _DOM0,
-        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components, xen,
+        "/boot/domu/Image", "/boot/domu/ramdisk", keys, components, xen, optee,
     )  # fmt: skip
 
 

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 XTEST = "usr/bin/xtest"
 _TAS = "usr/lib/optee_armtz"
-_FOLDERS = ("optee", "kernel_modules", "xtest_root", "xen_tree", "xen_tools")
+_FOLDERS = ("optee", "optee_tree", "kernel_modules", "xtest_root", "xen_tree", "xen_tools")
 _LIMITS = {"xen": 64 << 20, "kernel": 512 << 20, "xen_syms": 512 << 20, "xen_config": 1 << 20, "xen_patch": 64 << 20}
 """Bytes; several times what the largest build of each has."""
+OPTEE_CONF = "conf.mk"
+"""What OP-TEE's build leaves beside its folder ``core``: the configuration that resulted."""
 _MOST_OPTEE = 64 << 20
+_MOST_CONF = 1 << 20
 _MOST_PROGRAM = 256 << 20
 
 _IMAGE = struct.Struct("<8xQQQ24x4s4x")
@@ -70,7 +73,7 @@ def check(overrides: Overrides, modules: Iterable[str] = (), cpu: str | None = N
     if overrides.kernel is not None:
         _check_page_size(overrides.kernel, _check_image("--kernel", overrides.kernel, "arch/arm64/boot/Image"), cpu)
     if overrides.optee is not None:
-        _check_optee(overrides.optee)
+        check_optee(overrides.optee)
     if overrides.xtest_root is not None:
         _check_xtest(overrides.xtest_root)
     if overrides.kernel_modules is not None:
@@ -101,7 +104,7 @@ def _check_kind(name: str, path: Path, *, most: int | None) -> None:
     if not folder and found.st_size == 0:
         raise UsageError(f"{option}: {path} is empty", hint="did its build finish?")
     # A source tree is read file by file, and may hold whatever its repository ignores.
-    for parent, _, names in os.walk(path) if name != "xen_tree" else ():
+    for parent, _, names in os.walk(path) if not name.endswith("_tree") else ():
         for below in (Path(parent, name) for name in names):
             if not (below.is_file() or below.is_symlink()):
                 raise UsageError(f"{option}: {below} is a device, pipe or socket")
@@ -138,47 +141,65 @@ def _check_page_size(kernel: Path, flags: int, cpu: str | None) -> None:
         )
 
 
-def _check_optee(folder: Path) -> None:
-    _check_holds("--optee", folder, OPTEE_FILES, "out/core of an OP-TEE OS build")
+def check_optee(folder: Path, option: str = "--optee") -> None:
+    """Check OP-TEE's images in a folder.
+
+    :raises UsageError: one is not what it should be, or they do not fit this board.
+    """
+    _check_holds(option, folder, OPTEE_FILES, "out/core of an OP-TEE OS build")
     header, pager, pageable = (folder / name for name in OPTEE_FILES)
     hint = "give out/core of a finished OP-TEE OS build for arm64 (CFG_ARM64_core=y)"
     for path in (header, pager, pageable):
         if path.stat().st_size > _MOST_OPTEE:
-            raise UsageError(f"--optee: {path} has more than {_MOST_OPTEE >> 20} MiB, which no OP-TEE has")
+            raise UsageError(f"{option}: {path} has more than {_MOST_OPTEE >> 20} MiB, which no OP-TEE has")
     # The pageable part is empty in every OP-TEE without a pager.
     for path in (header, pager):
         if path.stat().st_size == 0:
-            raise UsageError(f"--optee: {path} is empty", hint=hint)
+            raise UsageError(f"{option}: {path} is empty", hint=hint)
     data = header.read_bytes()
     if len(data) < _OPTEE_HEADER.size or data[:4] != b"OPTE":
-        raise UsageError(f"--optee: {header} is no header of OP-TEE OS (it does not begin with OPTE)", hint=hint)
+        raise UsageError(f"{option}: {header} is no header of OP-TEE OS (it does not begin with OPTE)", hint=hint)
     _, version, machine, _, count = _OPTEE_HEADER.unpack_from(data)
     if version != 2:
-        raise UsageError(f"--optee: {header} has format {version}, the firmware reads format 2", hint=hint)
+        raise UsageError(f"{option}: {header} has format {version}, the firmware reads format 2", hint=hint)
     if machine != _OPTEE_ARM64:
-        raise UsageError(f"--optee: {header} is of an OP-TEE for 32-bit Arm", hint=hint)
+        raise UsageError(f"{option}: {header} is of an OP-TEE for 32-bit Arm", hint=hint)
     images = list(_OPTEE_IMAGE.iter_unpack(data[_OPTEE_HEADER.size :][: (len(data) - _OPTEE_HEADER.size) // 16 * 16]))
     found = next(((high << 32 | low, size) for high, low, which, size in images[:count] if which == _PAGER), None)
     if found is None:
-        raise UsageError(f"--optee: {header} is cut off, it names no image to load", hint=hint)
+        raise UsageError(f"{option}: {header} is cut off, it names no image to load", hint=hint)
     address, size = found
     if size != pager.stat().st_size:
         raise UsageError(
-            f"--optee: {pager} has {pager.stat().st_size} bytes, and {header.name} says {size}",
+            f"{option}: {pager} has {pager.stat().st_size} bytes, and {header.name} says {size}",
             hint="the files are of different builds, or one was cut: " + hint,
         )
-    _check_window(header, address, size)
+    _check_window(option, header, address, size)
+    _check_virtualization(option, folder)
 
 
-def _check_window(header: Path, address: int, size: int) -> None:
+def _check_window(option: str, header: Path, address: int, size: int) -> None:
     """Refuse an OP-TEE whose load address is outside of the window in which our firmware accepts it."""
     begin, length = FirmwareConfig.load().secure_window
     if not begin <= address <= address + size <= begin + length:
         raise UsageError(
-            f"--optee: {header} asks to be loaded at {address:#x} ({size} bytes), "
+            f"{option}: {header} asks to be loaded at {address:#x} ({size} bytes), "
             f"and the firmware's secure RAM is {begin:#x} to {begin + length:#x}",
             hint=f"build it with CFG_TZDRAM_START={begin:#x} CFG_TZDRAM_SIZE={length:#x}",
         )
+
+
+def _check_virtualization(option: str, folder: Path) -> None:
+    """Refuse an OP-TEE for one guest only, as far as the configuration of its build is at hand."""
+    for path in (folder / OPTEE_CONF, folder.parent / OPTEE_CONF):
+        if path.is_file() and path.stat().st_size <= _MOST_CONF:
+            lines = path.read_text(errors="replace").splitlines()
+            if not {"CFG_NS_VIRTUALIZATION=y", "CFG_VIRTUALIZATION=y"} & set(lines):
+                raise UsageError(
+                    f"{option}: {folder} was built without virtualization ({path}): it knows no guests",
+                    hint="build it with CFG_NS_VIRTUALIZATION=y (CFG_VIRTUALIZATION=y up to OP-TEE 3.21)",
+                )
+            return
 
 
 def _check_xtest(root: Path) -> None:

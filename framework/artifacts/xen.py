@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from framework.artifacts.firmware import Builder
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.overrides import Overrides
-from framework.artifacts.unpack import unpack_source
+from framework.artifacts.pinned_tree import pinned_tree
 from framework.artifacts.xen_build import build_hypervisor, choose_config
 from framework.artifacts.xen_image import XenImage, arguments_for, unchecked
 from framework.artifacts.xen_source import XenSource, read_tree
@@ -76,6 +77,18 @@ def frozen(overrides: Overrides, xen: Xen) -> Overrides:
     )  # fmt: skip
 
 
+def version_of(overrides: Overrides, say: Callable[[str], None]) -> str | None:
+    """The version of the Xen that ``overrides`` name, without building anything; None if they name none, or an image
+    that does not tell.
+
+    :raises UsageError: a folder is no Xen tree. :raises InfrastructureError: an image has no OP-TEE mediator.
+    """
+    _check_options(overrides)
+    if overrides.xen_tree is not None:
+        return read_tree(overrides.xen_tree, overrides.xen_rev, say).version
+    return None if overrides.xen is None else XenImage.read(overrides.xen).release
+
+
 def _check_options(overrides: Overrides) -> None:
     if overrides.xen_rev is not None and overrides.xen_tree is None:
         raise UsageError("--xen-rev goes with --xen-tree", hint="name the repository that has the commit")
@@ -99,19 +112,8 @@ def _source(overrides: Overrides, builder: Builder) -> XenSource | None:
 
 def pinned_source(builder: Builder) -> XenSource:
     """The pinned source as a tree."""
-    recipe = FirmwareConfig.load().xen
-    pins = builder.lock.group(recipe.group)
-
-    def build(out: Path) -> None:
-        paths = builder.store.fetch(pins)
-        orig, debian = (
-            next(paths[pin.name] for pin in pins if mark in pin.path) for mark in (".orig.tar", ".debian.tar")
-        )
-        unpack_source(orig, debian, out / "source")
-
-    inputs = {"pins": [pin.sha256 for pin in pins], "recipe": Path(__file__).with_name("unpack.py")}
-    folder = builder.cache.get("xen-source", inputs, build) / "source"
-    return replace(read_tree(folder), label=f"pinned {pins[0].version}")
+    group = FirmwareConfig.load().xen.group
+    return replace(read_tree(pinned_tree(builder, group)), label=f"pinned {builder.version(group)}")
 
 
 def _hypervisor(

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
-from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, CompileError, compiler_version, run_make
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, compiler_version, run_make
+from framework.artifacts.workspace import build_again
 from framework.artifacts.xen_source import XenSource
-from framework.common.errors import BuildError, UsageError
+from framework.common.errors import UsageError
 from framework.common.progress import Progress
 
 _MEDIATOR = ("CONFIG_TEE=y", "CONFIG_OPTEE=y")
-_UNFINISHED = "unfinished"
 _CONFIGURED = "configured"
 
 
@@ -72,59 +72,36 @@ def build_hypervisor(
     title = f"Xen {source.version}"
 
     def build(out: Path) -> None:
-        with cache.workspace("xen-tree", {"tree": str(source.where), **identity}) as workspace:
-            _Workspace(workspace, title, compiler, progress).build(parts, config, out)
+        # One for all trees of a release: another worktree, or a commit beside, differs in a few files.
+        with cache.workspace("xen-tree", {"release": source.release, **identity}) as workspace:
+            make = _Make(workspace, title, config, compiler, progress)
+            build_again(workspace, title, parts, lambda tree: make.build(tree, parts, out), progress)
 
     return cache.get("xen-own", {"source": parts.digest(), **identity}, build)
 
 
-@dataclass
-class _Workspace:
-    """The place where a tree's hypervisor is built again and again."""
+@dataclass(frozen=True)
+class _Make:
+    """One configuration of the hypervisor, built in a workspace."""
 
     folder: Path
     title: str
+    config: XenConfig
     compiler: str | None
     progress: Progress
 
-    def build(self, source: XenSource, config: XenConfig, out: Path) -> None:
-        marker, tree = self.folder / _UNFINISHED, self.folder / "tree"
-        if marker.exists():
-            # A build that was killed may have left half of an object file.
-            shutil.rmtree(tree, ignore_errors=True)
-        fresh = not tree.exists()
-        marker.touch()
-        try:
-            try:
-                self._attempt(tree, source, config, out)
-            except CompileError:
-                raise
-            except BuildError:
-                if fresh:
-                    raise
-                # Such as a header that is no more, which the dependencies of the last build still name.
-                self.progress.say(f"{self.title}: the last build is of no use for this one; from the beginning")
-                shutil.rmtree(tree)
-                self._attempt(tree, source, config, out)
-        except BuildError:
-            # make ended by itself: what it left is whole.
-            marker.unlink()
-            raise
-        marker.unlink()
-
-    def _attempt(self, tree: Path, source: XenSource, config: XenConfig, out: Path) -> None:
-        tree.mkdir(exist_ok=True)
-        source.copy_to(tree)
+    def build(self, tree: Path, source: XenSource, out: Path) -> None:
+        """Configure the tree if need be, build it, and copy what a board needs of it to ``out``."""
         log = out / "build.log"
         kconfig = source.only(lambda name: Path(name).name.startswith("Kconfig")).digest()
-        wanted = hashlib.sha256(f"{kconfig} {config.text}".encode()).hexdigest()
+        wanted = hashlib.sha256(f"{kconfig} {self.config.text}".encode()).hexdigest()
         stamp = self.folder / _CONFIGURED
         if not (stamp.exists() and stamp.read_text() == wanted and (tree / "xen/.config").exists()):
             # Only then: writing the configuration anew would compile every file again.
             defconfig = tree / "xen/arch/arm/configs/medcheck_defconfig"
-            defconfig.write_text(config.text)
+            defconfig.write_text(self.config.text)
             self._make(tree, ["medcheck_defconfig"], log)
-            _check_mediator((tree / "xen/.config").read_text(), config)
+            _check_mediator((tree / "xen/.config").read_text(), self.config)
             stamp.write_text(wanted)
         self._make(tree, ["xen"], log)
         for name, place in (("xen", "xen/xen"), ("xen-syms", "xen/xen-syms"), ("config", "xen/.config")):

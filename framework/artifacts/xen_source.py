@@ -1,63 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A Xen source tree of the user's own, read as it is: uncommitted changes included, and never written to.
-
-A tree is taken into memory once (some 40 MB), patched there, and copied from there by content: a file that has not
-changed keeps its time in the copy, so that `make` builds again only what did.
-"""
+"""A Xen source tree of the user's own: its version, the numbers of its interfaces, and patches to it."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
 import re
-import shutil
-import stat
-import subprocess
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from framework.artifacts.source_tree import File, SourceTree, TreeKind, read_files
 from framework.artifacts.xen_patch import apply_patch
-from framework.common.errors import InfrastructureError, UsageError
-from framework.common.paths import atomic_write_text
 
-_MUST_HAVE = ("xen/Makefile", "xen/include/public/domctl.h", "xen/include/public/sysctl.h", "xen/arch/arm/Makefile")
-_PRODUCT = re.compile(
-    r"(^|/)(\.[^/]*\.(d|d2|cmd|tmp)|[^/]*\.(o|a|opic|pyc|gcno)|[^/]*\.so(\.\d+)*|config\.(log|status|cache))$"
-    r"|^xen/(include/(generated|config)/|xen-syms[^/]*$|xen(\.gz|\.efi)?$|\.config)"
+_KIND = TreeKind(
+    "Xen",
+    "--xen-tree",
+    ("xen/Makefile", "xen/include/public/domctl.h", "xen/include/public/sysctl.h", "xen/arch/arm/Makefile"),
+    re.compile(
+        r"(^|/)(\.[^/]*\.(d|d2|cmd|tmp)|[^/]*\.(o|a|opic|pyc|gcno)|[^/]*\.so(\.\d+)*|config\.(log|status|cache))$"
+        r"|^xen/(include/(generated|config)/|xen-syms[^/]*$|xen(\.gz|\.efi)?$|\.config)"
+    ),
 )
-"""Paths of what a build leaves in a tree."""
-_ATTEMPTS = 3
-_MANIFEST = ".medcheck-copied"
-_LARGEST = 64 << 20
-"""Bytes of one file; the largest of Xen has 1.3 MB."""
-
-
-class File(NamedTuple):
-    """One file of a tree; the data of a ``link`` is where it points to."""
-
-    data: bytes
-    executable: bool = False
-    link: bool = False
-
-    @property
-    def digest(self) -> str:
-        """What the file is, in one text."""
-        kind = "l" if self.link else "x" if self.executable else "f"
-        return kind + hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True)
-class XenSource:
-    """The files of one tree by path; ``where`` is the user's folder and ``label`` what git calls the state of it."""
-
-    where: Path
-    files: Mapping[str, File]
-    label: str
+class XenSource(SourceTree):
+    """The files of one Xen tree."""
 
     @property
     def release(self) -> str:
@@ -79,17 +46,6 @@ class XenSource:
             found.append(int(match[1], 16) if match else 0)
         return found[0], found[1]
 
-    def only(self, wanted: Callable[[str], bool]) -> XenSource:
-        """The tree with those files only whose path is ``wanted``."""
-        return replace(self, files={name: file for name, file in self.files.items() if wanted(name)})
-
-    def digest(self) -> str:
-        """One hash over all names and contents."""
-        total = hashlib.sha256()
-        for name, file in sorted(self.files.items()):
-            total.update(f"{name}\0{file.digest}\0".encode())
-        return total.hexdigest()
-
     def patched(self, patches: Sequence[Path]) -> XenSource:
         """The tree with patches applied, in memory.
 
@@ -100,26 +56,6 @@ class XenSource:
             files = apply_patch(files, patch, File)
         return replace(self, files=files)
 
-    def copy_to(self, folder: Path) -> None:
-        """Make ``folder`` hold these files; those that have their content already are left alone, and so is what else
-        a build made there. Files of an earlier copy that are no more are removed."""
-        memory = folder / _MANIFEST
-        known: dict[str, list[object]] = {}
-        if memory.exists():
-            known = json.loads(memory.read_text())
-        new: dict[str, list[object]] = {}
-        for name in known.keys() - self.files.keys():
-            (folder / name).unlink(missing_ok=True)
-        for name, file in self.files.items():
-            target = folder / name
-            digest = file.digest
-            if name in known and known[name] == [digest, *_stamp(target)]:
-                new[name] = known[name]
-                continue
-            _write(target, file)
-            new[name] = [digest, *_stamp(target)]
-        atomic_write_text(memory, json.dumps(new))
-
     def _make_variable(self, name: str) -> str:
         text = self.files["xen/Makefile"].data.decode(errors="replace")
         match = re.search(rf"^export\s+{name}\s*\??:?=\s*(\S*)", text, re.M)
@@ -127,163 +63,12 @@ class XenSource:
 
 
 def read_tree(folder: Path, rev: str | None = None, say: Callable[[str], None] = lambda _text: None) -> XenSource:
-    """Read a tree: what git knows of and does not ignore there, as it is on the disk; or the commit ``rev``.
-
-    Without git the whole folder counts, without products of a build.
+    """Read a tree as :func:`~framework.artifacts.source_tree.read_files` does.
 
     :raises UsageError: the folder is no Xen tree, or has no such commit.
     :raises InfrastructureError: files change all the time while they are read.
     """
-    if rev is not None:
-        files, label = _commit(folder, rev)
-    else:
-        label = _label(folder)
-        for _ in range(_ATTEMPTS):
-            files, stamps = _read(folder)
-            changed = [name for name, before in stamps.items() if _stamp(folder / name) != before]
-            if not changed:
-                break
-            say(f"{folder / changed[0]} changed while the tree was copied; it is copied again")
-        else:
-            raise InfrastructureError(
-                f"the tree keeps changing while it is copied, last {changed[0]}",
-                where=str(folder),
-                hint="wait until what writes into it has ended (a build, a checkout), then run the same command",
-            )
-    source = XenSource(folder, files, label)
-    _check(source, rev)
+    source = XenSource(folder, *read_files(_KIND, folder, rev, say))
+    if not re.fullmatch(r"\d+\.\d+", source.release):
+        raise _KIND.refuse(folder, rev, "no version in xen/Makefile")
     return source
-
-
-def _check(source: XenSource, rev: str | None) -> None:
-    missing = [name for name in _MUST_HAVE if name not in source.files]
-    if not missing and re.fullmatch(r"\d+\.\d+", source.release):
-        return
-    where = f"{source.where}" if rev is None else f"{source.where} at {rev}"
-    why = f"no {missing[0]}" if missing else "no version in xen/Makefile"
-    hint = "give the top folder of a Xen tree: the one with the folders xen and tools"
-    if (source.where.parent / _MUST_HAVE[0]).is_file():
-        hint = f"give its parent, {source.where.parent}"
-    raise UsageError(f"--xen-tree: {where} is no Xen source tree ({why})", hint=hint)
-
-
-def _read(folder: Path) -> tuple[dict[str, File], dict[str, list[int]]]:
-    """The files of a tree on the disk, and what told their state before they were read."""
-    files: dict[str, File] = {}
-    stamps: dict[str, list[int]] = {}
-    for name in sorted(_names(folder)):
-        path = folder / name
-        try:
-            mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
-                continue
-            stamps[name] = _stamp(path)
-            if stat.S_ISLNK(mode):
-                files[name] = File(os.fsencode(path.readlink()), link=True)
-            elif not stat.S_ISREG(mode) or path.lstat().st_size > _LARGEST:
-                raise UsageError(f"--xen-tree: {path} is no source file", hint="remove it, or have git ignore it")
-            else:
-                files[name] = File(path.read_bytes(), bool(mode & stat.S_IXUSR))
-        except FileNotFoundError:
-            # Tracked, and deleted in the tree: so it is deleted in the copy.
-            stamps.pop(name, None)
-        except OSError as error:
-            raise UsageError(f"--xen-tree: {path} cannot be read: {error.strerror}") from error
-    return files, stamps
-
-
-def _names(folder: Path) -> Iterator[str]:
-    """The paths of the source files of a tree: as git sees it where there is git."""
-    listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is None or b"xen/Makefile" not in listed.split(b"\0"):
-        # No repository, or one that ignores the tree as a whole.
-        yield from _names_without_git(folder)
-        return
-    modules = _git(folder, "ls-files", "-z", "--stage") or b""
-    submodules = {line.split(b"\t", 1)[1] for line in modules.split(b"\0") if line.startswith(b"160000 ")}
-    for raw in dict.fromkeys(listed.split(b"\0")):
-        name = os.fsdecode(raw)
-        if raw in submodules:
-            yield from (f"{name}/{inner}" for inner in _names(folder / name) if (folder / name / ".git").exists())
-        elif name:
-            yield name
-
-
-def _names_without_git(folder: Path) -> Iterator[str]:
-    """All files but products of a build. A ``.gitignore`` would not do: a source package ignores what it brings."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in (".git", "__pycache__", "autom4te.cache"))
-        for name in names:
-            path = Path(parent, name).relative_to(folder).as_posix()
-            if not _PRODUCT.search(path):
-                yield path
-
-
-def _commit(folder: Path, rev: str) -> tuple[dict[str, File], str]:
-    """The files of one commit, and its name."""
-    if rev.startswith("-") or (commit := _git(folder, "rev-parse", "--verify", "-q", f"{rev}^{{commit}}")) is None:
-        raise UsageError(f"--xen-rev: {folder} has no commit {rev}", hint="`git fetch` it there, or correct its name")
-    name = commit.decode().strip()
-    top = (_git(folder, "rev-parse", "--show-prefix") or b"").decode().strip()
-    packed = _git(folder, "archive", "--format=tar", f"{name}:{top}" if top else name)
-    if packed is None:
-        raise UsageError(f"--xen-rev: git cannot read commit {rev} of {folder}")
-    files: dict[str, File] = {}
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        for member in tar:
-            if member.issym():
-                files[member.name] = File(os.fsencode(member.linkname), link=True)
-            elif member.isreg():
-                content = tar.extractfile(member)
-                assert content is not None, "a regular member has content"
-                files[member.name] = File(content.read(), bool(member.mode & stat.S_IXUSR))
-    described = _git(folder, "describe", "--always", "--tags", "--abbrev=12", name)
-    return files, (described or commit[:12]).decode().strip()
-
-
-def _label(folder: Path) -> str:
-    described = _git(folder, "describe", "--always", "--tags", "--abbrev=12")
-    # `describe --dirty` would write the index, whatever it is told.
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    if described is None or changes is None:
-        return "no git"
-    return described.decode().strip() + (", changed" if changes else "")
-
-
-def _git(folder: Path, *words: str) -> bytes | None:
-    """What git says; None where it refuses or is not there. It writes nothing; filters that the tree's own git
-    configuration names may run, as its Makefiles do later."""
-    settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"]
-    command = ["git", "-C", str(folder), *settings, *words]
-    try:
-        done = subprocess.run(command, capture_output=True, env=_environment(), check=False)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return {**kept, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-
-
-def _stamp(path: Path) -> list[int]:
-    """What changes when a file does; empty for one that is not there."""
-    try:
-        seen = path.lstat()
-    except OSError:
-        return []
-    return [seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]
-
-
-def _write(target: Path, file: File) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if file.link:
-        target.symlink_to(os.fsdecode(file.data))
-        return
-    target.write_bytes(file.data)
-    target.chmod(0o755 if file.executable else 0o644)

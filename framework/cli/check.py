@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from framework.artifacts.overrides import add_options
 from framework.common.progress import Answer
 from framework.conformance.policy import FailOn
 
@@ -27,6 +28,8 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
     check.add_argument("--record", type=int, metavar="N", help="stop at record N and explain what is decided there")
     check.add_argument("--segment", type=int, default=1, metavar="N", help="the run of the plugin, with --record")
     add_policy(check)
+    group = check.add_argument_group("the Xen that was traced", "waivers of --baseline may name its version")
+    add_options(group.add_argument, "--", argparse.ArgumentTypeError, ("xen", "xen-tree", "xen-rev"))
     check.set_defaults(handler=_check)
 
     text = "explain a rule or a known deviation, with a good and a bad example"

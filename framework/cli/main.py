@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--expect", metavar="RULE", help="with --bisect: bad is where this rule (STD-6, D8) is broken")
     add_policy(command)
 
-    command = add("test", _test, "run the project's tests (further arguments go to pytest)", sources, base=common)
+    command = add("test", _test, "run the project's tests (further arguments go to pytest)", stack, base=common)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
 
     add("fetch", _fetch, "download everything that is pinned", sources)
@@ -303,7 +303,7 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
         board=options.board,
         domus=options.domus,
         xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
-        report=options.report or _report_beside(options.xen_tree),
+        report=options.report or _report_beside(options.xen_tree, options.optee_tree),
         overrides=_overrides(options),
         offline=options.offline,
         mirrors=options.mirror,
@@ -317,9 +317,9 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
     )
 
 
-def _report_beside(tree: Path | None) -> Path | None:
-    """Where the report goes when this folder lies in the user's tree, where it would become a part of it."""
-    if tree is None or not Path.cwd().is_relative_to(tree.resolve()):
+def _report_beside(*trees: Path | None) -> Path | None:
+    """Where the report goes when this folder lies in one of the user's trees, where it would become a part of it."""
+    if not any(tree is not None and Path.cwd().is_relative_to(tree.resolve()) for tree in trees):
         return None
     from framework.common.paths import cache_root
 
@@ -359,7 +359,14 @@ def _test(options: argparse.Namespace, output: Output) -> int:
 
     # Quiet is for pytest as well.
     arguments = [*(["-q"] if options.quiet else []), *options.rest]
-    return run_tests(arguments, unit=options.unit, offline=options.offline, mirrors=options.mirror, output=output)
+    return run_tests(
+        arguments,
+        _overrides(options),
+        unit=options.unit,
+        offline=options.offline,
+        mirrors=options.mirror,
+        output=output,
+    )
 
 
 def _fetch(options: argparse.Namespace, output: Output) -> int:

@@ -11,10 +11,11 @@ from framework.common.errors import BoardError, GuestCrash, GuestError
 from framework.common.safe_text import number
 from framework.diagnosis.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
-from framework.guests.xl import Xl
+from framework.guests.xl import TOOLS_HINT, Xl, how_it_ended
 
 READY = rb"medcheck: dom0 ready"
 PANIC = rb"Kernel panic - not syncing[^\r\n]{0,400}"
+TOOL_FAILED = rb"medcheck: Xen's tool ([a-z0-9-]{1,40}) ended with exit code ([0-9]{1,3})"
 _BEGIN = rb"-begin\r?\n"
 _END = rb"-end ([0-9]{1,18})\r?\n"
 CONSOLE = "dom0"
@@ -52,10 +53,16 @@ class Dom0:
     def wait_ready(self, idle_timeout: float = 60.0) -> None:
         """Wait until dom0's userland is up and answers over SSH.
 
-        Raises GuestCrash when its kernel panics, BoardError when its console stays silent for
-        ``idle_timeout`` seconds (scaled).
+        Raises GuestCrash when its kernel panics, GuestError when one of Xen's tools does not start, BoardError when
+        its console stays silent for ``idle_timeout`` seconds (scaled).
         """
-        match = self.console.expect([READY, PANIC], idle_timeout)
+        match = self.console.expect([READY, PANIC, TOOL_FAILED], idle_timeout)
+        if failed := re.fullmatch(TOOL_FAILED, match[0]):
+            raise GuestError(
+                f"Xen's tool {failed[1].decode()} did not start: {how_it_ended(number(failed[2].decode()))}",
+                where=f"console {CONSOLE}",
+                hint=TOOLS_HINT,
+            )
         if match[0] != READY:
             raise GuestCrash(f"dom0: {match[0].decode(errors='replace')}", where=f"console {CONSOLE}")
         self.ssh.connect()

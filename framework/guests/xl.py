@@ -28,6 +28,10 @@ _MOST_ROWS, _LONGEST_ROW = 4096, 400
 _DOMID = re.compile(rb"^domid ([0-9]+)\s*$", re.MULTILINE)
 _OUTPUT_HEAD = 1 << 16
 
+_SIGNAL = 128
+"""What a shell adds to the number of the signal that killed a program."""
+TOOLS_HINT = "Xen's tools do not work in dom0: build them from Xen's tree (--xen-tools tree), or try the pinned ones"
+
 _ERROR_LINE = re.compile(r"\berror: ")
 _OTHER_LEVEL = re.compile(r"\b(?:info|debug|detail|progress|notice|verbose|warning): ")
 _CONSEQUENCE = re.compile(
@@ -270,13 +274,18 @@ def _render(value: Value) -> str:
     return f'"{escaped}"'
 
 
+def how_it_ended(code: int) -> str:
+    """A shell's exit code of a program in words."""
+    return f"killed by signal {code - _SIGNAL}" if code > _SIGNAL else f"exit code {code}"
+
+
 def _creation_failed(config: GuestConfig, done: Completed) -> GuestError:
     said = done.stderr[-_OUTPUT_HEAD:].decode(errors="replace").strip()
     tail = "\n".join(f"    {line[:_LONGEST_ROW]}" for line in said.splitlines()[-8:]) or "    (it said nothing)"
     return GuestError(
-        f"the domain was not created (exit code {done.rc}); xl said:\n{tail}",
+        f"the domain was not created ({how_it_ended(done.rc)}); xl said:\n{tail}",
         where=f"guest {config.name}",
-        hint=_hint(said, tee=config.tee),
+        hint=_hint(said, tee=config.tee) or (TOOLS_HINT if done.rc > _SIGNAL else None),
     )
 
 

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from framework.artifacts.overrides import Overrides
 from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import ExitCode, UsageError
 from framework.common.progress import Answer
@@ -41,11 +42,25 @@ def check(options: argparse.Namespace, output: Answer) -> int:
     if options.record is not None:
         return _replay(options, output, deviations)
     baseline = None if options.baseline is None else load_baseline(options.baseline)
+    version = _version_of_xen(options, output)
     result = check_file(options.file, output.progress, deviations=deviations)
-    conclusion = conclude(result, FailOn(options.fail_on), baseline)
+    conclusion = conclude(result, FailOn(options.fail_on), baseline, version)
     document = {**result.to_json(), "conclusion": asdict(conclusion)}
     output.finish(document, "\n".join([conclusion.sentence, "", *lines(result)]))
     return exit_code(conclusion)
+
+
+def _version_of_xen(options: argparse.Namespace, output: Answer) -> str | None:
+    """The version of the Xen that was traced, as far as the options tell."""
+    overrides = Overrides(xen=options.xen, xen_tree=options.xen_tree, xen_rev=options.xen_rev)
+    if overrides == Overrides():
+        return None
+    # Imports of a second that most traces do not need.
+    from framework.artifacts.user_files import check as check_files
+    from framework.artifacts.xen import version_of
+
+    check_files(overrides)
+    return version_of(overrides, output.progress.say)
 
 
 def _replay(options: argparse.Namespace, output: Answer, deviations: dict[str, Deviation] | None) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts.stack import Overrides
-from framework.artifacts.xen import frozen
 from framework.board.spec import BoardSpec
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.paths import atomic_write_text
@@ -123,9 +122,9 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
                 target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free
             )
         if failure is None and options.tests and options.xtest is None and profile.tests:
-            # The Xen of this run, even if its tree has been edited meanwhile.
-            same_xen = frozen(options.overrides, stack.hypervisor)
-            tests = run_stimuli(profile.tests, same_xen, options.board, options.domus, folder, progress, senses)
+            # What this run had, even if a tree has been edited meanwhile.
+            same = stack.frozen(options.overrides)
+            tests = run_stimuli(profile.tests, same, options.board, options.domus, folder, progress, senses)
             traces |= results_of_stimuli(folder)
     except BaseException as error:
         failure = failure or _expected(error, folder)

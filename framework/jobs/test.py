@@ -23,17 +23,24 @@ _ALONE = re.compile(r"-n|--numprocesses|--dist|-s$|--pdb|--trace$|--capture|-p(n
 """Options of pytest's that make no sense, or say something else, with several processes."""
 
 
-def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: str | None, output: Output) -> int:
+def run_tests(
+    arguments: Sequence[str], overrides: Overrides, *, unit: bool, offline: bool, mirrors: str | None, output: Output
+) -> int:
     """Run pytest over the project's tests; ``unit`` keeps to those that need neither network nor board.
 
-    An installed wheel has the conformance suite and no other tests. Raises KeyboardInterrupt when pytest was
-    interrupted.
+    The ``overrides`` are built once, and the tests get the files. An installed wheel has the conformance suite and no
+    other tests. Raises KeyboardInterrupt when pytest was interrupted.
     """
     if unit and INSTALLED:
         raise UsageError("the project's own tests are not installed", hint="run --unit in a checkout of medcheck")
+    if unit and overrides != Overrides():
+        raise UsageError(f"--unit needs no board, so no --{overrides.chosen()[0].partition('=')[0]}")
+    parts: list[str] = []
     if not unit:
         with output:
-            prepare_stack(Overrides(), open_store(offline, mirrors, output.progress), output.progress)
+            stack = prepare_stack(overrides, open_store(offline, mirrors, output.progress), output.progress)
+        if overrides != Overrides():
+            parts = [f"--mc-{word}" for word in stack.frozen(overrides).words()]
     base = SUITE if INSTALLED else ROOT
     given = [argument.split("::")[0] for argument in arguments if not argument.startswith("-")]
     everything = ["testcases/unit", "testcases/style"] if unit else [str(SUITE) if INSTALLED else "testcases"]
@@ -47,7 +54,7 @@ def run_tests(arguments: Sequence[str], *, unit: bool, offline: bool, mirrors: s
     if unit and paths and not any(_ALONE.match(argument) for argument in arguments):
         # Thousands of small tests: a process for each core.
         chosen += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal"]
-    command = [sys.executable, "-m", "pytest", *settings, *chosen, *arguments, *paths]
+    command = [sys.executable, "-m", "pytest", *settings, *chosen, *parts, *arguments, *paths]
     with subprocess.Popen(command, cwd=base, env=environment) as process:
         interrupted = follow(process)
     if interrupted or process.returncode == _INTERRUPTED:

@@ -35,7 +35,7 @@ def prepare_stack(overrides: Overrides, store: Store, progress: Progress, *, cpu
     """The stack in the user's cache, for a board with this ``cpu`` if that is known. Remarks about Xen and its tools
     are printed before anything boots."""
     stack = prepare(cache_root(), store, Lock.load(), overrides, progress, cpu=cpu)
-    for sentence in stack.hypervisor.said:
+    for sentence in stack.said:
         progress.say(sentence)
     return stack
 

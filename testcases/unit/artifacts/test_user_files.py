@@ -76,6 +76,14 @@ def test_an_optee_that_is_none(tmp_path: Path, damage: Callable[[Path], Any], wh
     assert what in refused(optee=tmp_path / "core")
 
 
+def test_an_optee_without_virtualization_is_refused_where_its_build_tells(tmp_path: Path) -> None:
+    folder = optee(tmp_path / "core")
+    (tmp_path / "conf.mk").write_text("CFG_ARM64_core=y\n# CFG_NS_VIRTUALIZATION is not set\n")
+    assert "built without virtualization" in refused(optee=folder)
+    (tmp_path / "conf.mk").write_text("CFG_VIRTUALIZATION=y\n")
+    passes(optee=folder)
+
+
 # Kernel and Xen
 
 

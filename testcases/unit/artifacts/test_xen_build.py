@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_an_edit_compiles_what_it_changed(tree: Path, tmp_path: Path, made: Path
     (tree / "tools/xl/Makefile").write_text("changed:\n")
     assert build(tree, tmp_path) == second
     assert made.read_text() == ""
+
+
+def test_another_tree_of_the_release_compiles_what_differs(tree: Path, tmp_path: Path, made: Path) -> None:
+    (tree / "xen/arch/arm/tee/tee.c").write_text("int tee;\n")
+    build(tree, tmp_path)
+    other = Path(shutil.copytree(tree, tmp_path / "worktree"))
+    (other / MEDIATOR).write_text("edited\n")
+    made.write_text("")
+    build(other, tmp_path)
+    assert compiled(made) == ["arch/arm/tee/optee.c"]
 
 
 def test_it_is_configured_only_when_the_configuration_changes(tree: Path, tmp_path: Path, made: Path) -> None:

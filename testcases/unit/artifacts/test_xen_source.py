@@ -9,22 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from framework.artifacts import xen_source
+from framework.artifacts import source_tree
+from framework.artifacts.source_tree import TreeKind
 from framework.artifacts.xen_source import read_tree
 from framework.common.errors import InfrastructureError, UsageError
+from testcases.unit.artifacts.source_state import state
 from testcases.unit.artifacts.xen_tree import OPTEE, commit, git, make_tree
 
 MEDIATOR = "xen/arch/arm/tee/optee.c"
-
-
-def state(folder: Path) -> dict[str, tuple[object, ...]]:
-    """Everything that would differ if something had been written, git's own files included."""
-    found: dict[str, tuple[object, ...]] = {}
-    for path in sorted(folder.rglob("*")):
-        seen = path.lstat()
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-        found[str(path)] = (seen.st_mode, seen.st_mtime_ns, content)
-    return found
 
 
 @pytest.fixture
@@ -139,16 +131,16 @@ def test_a_pipe_in_a_tree_is_refused_before_it_is_opened(tmp_path: Path) -> None
 
 def test_a_tree_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = make_tree(tmp_path)
-    read, said = xen_source._read, []
+    read, said = source_tree._read, []
     edits = iter(["first"])
 
-    def reading(folder: Path):  # type: ignore[no-untyped-def]
-        result = read(folder)
+    def reading(kind: TreeKind, folder: Path):  # type: ignore[no-untyped-def]
+        result = read(kind, folder)
         if (text := next(edits, None)) is not None:
             (folder / MEDIATOR).write_text(text)
         return result
 
-    monkeypatch.setattr(xen_source, "_read", reading)
+    monkeypatch.setattr(source_tree, "_read", reading)
     assert read_tree(tree, say=said.append).files[MEDIATOR].data == b"first"
     assert len(said) == 1
     assert "optee.c changed while the tree was copied" in said[0]

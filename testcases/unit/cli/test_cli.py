@@ -11,14 +11,20 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from framework.artifacts.overrides import Overrides
+from framework.artifacts.overrides import OPTIONS, Overrides
 from framework.cli import main as cli
 from framework.common.paths import ROOT
+from framework.conformance.conclusion import Conclusion, conclude
+from framework.conformance.result import ConformanceResult
 from framework.conformance.synthesize import write_trace
+from framework.jobs import check as check_job
+from framework.jobs import test as test_job
 from framework.trace.writer import Writer
+from testcases.unit.artifacts.xen_tree import make_tree
 from testcases.unit.conformance.samples import as_traced, busy_board, records_of
 from testcases.unit.trace.samples import sample, write
 
@@ -253,11 +259,73 @@ def test_patches_add_up_and_tools_are_a_word_or_a_folder(tmp_path: Path) -> None
     assert overrides.xen_tools == Path.cwd() / "installed"
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["run", "test", "build", "boot", "bench", "replay probe", "snapshot build"],
+)
+def test_every_command_with_a_board_takes_every_part(command: str) -> None:
+    given = [f"--{name}=x" for name in OPTIONS]
+    overrides = Overrides.given(vars(cli._parser().parse_known_args([*command.split(), *given])[0]))
+    assert {word.partition("=")[0] for word in overrides.chosen()} == set(OPTIONS)
+
+
+def test_tests_get_the_files_that_were_built_of_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("test", "--unit", "--xen-tree", str(tmp_path)) == 2
+    ran: list[list[str]] = []
+
+    class _Pytest:
+        returncode = 0
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            ran.append(command)
+
+        def __enter__(self) -> _Pytest:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class _Stack:
+        def frozen(self, overrides: Overrides) -> Overrides:
+            assert overrides.xen_tree == tmp_path
+            return Overrides(xen=tmp_path / "xen")
+
+    monkeypatch.setattr(test_job, "prepare_stack", lambda *_: _Stack())
+    monkeypatch.setattr("framework.jobs.test.subprocess.Popen", _Pytest)
+    monkeypatch.setattr(test_job, "follow", lambda _process: False)
+    assert run("test", "--offline", "--xen-tree", str(tmp_path), "-k", "std") == 0
+    assert {f"--mc-xen={tmp_path / 'xen'}", "-k", "std"} <= set(ran[0])
+    assert not any(word.startswith(("--mc-xen-tree", "--xen-tree")) for word in ran[0])
+    # Without parts of the user's own nothing is said about any.
+    assert run("test", "--offline", "-k", "std") == 0
+    assert not any("xen" in word for word in ran[1] if word.startswith("--mc-"))
+
+
+def test_a_waiver_for_a_version_holds_where_check_is_told_the_xen(
+    trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_tree(tmp_path / "xen")
+    asked: list[str | None] = []
+
+    def concluded(result: ConformanceResult, *given: Any) -> Conclusion:
+        asked.append(given[-1])
+        return conclude(result)
+
+    monkeypatch.setattr(check_job, "conclude", concluded)
+    run("check", trace)
+    run("check", trace, "--xen-tree", str(tree))
+    assert asked == [None, "4.17.5"]
+    assert run("check", trace, "--xen-tree", trace) == 2
+    assert run("check", trace, "--xen-rev", "v1") == 2
+
+
 def test_a_report_does_not_become_a_part_of_the_tree_under_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "cache"))
     (tmp_path / "xen/docs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "xen")
+    assert cli._report_beside(None, tmp_path / "xen/docs", tmp_path / "xen") is not None
     for folder, inside in (("xen", True), ("xen/docs", True), (".", False)):
         monkeypatch.chdir(tmp_path / folder)
         found = cli._report_beside(tmp_path / "xen")

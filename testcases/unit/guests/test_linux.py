@@ -76,6 +76,16 @@ def parts(tmp_path):
     return board, dom0
 
 
+@pytest.mark.parametrize(("code", "words"), [("139", "killed by signal 11"), ("1", "exit code 1")])
+def test_a_tool_of_xen_that_crashes_in_dom0_is_named(parts, code, words):
+    board, dom0 = parts
+    text = f"Segmentation fault\r\nmedcheck: Xen's tool xenstored ended with exit code {code}\r\n"
+    board.consoles["dom0"].text = f"{text}medcheck: dom0 ready\r\n".encode()
+    with pytest.raises(GuestError, match=f"xenstored did not start: {words}") as caught:
+        dom0.wait_ready()
+    assert "--xen-tools tree" in caught.value.hint
+
+
 def guest_that_prints(parts, text: bytes, **more) -> LinuxGuest:
     board, dom0 = parts
     board.consoles["guest0"].text = text

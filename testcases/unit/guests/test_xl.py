@@ -218,3 +218,9 @@ def test_nothing_that_xl_says_breaks_the_reader(text):
 def test_info_gives_pairs():
     dom0 = _Dom0((0, b"host   : dom0\nxen_caps : xen-3.0-aarch64 hvm\nnonsense\n", b""))
     assert Xl(dom0).info() == {"host": "dom0", "xen_caps": "xen-3.0-aarch64 hvm"}
+
+
+def test_an_xl_that_crashes_points_at_the_tools():
+    with pytest.raises(GuestError, match="killed by signal 11") as caught:
+        Xl(_Dom0((139, b"", b"Segmentation fault\n"))).create(GuestConfig("vm", "/k"))
+    assert "--xen-tools tree" in caught.value.hint
