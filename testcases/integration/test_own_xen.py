@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,26 +12,32 @@ import pytest
 from framework.artifacts.lock import Lock
 from framework.artifacts.overrides import Overrides
 from framework.artifacts.unpack import unpack_source
-from framework.common.errors import ExitCode
+from framework.artifacts.xen_tools import pinned_tools
+from framework.common.errors import ExitCode, GuestError
 from framework.common.progress import Silent
 from framework.jobs.bisect import Bisection, Step
 from framework.jobs.run import RunOptions, RunResult, run
-from framework.target.stack import open_store
+from framework.target.stack import builder_here, open_store
+from testcases.unit.artifacts.source_state import state
 
 pytestmark = [pytest.mark.artifacts, pytest.mark.slow]
 
 MEDIATOR = "xen/arch/arm/tee/optee.c"
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pinned source, as a user would have it: a folder somewhere."""
-    folder = tmp_path_factory.mktemp("own") / "xen"
-    pins = Lock.load().group("xen-source")
+def unpacked(group: str, folder: Path) -> Path:
+    """A pinned source, as a user would have it: a folder somewhere."""
+    pins = Lock.load().group(group)
     paths = open_store(offline=True).fetch(pins)
     orig, debian = (paths[pin.name] for mark in (".orig.", ".debian.") for pin in pins if mark in pin.path)
     unpack_source(orig, debian, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Xen's pinned source."""
+    return unpacked("xen-source", tmp_path_factory.mktemp("own") / "xen")
 
 
 def smoke(folder: Path, **parts: object) -> RunResult:
@@ -45,16 +52,16 @@ def smoke(folder: Path, **parts: object) -> RunResult:
 def test_hypervisor_and_tools_of_a_tree_that_cannot_be_written(tree: Path, tmp_path: Path) -> None:
     paths = [tree, *tree.rglob("*")]
     modes = {path: path.stat().st_mode for path in paths if not path.is_symlink()}
-    before = {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths}
     for path, mode in modes.items():
         path.chmod(mode & ~0o222)
+    before = state(tree)
     try:
         result = smoke(tmp_path / "report", xen_tree=tree, xen_tools="tree")
+        assert state(tree) == before
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
     assert result.code == ExitCode.GOOD, result.report.reason
-    assert {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in [tree, *tree.rglob("*")]} == before
     stack = {part["name"]: part for part in result.document["stack"]}
     assert stack["Xen"]["origin"] == "user"
     assert stack["Xen"]["version"].startswith("4.17.5, no git, configuration medcheck's, debug")
@@ -77,3 +84,30 @@ def test_an_edit_that_breaks_a_rule_is_judged_so(tree: Path, tmp_path: Path) -> 
     assert result.report.conclusion is not None
     (broken,) = {"CAPS-2"} & set(result.report.conclusion.rules_broken)
     assert Bisection(broken).step(result)[0] is Step.BAD
+
+
+@pytest.mark.nightly
+def test_an_optee_of_a_tree_serves_the_pinned_tas(tmp_path: Path) -> None:
+    source = unpacked("optee-source", tmp_path / "optee")
+    before = state(source)
+    result = smoke(tmp_path / "report", optee_tree=source)
+    assert state(source) == before
+    assert result.code == ExitCode.GOOD, result.report.reason
+    (part,) = (part for part in result.document["stack"] if part["name"] == "OP-TEE OS")
+    assert (part["version"], part["origin"]) == ("4.10, no git", "user")
+
+
+def test_a_tool_that_crashes_in_dom0_is_named(tmp_path: Path) -> None:
+    store = open_store(offline=True)
+    tools = shutil.copytree(
+        pinned_tools(store, Lock.load(), builder_here(store, Silent()).cache).folder / "usr", tmp_path / "usr"
+    )
+    xenstored = tools / "lib/xen/bin/xenstored"
+    program = bytearray(xenstored.read_bytes())
+    # Its first instruction lies where nothing is mapped (e_entry).
+    program[24:32] = bytes(8)
+    xenstored.write_bytes(program)
+    result = smoke(tmp_path / "report", xen_tools=tmp_path)
+    assert result.code == ExitCode.INFRASTRUCTURE
+    assert isinstance(result.failure, GuestError)
+    assert "xenstored did not start: killed by signal 11" in str(result.failure)

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from framework.artifacts import xen_build
 from framework.artifacts.cache import BuildCache
-from framework.artifacts.make import CompileError
+from framework.artifacts.make import CompileError, run_make
 from framework.artifacts.xen_build import XenConfig, build_hypervisor, choose_config
 from framework.artifacts.xen_source import XenSource, read_tree
 from framework.common.errors import BuildError, UsageError
 from framework.common.progress import Silent
+from testcases.unit.artifacts.source_state import state
 from testcases.unit.artifacts.xen_tree import make_tree
 
 # As Xen's: a target that configures, and one that compiles what is newer than its object.
@@ -95,6 +98,36 @@ def test_another_tree_of_the_release_compiles_what_differs(tree: Path, tmp_path:
     made.write_text("")
     build(other, tmp_path)
     assert compiled(made) == ["arch/arm/tee/optee.c"]
+
+
+def test_an_edit_while_it_is_built_counts_for_the_next_build(
+    tree: Path, tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editing = iter(["edited meanwhile\n"])
+
+    def making(title: str, folder: Path, *given: Any, **more: Any) -> None:
+        if (text := next(editing, None)) is not None:
+            (tree / MEDIATOR).write_text(text)
+        run_make(title, folder, *given, **more)
+
+    monkeypatch.setattr(xen_build, "run_make", making)
+    source = read_tree(tree)
+    cache = BuildCache(tmp_path / "cache")
+    first = build_hypervisor(source, CONFIG, None, cache, Silent())
+    workspace = next((tmp_path / "cache/builds").glob("xen-tree-*"))
+    assert (workspace / "tree" / MEDIATOR).read_bytes() == source.files[MEDIATOR].data
+    # What was read is what was built and is found again; the edit is another content.
+    assert build_hypervisor(source, CONFIG, None, cache, Silent()) == first
+    made.write_text("")
+    assert build(tree, tmp_path) != first
+    assert compiled(made) == ["arch/arm/tee/optee.c"]
+
+
+def test_nothing_is_written_into_a_tree_that_is_built(tree: Path, tmp_path: Path, made: Path) -> None:
+    before = state(tree)
+    build(tree, tmp_path)
+    assert "compiled" in made.read_text()
+    assert state(tree) == before
 
 
 def test_it_is_configured_only_when_the_configuration_changes(tree: Path, tmp_path: Path, made: Path) -> None:
