@@ -51,6 +51,7 @@ class StdCall:
     arg_ipa: int | None
     ma: int | None
     cmd: int | None = None
+    arg_mfn: int | None = None
     cookies: list[int] = field(default_factory=list)
     """Buffers translated for this call."""
     list_pages: list[int] = field(default_factory=list)

@@ -23,7 +23,7 @@ Ground rules for an observer:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -57,6 +57,17 @@ class PageView:
 
 
 @dataclass(slots=True)
+class Access:
+    """The hypervisor loaded, or stored, ``length`` bytes of a guest's page from machine address ``ma`` on; ``pc`` is
+    the instruction."""
+
+    ma: int
+    length: int
+    store: bool
+    pc: int = 0
+
+
+@dataclass(slots=True)
 class GuestCall:
     """A guest executed SMC or HVC with an SMCCC immediate and trapped.
 
@@ -84,6 +95,8 @@ class El3Call:
     shadow page list it names, and the RPC shadow of the resumed call. ``mem`` may repeat guest pages as they were at
     this moment; it serves to tell a guest that writes while the mediator copies from a mediator that copies wrongly.
     Calls for the hypervisor's own sake (probe, VM_CREATED, VM_DESTROYED) come without a GuestCall before them.
+    ``accesses``: what it read and wrote of the guest's pages since the call's event before, in order; ``instructions``:
+    how many it executed since then.
     """
 
     seq: int
@@ -92,6 +105,8 @@ class El3Call:
     regs: Registers
     shadow: Mapping[int, bytes] = field(default_factory=dict)
     mem: Mapping[int, PageView] = field(default_factory=dict)
+    accesses: Sequence[Access] | None = None
+    instructions: int | None = None
 
 
 @dataclass(slots=True)
@@ -115,6 +130,7 @@ class GuestReturn:
     """The guest continues after its call. ``mem``: argument page and RPC page as the guest finds them.
 
     ``undef`` is true when the hypervisor injected an undefined-instruction exception instead of an answer.
+    ``accesses``, ``instructions``: as in :class:`El3Call`.
     """
 
     seq: int
@@ -123,6 +139,8 @@ class GuestReturn:
     regs: Registers
     mem: Mapping[int, PageView] = field(default_factory=dict)
     undef: bool = False
+    accesses: Sequence[Access] | None = None
+    instructions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class Pending:
     """Registers OP-TEE returned with a request that could not be handed to the guest."""
     activity: int = 0
     overlapped: bool = False
+    loaded: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Bytes of the guest's pages that the mediator has loaded, by frame."""
     tainted: str = ""
     ignored: bool = False
     recently_freed: frozenset[int] = frozenset()

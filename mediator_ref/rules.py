@@ -60,6 +60,9 @@ class RuleId(StrEnum):
     RPC_11 = "RPC-11"
     RPC_12 = "RPC-12"
     RPC_13 = "RPC-13"
+    FETCH_1 = "FETCH-1"
+    FETCH_2 = "FETCH-2"
+    TIME_1 = "TIME-1"
     ISO_1 = "ISO-1"
     LIFE_1 = "LIFE-1"
     LIFE_2 = "LIFE-2"
@@ -94,6 +97,7 @@ class DeviationId(StrEnum):
     D13 = "D13"
     D14 = "D14"
     D15 = "D15"
+    D18 = "D18"
 
 
 class Severity(Enum):
@@ -245,6 +249,15 @@ _ROWS = (
          _CORR, "Xen handle_rpc_cmd", ("1.5",), ("R3",)),
     Rule(R.RPC_13, "Turning a page down does not cost another call the RPC page of the same cookie",
          _ISO, "optee_smc.h: RPC_FUNC_FREE; OP-TEE thread_rpc_alloc_arg", ("1.5", "1.6"), ("R8", "R12")),
+    # Guest memory
+    Rule(R.FETCH_1, "No byte of guest memory is read twice in one call",
+         _ISO, "Xen copy_std_request (purpose of the shadow)", ("1.4", "1.5", "1.7"), ("R3", "R15", "R22"),
+         needs="the accesses of EL2 (sense reads)"),
+    Rule(R.FETCH_2, "No byte of guest memory is read or written but those that the call needs",
+         _ISO, "Xen copy_std_request, copy_std_request_back, handle_rpc_cmd", ("1.4", "1.5", "1.6", "1.7"),
+         ("R3", "R15"), needs="the accesses of EL2 (sense reads)"),
+    Rule(R.TIME_1, "The hypervisor is busy with a call for a bounded number of instructions at once",
+         _AVAIL, "review", ("1.8",), ("R7",), needs="the instructions of EL2 (sense time)"),
     # Isolation
     Rule(R.ISO_1, "No address of the host is in a register or page a guest can read",
          _ISO, "Xen copy_std_request (purpose of the shadow)", ("1.4", "1.6"), ("R10", "R22")),
@@ -275,8 +288,7 @@ _ROWS = (
          "STD-1, MEM-6, MEM-7"),
     Rule(R.CODE_2, "The time spent in the mediator per call is bounded",
          _AVAIL, "review", ("1.8",), ("R7",),
-         unobservable="events carry no time; the size limits that bound it are checked by STD-3, "
-         "MEM-5, MEM-6"),
+         unobservable="a processor's time is not in a trace; instructions are, and TIME-1 bounds them"),
     Rule(R.CODE_3, "Guest memory is accessed through the hypervisor's helpers only",
          _CODE, "review", (), ("R9", "R15", "R16"),
          unobservable="a property of the source; its effects are checked by STD-2, MEM-3, STD-10"),

@@ -28,7 +28,8 @@ class State:
     answer by ``(domid, vcpu)``, ``hypervisor_calls`` the hypervisor's own (function id, client id). ``shadow_pages``
     are pages of the hypervisor OP-TEE may use, with the domain they are for. ``assertions`` are deviations that a
     domain had shown when it ended: a debug hypervisor asserts that it finds nothing of them.
-    ``memory_free``: the hypervisor is known to have had free memory throughout.
+    ``memory_free``: the hypervisor is known to have had free memory throughout. ``reads_missing``,
+    ``time_missing``: a call's accesses of guest memory, or its instructions, were not observed.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -37,6 +38,8 @@ class State:
     threads: int | None = None
     mid_stream: str = ""
     memory_free: bool = False
+    reads_missing: bool = False
+    time_missing: bool = False
     domains: dict[int, TrackedDomain] = field(default_factory=dict)
     pending: dict[tuple[int | None, int], Pending] = field(default_factory=dict)
     hypervisor_calls: dict[tuple[int | None, int], tuple[int, int]] = field(default_factory=dict)

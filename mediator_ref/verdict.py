@@ -77,6 +77,8 @@ class Tally:
     not_checked: Counter[tuple[RuleId, str]] = field(default_factory=Counter)
     unearned: Counter[str] = field(default_factory=Counter)
     """Reasons of ``not_checked`` that anything may hide behind: with one the evidence is incomplete."""
+    instructions: dict[str, int] = field(default_factory=dict)
+    """The most instructions that the hypervisor took at once, by what for."""
     deviations_not_seen: Counter[str] = field(default_factory=Counter)
     """Deviations whose stimulus was there and whose defect was not, by deviation id."""
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from framework.common.errors import TraceError
 from framework.trace.event import Event
-from framework.trace.format import BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
+from framework.trace.format import ACCESS, BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
 from mediator_ref.events import (
+    Access,
     DomainCreated,
     DomainDestroyed,
     DomainDying,
@@ -43,6 +44,9 @@ _GUEST = frozenset(
 _SHADOW = frozenset(int(k) for k in (BlockKind.SHADOW_ARG, BlockKind.SHADOW_LIST, BlockKind.SHADOW_RPC))
 _TRANSLATIONS = int(BlockKind.TRANSLATIONS)
 _UNMAPPED = int(BlockFlag.UNMAPPED)
+_LIMIT = int(BlockFlag.LIMIT)
+_ACCESSES, _INSTRUCTIONS = int(BlockKind.ACCESSES), int(BlockKind.INSTRUCTIONS)
+_NUMBER = struct.Struct("<Q")
 _OFFSET = PAGE - 1
 _NO_TRANSLATION = 0xF
 _EMPTY: dict[int, PageView] = {}
@@ -185,7 +189,7 @@ class Observer:
         self._lost_attribution = False
         mem, shadow = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW)
         if kind == _EL3_CALL:
-            events.append(El3Call(seq, vcpu, domid, regs, shadow, mem))
+            events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record)))
         elif kind == _EL3_RETURN:
             events.append(El3Return(seq, vcpu, domid, regs, shadow, mem))
         elif kind == _CALL:
@@ -209,7 +213,7 @@ class Observer:
             called_at = self._calls.pop((domid, vcpu), None)
             # Xen steps over a trapped SMC, the architecture over HVC; anywhere else is an exception vector.
             undef = called_at is not None and record.pc not in (called_at, called_at + _INSTRUCTION)
-            events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef))
+            events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef, *_stretch(record)))
 
     def _unattributed(self, record: Event, events: list[RefEvent]) -> None:
         """Note a gap, once, for guests' calls without a domain, which cannot be paired with anything."""
@@ -292,3 +296,20 @@ def _translations(data: bytes, mem: dict[int, PageView]) -> None:
             mem[page] = _UNMAPPED_PAGE
         else:
             mem[page] = PageView(page_kind(pte), ma >> 12)
+
+
+def _stretch(record: Event) -> tuple[list[Access] | None, int | None]:
+    """What the hypervisor read and wrote of the guest's pages since the call's last border, and how many instructions
+    it took; None for what was not seen, or not all of it."""
+    at = RECORD.size + record.nregs * 8
+    accesses, instructions = None, None
+    for _ in range(record.nblocks):
+        kind, flags, _level, _index, _size, length, *_rest = BLOCK.unpack_from(record.raw, at)
+        start = at + BLOCK.size
+        if kind == _ACCESSES and not flags & _LIMIT:
+            entries = ACCESS.iter_unpack(record.raw[start : start + length])
+            accesses = [Access(ma, size, bool(store), pc) for ma, pc, size, store in entries]
+        elif kind == _INSTRUCTIONS:
+            (instructions,) = _NUMBER.unpack(record.raw[start : start + length])
+        at = start + (length + 7 & ~7)
+    return accesses, instructions

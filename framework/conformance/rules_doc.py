@@ -26,6 +26,7 @@ GROUPS = {
     "STD": "Standard calls",
     "MEM": "Memory parameters",
     "RPC": "Remote procedure calls",
+    **dict.fromkeys(("FETCH", "TIME"), "Guest memory and time"),
     "ISO": "Isolation",
     "LIFE": "Life of a domain",
     "CODE": "Not observable from outside",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from framework.trace.format import PAGE, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
+from framework.trace.format import ACCESS, PAGE, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from framework.trace.writer import Writer, pack_block, pack_record
 from mediator_ref import abi
 from mediator_ref.events import (
@@ -50,7 +50,7 @@ def record_of(event: Event, seq: int) -> bytes | None:
                 Kind.GUEST_RETURN,
                 seq,
                 event.regs,
-                _blocks(event.mem, {}),
+                _stretch(event) + _blocks(event.mem, {}),
                 domain=event.domid,
                 vcpu=event.vcpu,
                 pc=pc,
@@ -59,6 +59,8 @@ def record_of(event: Event, seq: int) -> bytes | None:
             vcpu = event.vcpu if event.domid is not None else None
             kind = Kind.EL3_CALL if isinstance(event, El3Call) else Kind.EL3_RETURN
             blocks = _blocks(event.mem, event.shadow)
+            if isinstance(event, El3Call):
+                blocks = _stretch(event) + blocks
             return pack_record(kind, seq, event.regs, blocks, domain=event.domid, vcpu=vcpu)
         case DomainCreated():
             return pack_record(Kind.DOMAIN_CREATE, seq, (0,), imm=event.domid)
@@ -96,6 +98,16 @@ def _named(call: GuestCall) -> dict[int, PageView]:
         if answered is not None:
             found[ipa] = answered
     return found
+
+
+def _stretch(event: El3Call | GuestReturn) -> list[bytes]:
+    blocks = []
+    if event.instructions is not None:
+        blocks.append(pack_block(BlockKind.INSTRUCTIONS, event.instructions.to_bytes(8, "little"), count=1))
+    if event.accesses is not None:
+        data = b"".join(ACCESS.pack(a.ma, a.pc, a.length, a.store) for a in event.accesses)
+        blocks.append(pack_block(BlockKind.ACCESSES, data, count=len(event.accesses)))
+    return blocks
 
 
 def _pte(view: PageView) -> int:

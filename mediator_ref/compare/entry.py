@@ -6,6 +6,8 @@ from __future__ import annotations
 from mediator_ref import abi
 from mediator_ref.compare import call_return, fast_call, lifecycle, rpc, std_call
 from mediator_ref.compare.checks import check_client_id, check_guest_regs, register_differences
+from mediator_ref.compare.effort import check_instructions
+from mediator_ref.compare.guest_access import check_accesses
 from mediator_ref.events import El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
@@ -93,6 +95,8 @@ def el3_call(state: State, event: El3Call) -> None:
         state.unchecked(_DISP_5, "OP-TEE's answer to the call before was not observed", event, unearned=True)
         pending.tainted = pending.tainted or "OP-TEE's answer was not observed"
         return
+    check_accesses(state, pending, event)
+    check_instructions(state, pending, event)
     _leave(pending)
     pending.phase = _OPTEE
     if pending.ignored:
@@ -205,6 +209,8 @@ def guest_return(state: State, event: GuestReturn) -> None:
         lose_history(pending.domain, reason)
         pending.domain.running.pop(event.vcpu, None)
         return
+    check_accesses(state, pending, event)
+    check_instructions(state, pending, event)
     _leave(pending)
     if pending.ignored:
         return

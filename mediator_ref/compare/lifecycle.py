@@ -208,6 +208,11 @@ def end(state: State, event: End) -> None:
     """LIFE-7 at the end of a trace."""
     for domain in state.domains.values():  # a hypervisor that stops at a domain's end tells OP-TEE nothing any more
         state.assertions |= domain.defects.assertions()
+    if state.reads_missing:
+        for rule in (RuleId.FETCH_1, RuleId.FETCH_2):
+            state.unchecked(rule, "what the mediator reads of guest memory was not observed", event)
+    if state.time_missing:
+        state.unchecked(RuleId.TIME_1, "how long the mediator takes was not observed", event)
     if event.board_alive is None:
         state.unchecked(RuleId.LIFE_7, "whether the hypervisor still runs was not observed", event)
     elif event.board_alive:

@@ -55,6 +55,8 @@ def handle_std_call_forwarded(state: State, pending: Pending, event: El3Call, ex
         address = Difference("x1:x2", "the address of a page", f"{ma:#x}")
         state.fail(RuleId.STD_5, event, "the shadow argument is not a page", address, pending=pending)
     call = StdCall(pending.event.seq, pending.arg_ipa, ma)
+    argument = pending.event.mem.get(pending.arg_ipa)
+    call.arg_mfn = argument.mfn if argument is not None else None
     pending.call = domain.running[pending.event.vcpu] = call
     if isinstance(expected, Unknown):
         view = pending.event.mem.get(pending.arg_ipa)

@@ -25,11 +25,12 @@ from mediator_ref.deviations.d12 import D12
 from mediator_ref.deviations.d13 import D13
 from mediator_ref.deviations.d14 import D14
 from mediator_ref.deviations.d15 import D15
+from mediator_ref.deviations.d18 import D18
 from mediator_ref.deviations.deviation import Deviation, Mismatch
 from mediator_ref.rules import DeviationId
 
 DEVIATIONS: Mapping[str, Deviation] = {
-    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D10, D11, D12, D13, D14, D15)
+    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D10, D11, D12, D13, D14, D15, D18)
 }
 """All known deviations by id."""
 

@@ -28,6 +28,9 @@ from mediator_ref.simulator.world import World
 ARG, RPC, LIST, DATA = 0x4000_0000, 0x4001_0000, 0x4002_0000, 0x4003_0000
 """Where simulated guests keep argument pages, RPC pages, page lists and data."""
 
+EFFORT = 1000
+"""Instructions that the mediator seems to take at once."""
+
 
 @dataclass
 class InFlight:
@@ -138,9 +141,13 @@ class Board:
             flight.el3 = next(flight.handler) if answer is None else flight.handler.send(answer)
         except StopIteration:
             del self.inflight[(domid, vcpu)]
-            self._emit(GuestReturn(self._next(), vcpu, domid, tuple(flight.regs), self.world.view(domid)))
+            regs, view = tuple(flight.regs), self.world.view(domid)
+            self._emit(
+                GuestReturn(self._next(), vcpu, domid, regs, view, accesses=self.world.touched(), instructions=EFFORT)
+            )
             return
-        self._emit(El3Call(self._next(), vcpu, domid, flight.el3, self.world.shadow(), self.world.view(domid)))
+        shadow, view = self.world.shadow(), self.world.view(domid)
+        self._emit(El3Call(self._next(), vcpu, domid, flight.el3, shadow, view, self.world.touched(), EFFORT))
 
     def call(self, domid: int, vcpu: int, regs: Sequence[int]) -> tuple[int, ...]:
         """One guest call from trap to answer; the registers the guest finds."""

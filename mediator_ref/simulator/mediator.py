@@ -145,6 +145,7 @@ class Mediator:
         if ipa & abi.OFFSET_MASK or kind not in _READABLE or frame is None:
             regs[0] = abi.SmcReturn.EBADADDR
             return
+        self.world.touch(frame, 0, abi.LIST_PAGE.size)
         page = bytearray(self.world.data[frame])
         arg = abi.decode_arg(bytes(page))
         if arg.num_params > abi.MAX_NUM_PARAMS:
@@ -195,6 +196,7 @@ class Mediator:
             if kind is not PageKind.RAM_RW or frame is None:
                 break
             words = list(abi.LIST_PAGE.unpack(self.world.data[frame]))
+            self.world.touch(frame, 0, 8 * min(abi.LIST_ENTRIES, pages - len(buf.frames)))
             for word in words[: min(abi.LIST_ENTRIES, pages - len(buf.frames))]:
                 data, kind = self.world.lookup(ctx.domid, word)
                 if kind is not PageKind.RAM_RW or data is None:
@@ -202,6 +204,8 @@ class Mediator:
                 self.world.refs[data] += 1
                 buf.frames.append(data)
             else:
+                if len(buf.frames) < pages:
+                    self.world.touch(frame, 8 * abi.LIST_ENTRIES, 8 * abi.LIST_ENTRIES + 8)
                 list_ipa = words[abi.LIST_ENTRIES] & ~abi.OFFSET_MASK
                 continue
             break
@@ -254,13 +258,17 @@ class Mediator:
         page = bytearray(self.world.data[frame])
         page[20:28] = shadow[20:28] if ret is None else int(ret).to_bytes(4, "little") + b"\2\0\0\0"
         page[8:12] = shadow[8:12]
+        self.world.touch(frame, 20, 28, store=True)
+        self.world.touch(frame, 8, 12, store=True)
         for i in range(count):
             attr, _, _, _ = abi.PARAM.unpack_from(shadow, abi.arg_size(i))
             at = abi.arg_size(i)
             if attr & 0xFF in _MEMREF_OUTPUT:
                 page[at + 16 : at + 24] = shadow[at + 16 : at + 24]
+                self.world.touch(frame, at + 16, at + 24, store=True)
             elif attr & 0xFF in _VALUE_OUTPUT:
                 page[at + 8 : at + 32] = shadow[at + 8 : at + 32]
+                self.world.touch(frame, at + 8, at + 32, store=True)
         self.world.data[frame] = bytes(page)
         return True
 
@@ -328,6 +336,7 @@ class Mediator:
         readable = kind in _READABLE and frame is not None
         if readable and frame is not None:
             size = abi.arg_size(len(arg.params))
+            self.world.touch(frame, 0, size, store=True)
             self.world.data[frame] = shadow[:size] + self.world.data[frame][size:]
         if arg.cmd == abi.RpcCmd.SHM_ALLOC and arg.params:
             call.buffer_type = arg.params[0].a & abi.U32
@@ -379,6 +388,8 @@ class Mediator:
         shadow = bytearray(self.world.data[rpc.shadow >> 12])
         frame, kind = self.world.lookup(ctx.domid, rpc.ipa)
         page = self.world.data[frame] if kind in _READABLE and frame is not None else None
+        if frame is not None and page is not None:
+            self.world.touch(frame, 0, abi.HEADER_SIZE)
         count = abi.U32_AT.unpack_from(page, 28)[0] if page is not None else 0
         if page is None or count > abi.MAX_NUM_PARAMS:
             if page is not None:
@@ -387,6 +398,8 @@ class Mediator:
             self._set(rpc, shadow, ret=abi.Tee.GENERIC)
             return True
         size = abi.arg_size(count)
+        assert frame is not None
+        self.world.touch(frame, 0 if "D18" in self.defects else abi.HEADER_SIZE, size)
         shadow[:size] = page[:size]
         arg = abi.decode_arg(bytes(shadow))
         if call.asked:
@@ -428,6 +441,7 @@ class Mediator:
         self._set(rpc, shadow, cmd=abi.RpcCmd.SHM_FREE, ret=abi.Tee.GENERIC, num_params=1)
         frame, _ = self.world.lookup(ctx.domid, rpc.ipa)
         assert frame is not None
+        self.world.touch(frame, 0, 64, store=True)
         self.world.data[frame] = bytes(shadow[:64]) + self.world.data[frame][64:]
         call.asked, call.op, call.params = True, abi.RpcFunc.CMD, abi.split(cookie)
         call.thread = regs[3] & abi.U32

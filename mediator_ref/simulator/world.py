@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mediator_ref.events import PAGE_SIZE, PageKind, PageView
+from mediator_ref.events import PAGE_SIZE, Access, PageKind, PageView
 
 ZERO = bytes(PAGE_SIZE)
 
@@ -39,6 +39,7 @@ class World:
     p2m: dict[int, dict[int, tuple[int, PageKind]]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     next_frame: int = 0x80000
+    accesses: list[Access] = field(default_factory=list)
 
     def frame(self) -> int:
         """A new frame without owner."""
@@ -106,6 +107,16 @@ class World:
         return GuestView(
             {ipa: PageView(kind, mfn, self.data.get(mfn)) for ipa, (mfn, kind) in self.p2m.get(domid, {}).items()}
         )
+
+    def touch(self, mfn: int, start: int, end: int, *, store: bool = False) -> None:
+        """The mediator loads, or stores, these bytes of a guest's page."""
+        if start < end:
+            self.accesses.append(Access(mfn * PAGE_SIZE + start, end - start, store))
+
+    def touched(self) -> tuple[Access, ...]:
+        """What the mediator loaded and stored since this was asked last."""
+        found, self.accesses = tuple(self.accesses), []
+        return found
 
     # OP-TEE
 

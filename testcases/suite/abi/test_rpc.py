@@ -88,7 +88,7 @@ def test_r3_alloc_answered_with_no_page(probe: Probe, ipa: int) -> None:
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("RPC-8", "R3")
+@pytest.mark.mc_rule("RPC-8", "R3", "FETCH-1", "FETCH-2", "TIME-1", "D18")
 @pytest.mark.parametrize("ret", [Tee.OUT_OF_MEMORY, Tee.GENERIC, 1])
 def test_r3_shm_alloc_refused(probe: Probe, ret: int) -> None:
     """A guest that has no memory for OP-TEE says so; the call ends and the next one works."""

@@ -136,6 +136,12 @@ def d14(board: Board) -> None:
     register(board)
 
 
+def d18(board: Board) -> None:
+    regs = asked(board, ask(abi.RpcCmd.GET_TIME))
+    board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+    board.resume(1, regs)
+
+
 def d15(board: Board) -> None:
     regs = asked(board, alloc(), ask(abi.RpcCmd.GET_TIME))
     board.reply(1, board.buffer(1, 2, attr=abi.Attr.TMEM_OUTPUT, bad=0))
@@ -164,6 +170,7 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D13", "D13", d13),
     ("D14", "D14", d14),
     ("D15", "D15", d15),
+    ("D18", "D18", d18),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TIME-1: the hypervisor's instructions between two borders of a call, held to a bound."""
+
+from __future__ import annotations
+
+from mediator_ref import abi
+from mediator_ref.events import El3Call, GuestReturn
+from mediator_ref.knowledge import Pending, Phase
+from mediator_ref.rules import RuleId
+from mediator_ref.spec.effort import for_answer, for_call
+from mediator_ref.state import State
+from mediator_ref.verdict import Difference
+
+_FOREIGN_INTR = int(abi.RpcFunc.FOREIGN_INTR)
+
+
+def check_instructions(state: State, pending: Pending, event: El3Call | GuestReturn) -> None:
+    """Check the stretch that ends with ``event``, before the event changes what is known."""
+    if pending.function is None:
+        return
+    if event.instructions is None:
+        state.time_missing = True
+        return
+    if pending.phase is Phase.ANSWER:
+        suspended = pending.suspended and pending.call is not None and pending.call.rpc_op == _FOREIGN_INTR
+        effort = for_answer(pending.function, pending.domain, foreign_interrupt=suspended)
+    else:
+        call = pending.domain.calls.get(pending.thread)
+        effort = for_call(pending.function, call, len(pending.event.mem))
+    largest = state.tally.instructions
+    largest[effort.what] = max(largest.get(effort.what, 0), event.instructions)
+    if event.instructions <= effort.most:
+        state.ok(RuleId.TIME_1)
+        return
+    took = Difference("instructions", f"at most {effort.most:,}", f"{event.instructions:,}")
+    state.fail(RuleId.TIME_1, event, f"the hypervisor is busy for too long: {effort.what}", took, pending=pending)
