@@ -48,9 +48,11 @@ class LiveWatch(AbstractContextManager["LiveWatch"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._check.join(_REST_SECONDS)
+        caught_up = kind is not None or self._check.join(_REST_SECONDS)
         self._check.close()
+        why = self._check.error or ("" if caught_up else f"it is more than {_REST_SECONDS:.0f} s behind")
+        if kind is None and why:
+            self._progress.say(f"the live check is of no use, the trace is checked as a whole: {why}")
         self._folder.cleanup()
 
     def watch(self, target: Target) -> None:

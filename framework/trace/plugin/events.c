@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "senses.h"
@@ -20,6 +21,7 @@
 #define FIRST_RESERVED_DOMAIN 0x7ff0
 #define GUEST_REGS 18
 #define EL3_REGS 8
+#define PUSH_NS 100000000L
 
 uint64_t counters[C_COUNT];
 struct options options = {.memory = true, .doorbell = true, .stop_on_error = true, .list_pages = 40};
@@ -319,6 +321,24 @@ void on_doorbell(unsigned reported, void *udata)
     r->pc = reg_read(cpu, R_PC);
     memcpy(rec_regs(), x, sizeof x);
     commit_and_unlock(cpu);
+}
+
+static void *push(void *unused)
+{
+    const struct timespec pause = {.tv_nsec = PUSH_NS};
+    (void)unused;
+    while (enter()) {
+        lockstep_push();
+        leave();
+        nanosleep(&pause, NULL);
+    }
+    return NULL;
+}
+
+bool events_push(void)
+{
+    pthread_t thread;
+    return pthread_create(&thread, NULL, push, NULL) == 0 && pthread_detach(thread) == 0;
 }
 
 /* The plugin's own counts as the last record: the reader compares them with what it has read. */

@@ -301,6 +301,13 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
     return NULL;
 }
 
+void lockstep_push(void)
+{
+    MUST_BE_INSIDE();
+    if (l.fd >= 0)
+        flush();
+}
+
 void lockstep_close(void)
 {
     if (l.fd >= 0 && put(WIRE_BYE, 0, NULL, 0) && flush()) {

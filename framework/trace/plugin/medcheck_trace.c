@@ -162,6 +162,8 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, max_mib << 20, json, sink_failed) : NULL;
     if (!wrong && lockstep)
         wrong = lockstep_open(lockstep, json, (unsigned)timeout_ms, stop_on_loss);
+    if (!wrong && lockstep && !events_push())
+        wrong = "cannot start the thread that sends events";
     if (wrong)
         return refuse(wrong);
     qemu_plugin_register_atexit_cb(id, on_exit_of_board, NULL);

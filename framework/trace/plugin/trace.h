@@ -176,6 +176,8 @@ struct options {
     unsigned list_pages;
 };
 extern struct options options;
+/* Has lock-step events sent at least ten times a second, in a thread that ends with events_finish(). */
+bool events_push(void);
 void events_finish(void);
 void on_guest_entry(unsigned reported, void *unused);
 void on_el2_smc(unsigned reported, void *immediate);
@@ -197,6 +199,8 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
 bool lockstep_wants(int kind);
 /* Sends the record; when the consumer holds this kind, serves its requests until it lets go. Returns a delay in us. */
 uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind);
+/* Sends what waits for a full batch: the last events of a board that comes to rest may be the ones that matter. */
+void lockstep_push(void);
 void lockstep_close(void);
 
 #endif

@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
-from framework.common.errors import MedcheckError, NonconformanceError
+import pytest
+
+from framework.common.errors import MedcheckError, NonconformanceError, TraceError
 from framework.common.progress import Silent
 from framework.jobs.live_watch import HOPELESS, LiveWatch
 from mediator_ref import Outcome, Verdict
@@ -71,6 +73,28 @@ def test_the_same_nonconformance_again_and_again_is_no_progress() -> None:
         assert len(ended) == 1
         assert f"after {HOPELESS} of its kind" in ended[0].what
         assert len(said.lines) == 1
+
+
+@pytest.mark.parametrize(("error", "why"), [
+    (TraceError("record 7 is malformed"), "record 7 is malformed"),
+    (None, "it is more than 60 s behind"),
+])  # fmt: skip
+def test_a_live_check_that_does_not_catch_up_or_broke_off_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: TraceError | None, why: str
+) -> None:
+    said = Said()
+    live = LiveWatch(said)
+    close = live._check.close
+
+    def closed() -> None:
+        close()
+        live._check.error = error
+
+    monkeypatch.setattr(live._check, "join", lambda _seconds: False)
+    monkeypatch.setattr(live._check, "close", closed)
+    with live:
+        pass
+    assert said.lines == [f"the live check is of no use, the trace is checked as a whole: {why}"]
 
 
 def test_nothing_is_left_behind_by_a_run_that_breaks_off() -> None:

@@ -20,7 +20,7 @@ from framework.conformance.checker import check_file
 from framework.trace.build import SOURCES
 from framework.trace.event import Event
 from framework.trace.format import BlockFlag, BlockKind, Flag, Kind
-from framework.trace.live import Message
+from framework.trace.live import LiveConsumer, Message
 from framework.trace.reader import Reader
 
 FLAGS = ("-std=gnu11", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-rdynamic")
@@ -206,6 +206,22 @@ def test_a_read_without_the_lock_ends_at_once(memory: Hostile, tmp_path: Path) -
     command = memory.command("outside", 1, 1, f"out={tmp_path / 't'}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment())
     assert done.returncode != 0 and "ma_read: Assertion `inside' failed" in done.stderr
+
+
+def test_a_board_that_rests_keeps_no_event_to_itself(races: Hostile, tmp_path: Path) -> None:
+    """The consumer sees the last call while nothing more happens, not when the board ends."""
+    command = races.command("rest", 1, 1, f"lockstep={tmp_path / 's'}")
+    with (
+        LiveConsumer(tmp_path / "s", send=[Kind.GUEST_CALL]) as consumer,
+        subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as board,
+    ):
+        consumer.accept(TIMEOUT_S)
+        held = next(iter(consumer.events()))
+        assert held.event.kind == Kind.GUEST_CALL
+        assert board.poll() is None
+        assert board.stdin is not None
+        board.stdin.close()
+    assert board.returncode == 0
 
 
 class Consumer(threading.Thread):

@@ -9,6 +9,7 @@
  *   unknown  Xen says that no vCPU runs, a guest calls, and EL2 returns to guests ROUNDS times
  *   senses   two vCPUs call, and EL2 reads each page once, the first byte twice, writes a word, runs known code, leaves
  *   outside  memory is read by a thread that does not hold the plugin's lock
+ *   rest     one call, and then nothing until standard input ends
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -360,9 +361,20 @@ static void outside(void)
     ma_read(PAGES, &word, sizeof word);
 }
 
+/* rest */
+
+static void rest(void)
+{
+    begin(0);
+    set_args(CALL_WITH_ARG, PAGES, 0);
+    guest_calls();
+    while (getchar() != EOF)
+        ;
+}
+
 static const struct { const char *name; void (*run)(void); } scenarios[] = {
     {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"senses", senses},
-    {"outside", outside},
+    {"outside", outside}, {"rest", rest},
 };
 
 int main(int argc, char **argv)
