@@ -33,8 +33,9 @@ from framework.snapshot.save import wait_until_calm
 from framework.snapshot.store import Snapshot, SnapshotStore
 from framework.target.target import Target, say_remarks
 
-_SOURCES = ("target/target.py", "target/checkpoints.py", "board/devicetree.py", "guests/*.py", "snapshot/*.py")
-"""Sources that decide, beside files and options, which state a board is saved in."""
+_SOURCES = ("board/*.py", "guests/*.py", "snapshot/*.py", "target/*.py")
+"""Sources that decide, beside files and options, which state a board is saved in: whole rooms, of which none is
+forgotten."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,19 @@ from typing import Any
 
 import pytest
 
+from framework.board import devicetree, qemu
+from framework.board.board import Board
 from framework.common.errors import GuestError, UsageError
+from framework.common.paths import PACKAGE
+from framework.guests.dom0 import Dom0
+from framework.guests.xl import Xl
+from framework.snapshot import save
+from framework.target import checkpoints
 from framework.target.checkpoints import DOM0, PARKED, READY, Checkpoint, get_checkpoint
 from framework.target.provider import SharedBoard
 from framework.target.slots import slots_here
+from framework.target.stack import with_guests
+from framework.target.target import Target
 
 
 def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +32,23 @@ def test_the_user_may_say_how_many_boards_run_at_once(monkeypatch: pytest.Monkey
     assert slots_here(2) == 17
     monkeypatch.setenv("MEDCHECK_BOARDS", "")
     assert slots_here(1 << 20) == 1
+
+
+def test_whatever_boots_a_board_is_part_of_its_snapshots_key() -> None:
+    part_of_it = {path for pattern in checkpoints._SOURCES for path in PACKAGE.glob(pattern)}
+    for code in (
+        Board.start,
+        qemu.boot_argv,
+        devicetree.edit,
+        Xl.create,
+        Dom0.wait_ready,
+        Target.boot,
+        with_guests,
+        save,
+    ):
+        source = inspect.getsourcefile(code)
+        assert source is not None
+        assert Path(source) in part_of_it
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", "1000"])
