@@ -34,12 +34,14 @@ class MedcheckError(Exception):
 
     ``what`` is one sentence about what happened, ``where`` names the place, ``hint`` says what to do. No password
     that an address carries gets into any of them. They may quote a guest: as text, control characters are shown.
+    ``hang``: what happened is that nothing moves any more.
     """
 
     exit_code: ExitCode = ExitCode.INFRASTRUCTURE
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None, hang: bool = False) -> None:
         super().__init__(redacted(what))
+        self.hang = hang
         self.what = redacted(what)
         self.where = None if where is None else redacted(where)
         self.hint = None if hint is None else redacted(hint)

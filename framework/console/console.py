@@ -65,6 +65,7 @@ class Console:
         self._repeats_until = 0.0
         self._on_signature: Callable[[Console, CrashSignature, bytes], None] = lambda _console, _signature, _line: None
         self._on_silence: OnSilence | None = None
+        self._idle_timeout = 0.0
         self._unfinished = b""
         self._at_line_start = True
         self._log_room = LOG_BYTES
@@ -98,7 +99,8 @@ class Console:
         When a wait of 2 s or more expires, the error also says whether the board is hung, idle or slow, what
         of it stood still and where its CPUs are. That costs no time but the monitor's answer (a tenth of a
         second): what moved during the last 5 s (scaled; half of a shorter wait) of the wait itself decides.
-        A board whose CPUs all sleep with nothing to wake them, for 15 s (scaled), is not waited for any longer.
+        A board whose CPUs all sleep with nothing to wake them, for 15 s (scaled), is not waited for any longer, nor
+        one that has had no SMC and no work for its CPUs for ``idle_timeout`` seconds, not scaled.
         """
         wanted = [patterns] if isinstance(patterns, bytes) else list(patterns)
         compiled: list[Any] = [re.compile(pattern, re.DOTALL) for pattern in wanted]
@@ -107,6 +109,7 @@ class Console:
             buffer = self._buffer
             longest = wait_policy.deadline(idle_timeout) if deadline is None else deadline
             buffer.begin(idle_timeout * factor, longest * factor)
+            self._idle_timeout = min(idle_timeout, longest)
             buffer.window = 0.0 if self._on_silence is None else wait_policy.window(min(idle_timeout, longest))
             try:
                 buffer.expect_list(compiled, timeout=None)
@@ -272,7 +275,7 @@ class Console:
     def _sample(self) -> Any:
         assert self._on_silence is not None
         seen = self._on_silence.sample()
-        if self._on_silence.hopeless():
+        if wait_policy.in_vain(self._on_silence, self._idle_timeout):
             raise pexpect.TIMEOUT("the board sleeps for ever")
         return seen
 
@@ -331,6 +334,7 @@ class Console:
             f"{what}{text}the last lines:\n{self._tail_text()}",
             where=self._where(),
             hint=f"the whole console is in {self.log}",
+            hang=True,
         )
 
     def _ended(self, wanted: Sequence[bytes]) -> MedcheckError:

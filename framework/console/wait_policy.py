@@ -26,8 +26,17 @@ class OnSilence(Protocol):
     def hopeless(self) -> bool:
         """Whether the samples so far show that nothing will ever come by itself."""
 
+    def idle(self) -> float:
+        """Return the seconds for which no SMC came and no CPU had work; call it every second or so."""
+
     def explain(self, before: Any, /) -> str | None:
         """Explain why nothing came since that sample; None when the board is gone. Never raises."""
+
+
+def in_vain(watcher: OnSilence, idle_timeout: float) -> bool:
+    """Whether a wait on a silent board has no hope before it expires: the board sleeps for ever, or has been idle for
+    ``idle_timeout`` seconds, not scaled, for a slow host slows down work, and there is none."""
+    return watcher.hopeless() or watcher.idle() >= idle_timeout
 
 
 def deadline(idle_timeout: float) -> float:

@@ -25,6 +25,7 @@ _ALL_DIE = frozenset({"xen-panic", "xen-assertion", "xen-bug", "optee-panic", "o
 _STALLS = frozenset({"linux-stall", "linux-lockup", "linux-hang", "linux-oom"})
 _CRASHED_DOMAIN = re.compile(r"[Dd]omain (\d{1,18}) (?:\(vcpu#\d{1,18}\) crashed|reported crashed)")
 _TAIL = 12
+_LOG_HEAD = 1 << 20
 
 
 class ConsoleLike(Protocol):
@@ -129,6 +130,22 @@ class Watch:
             text = f"{text}; the last lines:\n{lines}"
             hint = f"the whole console is in {found.log}"
         return GuestCrash(text, where=f"console {name}", hint=hint)
+
+    def hang(self, what: str) -> GuestCrash:
+        """Make the error for this domain's silence, with the stall that its kernel reported, if any."""
+        reason = "" if self.stall is None else f" after {self.stall.kind}: {self.stall.line.strip()}"
+        error = self.crash(f"hangs{reason}: {what}")
+        error.hang = True
+        return error
+
+    def logs(self) -> list[bytes]:
+        """Return the beginnings (1 MiB) of the logs of this domain's console and of OP-TEE's."""
+        heads = []
+        for name in (self._console, "optee"):
+            if console := self._board.consoles.get(name):
+                with console.log.open("rb") as stream:
+                    heads.append(stream.read(_LOG_HEAD))
+        return heads
 
     def _concerns(self, problem: ProblemLike) -> bool:
         if problem.console == self._console:

@@ -38,6 +38,8 @@ _FOREVER_SECONDS = 15.0
 """A board none of whose CPUs ran or was woken for so long (scaled) sleeps for ever: an idle Linux has timers that
 run every second or so, and an idle board as a whole is woken a hundred times a second."""
 _SAMPLES = 5
+_IDLE_SECONDS = 0.5
+"""Between two samples that decide whether CPUs have work: a shorter time is one of chance."""
 _CODE_BYTES = 256
 _SAMPLE_SECONDS = 0.02
 _ASLEEP = 0.75
@@ -179,6 +181,8 @@ class HangDetector:
         self._last: ActivitySample | None = None
         self._since: ActivitySample | None = None
         """The first of the last samples between which nothing moved."""
+        self._idle: tuple[ActivitySample, ActivitySample] | None = None
+        """The first and the last of the last samples between which no SMC came and no CPU had work."""
 
     def sample(self) -> ActivitySample | None:
         """Take a sample; None if there is nothing to see any more."""
@@ -207,6 +211,27 @@ class HangDetector:
             return _status(self._board) == "running"
         except BoardError:
             return False
+
+    def idle(self) -> float:
+        """Return the seconds for which no SMC came and CPUs only waited for interrupts, up to now; 0 when there is
+        nothing to see, and in lock-step, where the reader may be what they wait for. Unlike a board that
+        :meth:`hopeless` speaks of, one with a hung program still has its timers."""
+        if self._board.in_lockstep:
+            return 0.0
+        with self._lock:
+            since, last = self._idle or (None, None)
+            try:
+                if last is None or time.monotonic() - last.at > _IDLE_SECONDS:
+                    now = sample(self._board)
+                    if since is None or last is None or now.trace != last.trace or _busy(last, now) or now.frozen:
+                        since = now
+                    last = now
+            except (OSError, BoardError):
+                self._idle = None
+                return 0.0
+            assert since is not None
+            self._idle = since, last
+            return last.at - since.at
 
     def explain(self, before: ActivitySample | None) -> str | None:
         """Explain why nothing came since ``before``, and write :data:`REPORT`; None when QEMU is gone.

@@ -12,7 +12,7 @@ import paramiko
 from framework.common.errors import GuestError
 from framework.common.host_speed import host_factor
 from framework.common.polling import readable
-from framework.console.wait_policy import OnSilence, next_sample, window
+from framework.console.wait_policy import OnSilence, in_vain, next_sample, window
 from framework.console.wait_policy import deadline as longest
 
 Alive = Callable[[], None]
@@ -77,6 +77,7 @@ class Talk:
     ) -> None:  # fmt: skip
         self._channel = channel
         self._stdin = memoryview(stdin)
+        self._idle_timeout = idle_timeout
         self._limit = idle_timeout * host_factor()
         self._alive = alive
         self._what = what
@@ -166,7 +167,7 @@ class Talk:
             self._alive()
         raise SilentGuestError(
             f"{self._what}: no byte for {now - self._moved:.0f} s" + (f"\n    {why}" if why else ""),
-            where=self._where, hint="it hangs, or the guest does; the consoles say more",
+            where=self._where, hint="it hangs, or the guest does; the consoles say more", hang=True,
         )  # fmt: skip
 
     def _hopeless(self, now: float, limit: float) -> bool:
@@ -177,7 +178,7 @@ class Talk:
             return False
         self._sampled = now
         seen = self._on_silence.sample()
-        if self._on_silence.hopeless():
+        if in_vain(self._on_silence, self._idle_timeout):
             return True
         self._seen = seen
         return False

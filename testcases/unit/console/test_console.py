@@ -209,6 +209,7 @@ class Watcher:
         self.samples: list[float] = []
         self.explained: list[object] = []
         self.hopeless = lambda: False
+        self.idle = lambda: 0.0
         self.while_looking = lambda: None
         self.during = lambda: None
 
@@ -269,6 +270,20 @@ def test_a_hopeless_wait_ends_at_once(wire: Wire, watcher: Watcher, monkeypatch:
         wire.console.expect(b"never", idle_timeout=60)
     assert time.monotonic() - begin < 10
     assert watcher.explained == [2]
+
+
+def test_a_slow_host_is_no_reason_to_wait_longer_for_a_board_without_work(
+    wire: Wire, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("console", "wait_policy"):
+        monkeypatch.setattr(f"framework.console.{module}.host_factor", lambda: 100.0)
+    monkeypatch.setattr("framework.console.wait_policy._SAMPLE_SECONDS", 0.002)
+    watcher.idle = lambda: len(watcher.samples) * 0.2
+    begin = time.monotonic()
+    with pytest.raises(BoardError, match="no byte for"):
+        wire.console.expect(b"never", idle_timeout=0.6)
+    assert time.monotonic() - begin < 10
+    assert len(watcher.samples) == 3
 
 
 def test_what_comes_in_time_and_what_is_polled_for_is_not_explained(wire: Wire, watcher: Watcher) -> None:

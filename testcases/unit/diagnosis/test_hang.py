@@ -301,6 +301,41 @@ def test_what_moves_begins_the_count_anew_and_a_rest_is_told_from_its_beginning(
     assert "stood still for 20.0 s: consoles, CPU 0, CPU 1" in detector.explain(last)
 
 
+def test_a_board_is_idle_while_no_smc_comes_and_no_cpu_has_work(machine, monkeypatch):
+    at = 100.0
+    monkeypatch.setattr(hang.time, "monotonic", lambda: at)
+    detector = HangDetector(machine)
+
+    def idle_after(seconds):
+        nonlocal at
+        at += seconds
+        return detector.idle()
+
+    assert idle_after(0) == 0
+    assert [idle_after(0.1), idle_after(1), idle_after(1)] == [0, pytest.approx(1.1), pytest.approx(2.1)]
+    machine.thread(78, "CPU 0/TCG", 3 * 10**9)
+    assert idle_after(1) == 0, "a CPU had work"
+    assert idle_after(20) == 20
+    machine.consoles["dom0"].bytes_seen += 1
+    assert idle_after(1) == 21, "a kernel complains that nothing goes on"
+    machine.in_lockstep = True
+    assert idle_after(1) == 0
+
+
+def test_an_smc_ends_idleness(machine, tmp_path, monkeypatch):
+    at = 100.0
+    monkeypatch.setattr(hang.time, "monotonic", lambda: at)
+    machine.outputs = [tmp_path / "board.trace"]
+    machine.outputs[0].write_bytes(b"one")
+    detector = HangDetector(machine)
+    detector.idle()
+    at = 110.0
+    assert detector.idle() == 10
+    machine.outputs[0].write_bytes(b"one, two")
+    at = 120.0
+    assert detector.idle() == 0
+
+
 def test_a_reader_in_lock_step_may_be_the_reason(machine):
     detector = HangDetector(machine)
     assert "lock-step" not in detector.explain(detector.sample())

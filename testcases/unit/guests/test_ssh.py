@@ -93,6 +93,9 @@ class Watcher:
     def hopeless(self):
         return self.looks >= 3
 
+    def idle(self):
+        return 0.0
+
     def explain(self, before):
         self.explained.append(before)
         return self.answer
