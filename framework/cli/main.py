@@ -202,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
     command.add_argument(
+        "--reruns", type=_count, default=3, metavar="N", help="runs again of what failed, on fresh boards (default 3)"
+    )
+    command.add_argument(
         "--bisect",
         action="store_true",
         help="exit codes for `git bisect run`: 0 good, 1 bad, 125 cannot be decided here",
@@ -248,6 +251,13 @@ def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found nothing")
     return Path(text)
+
+
+def _count(text: str) -> int:
+    """argparse's type of a small number."""
+    if not text.isdecimal() or len(text) > 2:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 99, found '{text}'")
+    return int(text)
 
 
 def _mirror(text: str) -> str:
@@ -313,6 +323,7 @@ def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOpti
         fail_on=FailOn(options.fail_on),
         baseline=options.baseline,
         fail_fast=options.fail_fast,
+        reruns=options.reruns,
         command=options.arguments,
     )
 

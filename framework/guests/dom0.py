@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control domain: waits for its ready message and drives it over SSH, or on its console when the network fails."""
+"""The control domain: waits for its ready message and drives it over SSH, or on its console when the network fails.
+It is a client of OP-TEE as well, and can run xtest."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import itertools
 import re
 from pathlib import Path
 
-from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.common.errors import BoardError, GuestCrash, GuestError, MedcheckError
 from framework.common.safe_text import number
 from framework.diagnosis.crash import BoardLike, ConsoleLike, Watch
 from framework.guests.ssh import Completed, SshClient
@@ -19,6 +20,9 @@ TOOL_FAILED = rb"medcheck: Xen's tool ([a-z0-9-]{1,40}) ended with exit code ([0
 _BEGIN = rb"-begin\r?\n"
 _END = rb"-end ([0-9]{1,18})\r?\n"
 CONSOLE = "dom0"
+_CLIENT = "/usr/lib/medcheck/tee-client"
+_NO_CONSOLE = re.compile("no console of its own for dom0.{0,200}")
+_BOOT_LINES = 400
 ADDRESS = "192.168.77.1"
 """dom0's address on the guests' bridge."""
 
@@ -26,6 +30,8 @@ ADDRESS = "192.168.77.1"
 class Dom0:
     """dom0 of one board. ``key`` is the client's private key, ``host_key`` the public line of the only host
     key that is accepted."""
+
+    name = "dom0"
 
     def __init__(self, board: BoardLike, key: Path, *, host_key: str | None = None) -> None:
         self.board = board
@@ -56,7 +62,10 @@ class Dom0:
         Raises GuestCrash when its kernel panics, GuestError when one of Xen's tools does not start, BoardError when
         its console stays silent for ``idle_timeout`` seconds (scaled).
         """
-        match = self.console.expect([READY, PANIC, TOOL_FAILED], idle_timeout)
+        try:
+            match = self.console.expect([READY, PANIC, TOOL_FAILED], idle_timeout)
+        except BoardError as silence:
+            raise self._without_console(silence) from silence
         if failed := re.fullmatch(TOOL_FAILED, match[0]):
             raise GuestError(
                 f"Xen's tool {failed[1].decode()} did not start: {how_it_ended(number(failed[2].decode()))}",
@@ -67,11 +76,41 @@ class Dom0:
             raise GuestCrash(f"dom0: {match[0].decode(errors='replace')}", where=f"console {CONSOLE}")
         self.ssh.connect()
 
+    def _without_console(self, silence: BoardError) -> MedcheckError:
+        """The reason of a silence that dom0's init gave on Xen's console, because it could open no other one."""
+        xen = self.board.consoles.get("xen")
+        said = [match for line in (xen.tail(_BOOT_LINES) if xen else ()) if (match := _NO_CONSOLE.search(line))]
+        if not said:
+            return silence
+        return GuestError(said[0][0], where=self.name, hint="give --kernel-modules the modules of that kernel")
+
+    @property
+    def watch(self) -> Watch:
+        """The watch over what ends dom0, since its first use."""
+        if self._watch is None:
+            self._watch = Watch(self.board, self.name, CONSOLE, 0)
+        return self._watch
+
     def check_alive(self) -> None:
         """Raise GuestCrash or BoardError when dom0, or something it needs, died since the first call."""
-        if self._watch is None:
-            self._watch = Watch(self.board, "dom0", CONSOLE, 0)
-        self._watch.check()
+        self.watch.check()
+
+    def check_domain(self) -> None:
+        """Ask nothing: the toolstack runs in dom0, and would not answer either."""
+
+    def diagnose(self, what: str) -> GuestCrash:
+        """Find out why dom0 does not answer: raises if it died, else returns the error that names a hang."""
+        self.check_alive()
+        return self.watch.hang(what)
+
+    def logs(self) -> list[bytes]:
+        """The beginnings (1 MiB) of its own console's log and of OP-TEE's."""
+        return self.watch.logs()
+
+    def become_client(self) -> None:
+        """Give dom0 what a client of OP-TEE needs, tee-supplicant and xtest; once is enough. Raises GuestError when
+        dom0 has no OP-TEE."""
+        self.run(_CLIENT).check()
 
     def run(self, command: str, *, stdin: bytes = b"", idle_timeout: float = 60.0) -> Completed:
         """Run a command in dom0: over SSH, or on the console if no connection can be made.

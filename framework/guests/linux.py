@@ -92,19 +92,11 @@ class LinuxGuest:
         hang, with the stall that its kernel reported, if any."""
         self.watch.check()
         self.check_domain()
-        stall = self.watch.stall
-        reason = "" if stall is None else f" after {stall.kind}: {stall.line.strip()}"
-        return self.watch.crash(f"hangs{reason}: {what}")
+        return self.watch.hang(what)
 
     def logs(self) -> list[bytes]:
         """The beginnings (1 MiB) of its own console's log and of OP-TEE's."""
-        optee = self.dom0.board.consoles.get("optee")
-        heads = []
-        for console in (self.console, optee):
-            if console is not None:
-                with console.log.open("rb") as stream:
-                    heads.append(stream.read(1 << 20))
-        return heads
+        return self.watch.logs()
 
     def pause(self) -> None:
         """Stop its virtual CPUs."""

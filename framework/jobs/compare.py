@@ -131,14 +131,14 @@ def _sinks(*worst_first: str) -> Callable[[str, str], bool]:
 
 _WORSE: Mapping[str, Callable[[str, str], bool]] = {
     "stack": lambda _before, _after: False,
-    "verdict": _sinks("infrastructure", "fail", "pass"),
+    "verdict": _sinks("infrastructure", "fail", "flaky", "pass"),
     # One that is no longer checked may hide a failure.
     "rule": _sinks("fail", "not checked", "not exercised", "deviation", "pass"),
     "deviation": lambda _before, after: after == "seen",
-    "xtest": lambda before, after: _sinks("crashed", "failed", "missing", "skipped", "ok")(
+    "xtest": lambda before, after: _sinks("crashed", "hang", "failed", "flaky", "missing", "skipped", "ok")(
         before.lower(), after.lower()
     ),
-    "test": _sinks("error", "failed", "missing", "skipped", "passed"),
+    "test": _sinks("error", "hang", "failed", "flaky", "missing", "skipped", "passed"),
 }
 """Each kind of difference, and when it is for the worse."""
 

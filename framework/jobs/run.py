@@ -23,13 +23,16 @@ from framework.conformance.baseline import load_baseline
 from framework.conformance.checker import check_file
 from framework.conformance.policy import FailOn
 from framework.conformance.result import ConformanceResult
-from framework.guests.xtest import XtestResult, case_ids, run_xtest_in_all
+from framework.guests.xtest import XtestGuest, XtestResult, case_ids, run_xtest_in_all
+from framework.jobs import reruns
 from framework.jobs.live_watch import LiveWatch
 from framework.jobs.profiles import profiles
 from framework.jobs.run_report import Found, covered, report_of
-from framework.jobs.testsuite import results_of_stimuli, run_stimuli
+from framework.jobs.testsuite import path_of, results_of_stimuli, run_stimuli
 from framework.report.model import BoardTestReport, RunReport
 from framework.report.write import point_latest, write_report
+from framework.snapshot.store import SnapshotStore
+from framework.target.checkpoints import clone_target
 from framework.target.liveness import Hypervisor, hypervisor_of, xen_died
 from framework.target.stack import open_store, prepare_stack, with_guests
 from framework.target.target import Target
@@ -57,6 +60,7 @@ class RunOptions:
     fail_on: FailOn = FailOn.NONCONFORMANCE
     baseline: Path | None = None
     fail_fast: bool = False
+    reruns: int = reruns.DEFAULT
     command: Sequence[str] = ()
 
 
@@ -110,7 +114,8 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     try:
         with live or nullcontext(), target:
             target.boot(progress)
-            xtest = _exercise(target, cases, progress)
+            # Cases of the user's choice are for the domUs.
+            xtest = _exercise(target, cases, profile.dom0 if options.xtest is None else (), progress)
             hypervisor = hypervisor_of(target)
     except BaseException as error:
         failure = _expected(error, folder)
@@ -121,11 +126,27 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
             traces["run"] = check_file(
                 target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free
             )
+        if failure is None and not any(result.failed for result in traces.values()):
+            rerun = _run_again(target, xtest, cases, options, progress)
+            xtest = rerun.xtest
+            traces |= rerun.traces
         if failure is None and options.tests and options.xtest is None and profile.tests:
             # What this run had, even if a tree has been edited meanwhile.
             same = stack.frozen(options.overrides)
-            tests = run_stimuli(profile.tests, same, options.board, options.domus, folder, progress, senses)
+
+            def stimuli(selection: Sequence[str], place: Path) -> tuple[BoardTestReport, ...]:
+                return run_stimuli(selection, same, options.board, options.domus, place, progress, senses)
+
+            tests = stimuli(profile.tests, folder)
             traces |= results_of_stimuli(folder)
+
+            def again(failed: Sequence[str], number: int) -> tuple[BoardTestReport, ...]:
+                place = folder / "reruns" / f"stimuli-{number}"
+                found = stimuli([path_of(id_) for id_ in failed], place)
+                traces.update({f"{id_} (rerun {number})": part for id_, part in results_of_stimuli(place).items()})
+                return found
+
+            tests = reruns.rerun_stimuli(tests, traces, again, options.reruns)
     except BaseException as error:
         failure = failure or _expected(error, folder)
     found = Found(xtest, traces, tests, failure)
@@ -140,6 +161,20 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     if options.report is None:
         point_latest(folder.parent, folder)
     return RunResult(report, document, folder, code, failure)
+
+
+def _run_again(
+    target: Target, xtest: Mapping[str, XtestResult], cases: Sequence[str] | None, options: RunOptions,
+    progress: Progress,
+) -> reruns.Rerun:  # fmt: skip
+    """Run the cases that failed on this board again, on clones of a board that is like it."""
+    spec, stack, folder = target.spec, target.stack, target.board.run_dir
+
+    def clone(name: str) -> Target:
+        store = SnapshotStore(progress=progress)
+        return clone_target(store, spec, stack, folder / "reruns" / name, trace=options.trace, progress=progress)
+
+    return reruns.rerun_cases(xtest, cases, clone, options.reruns, progress)
 
 
 def _expected(error: BaseException, folder: Path) -> BaseException:
@@ -167,8 +202,17 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _exercise(target: Target, cases: Sequence[str] | None, progress: Progress) -> Mapping[str, XtestResult]:
-    guests = list(target.guests.values())
-    total = None if cases is None else len(cases) * len(guests)
-    with progress.task(f"xtest in {len(guests)} guests", total=total, unit="cases") as task:
-        return run_xtest_in_all(guests, cases, on_case=lambda _guest, _case: task.advance(), alive=target.check_alive)
+def _exercise(
+    target: Target, cases: Sequence[str] | None, dom0: Sequence[str], progress: Progress
+) -> Mapping[str, XtestResult]:
+    """Run ``cases`` in every domU, and those of ``dom0`` in dom0, if any, at the same time."""
+    guests: list[XtestGuest] = list(target.guests.values())
+    total = None if cases is None else len(cases) * len(guests) + len(dom0)
+    own = {target.dom0.name: dom0} if dom0 else {}
+    if dom0:
+        target.dom0.become_client()
+        guests.insert(0, target.dom0)
+    with progress.task(f"xtest in {len(guests)} domains", total=total, unit="cases") as task:
+        return run_xtest_in_all(
+            guests, cases, own=own, on_case=lambda _guest, _case: task.advance(), alive=target.check_alive
+        )

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -61,6 +61,15 @@ def covered(folder: Path, stack: Stack, started: datetime) -> Covered:
     return Covered(tuple(file.report() for file in files), extra)
 
 
+_CODES: Mapping[model.Verdict, ExitCode] = {
+    "pass": ExitCode.GOOD,
+    # What the trace of a flaky run shows of the mediator conforms.
+    "flaky": ExitCode.GOOD,
+    "fail": ExitCode.FAILED,
+    "infrastructure": ExitCode.INFRASTRUCTURE,
+}
+
+
 @dataclass(frozen=True)
 class Found:
     """Findings of a run: xtest's results by guest, the result of each trace (``run``, and the stimuli by id), the
@@ -98,7 +107,7 @@ def report_of(
         seconds=seconds,
         host=_host(),
         stack=tuple(model.ComponentReport(c.name, c.version, c.sha256, c.origin) for c in target.stack.components),
-        guests=tuple(_guest(guest.name, target, found) for guest in target.spec.guests),
+        guests=(*_dom0(found), *(_guest(guest.name, target, found) for guest in target.spec.guests)),
         timings=tuple(model.Timing(phase.name, phase.end) for phase in target.phases),
         problems=tuple(problems),
         consoles=tuple(model.ConsoleReport(name, console.log) for name, console in target.board.consoles.items()),
@@ -109,8 +118,7 @@ def report_of(
         coverage=coverage,
         reproduce=redacted(shlex.join(["./medcheck", *command])),
     )
-    code = {"pass": ExitCode.GOOD, "fail": ExitCode.FAILED, "infrastructure": ExitCode.INFRASTRUCTURE}[verdict]
-    return report, code
+    return report, _CODES[verdict]
 
 
 def version_of(stack: Stack) -> str | None:
@@ -134,20 +142,41 @@ def verdict_of(found: Found, conclusion: Conclusion | None) -> tuple[model.Verdi
         if not reasons and not isinstance(failure, GuestCrash):
             return "infrastructure", said
         reasons.append(said)
-    reasons += [f"xtest in {name}: {result.reason}" for name, result in found.xtest.items() if not result.good]
-    bad = [test.id for test in found.tests if test.status not in ("passed", "skipped")]
+    for name, result in found.xtest.items():
+        if not result.good and not result.flaky:
+            reasons.append(f"xtest in {name}: {result.reason}")
+    bad = [test.id for test in found.tests if test.status not in ("passed", "skipped", "flaky")]
     if bad:
         reasons.append(f"{len(bad)} of {len(found.tests)} tests failed, first {bad[0]}")
     if reasons:
         return "fail", "; ".join(reasons)
     if conclusion is not None and conclusion.kind is Kind.INCOMPLETE:
         return "infrastructure", f"the evidence is {conclusion.sentence}"
+    if flaky := _flaky(found):
+        kept = "" if conclusion is None else f"; the mediator {conclusion.sentence}"
+        return "flaky", f"{', '.join(flaky)}, and passed on fresh boards{kept}"
     return "pass", None
+
+
+def _flaky(found: Found) -> list[str]:
+    """What failed and passed when it ran again, with its rate."""
+    cases = [
+        f"{case.id} in {name} {model.rate(asdict(case))}"
+        for name, result in found.xtest.items()
+        for case in result.cases
+        if case.status == "flaky"
+    ]
+    return cases + [f"{test.id} {model.rate(asdict(test))}" for test in found.tests if test.status == "flaky"]
 
 
 def slowdown_of(guest: str, tests: Sequence[model.BoardTestReport]) -> float | None:
     """The largest slowdown that a test measured of a guest of this name; None: it was not measured."""
     return max((test.slowdowns[guest] for test in tests if guest in test.slowdowns), default=None)
+
+
+def _dom0(found: Found) -> tuple[model.GuestReport, ...]:
+    """dom0, if it was a client."""
+    return (model.GuestReport("dom0", 0, found.xtest["dom0"]),) if "dom0" in found.xtest else ()
 
 
 def _guest(name: str, target: Target, found: Found) -> model.GuestReport:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from framework.artifacts.stack import Overrides
@@ -37,7 +37,7 @@ def run_stimuli(
     progress: Progress,
     senses: frozenset[Sense] = ALL,
 ) -> tuple[BoardTestReport, ...]:
-    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``) chooses.
+    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``, or tests) chooses.
 
     Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks, KeyboardInterrupt
     when it was interrupted and has ended.
@@ -46,7 +46,8 @@ def run_stimuli(
     log = folder / "testcases.log"
     _forget(folder, results)
     # The suite's own configuration, and ids that begin in it: the same from a checkout and from a wheel.
-    suite = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}", str(SUITE)]
+    suite = ["-c", str(SUITE / "suite.ini"), f"--rootdir={SUITE}"]
+    suite += [] if any("::" in word for word in selection) else [str(SUITE)]
     command = [sys.executable, "-m", "pytest", *suite, *selection, "-q", "-rN", "-p", "no:cacheprovider"]
     command += [f"--junitxml={results.absolute()}", f"--mc-board-logs={(folder / 'testcases').absolute()}"]
     # pytest runs beside the packages, wherever the user is.
@@ -83,6 +84,12 @@ def run_stimuli(
     return tuple(read_results(results))
 
 
+def path_of(id_: str) -> str:
+    """A stimulus's path for pytest, from its id in reports."""
+    module, _, name = id_.partition("::")
+    return f"{SUITE / module}.py::{name}"
+
+
 def _forget(folder: Path, results: Path) -> None:
     """Remove what an earlier run left in the same report's folder: it is no evidence about this run's mediator."""
     for path in [results, *(folder / "testcases").rglob(RESULT_FILE), *(folder / "testcases").rglob(f"*{SUFFIX}")]:
@@ -104,7 +111,7 @@ def read_results(path: Path) -> Iterator[BoardTestReport]:
         properties = [(p.get("name"), p.get("value", "")) for p in case.iter("property")]
         report = BoardTestReport(
             id=name,
-            status="passed" if bad is None else _STATUS[bad.tag],
+            status="passed" if bad is None else _status(bad.tag, dict(properties)),
             seconds=float(case.get("time", "0")),
             error=None if bad is None else _first_line(bad.get("message") or bad.text or bad.tag),
             rules=tuple(value for key, value in properties if key == "rule"),
@@ -115,6 +122,11 @@ def read_results(path: Path) -> Iterator[BoardTestReport]:
         if name not in seen or seen[name].status == "passed":
             seen[name] = report
     yield from seen.values()
+
+
+def _status(tag: str, properties: Mapping[str | None, str]) -> str:
+    """The status of a test that did not pass; the plugin notes that what failed it was a silence."""
+    return "hang" if tag != "skipped" and "hang" in properties else _STATUS[tag]
 
 
 def identifier(nodeid: str) -> str:

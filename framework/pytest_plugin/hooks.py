@@ -43,6 +43,9 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         item.stash[failed_key] = True
+        if call.excinfo is not None and getattr(call.excinfo.value, "hang", False):
+            item.user_properties.append(("hang", "yes"))
+            report.user_properties = list(item.user_properties)
     _show_consoles(item, report)
     without = item.config.getoption("mc_no_stimulus") and "make_probe" in getattr(item, "fixturenames", ())
     if without and call.when == "call" and not report.skipped:

@@ -19,7 +19,7 @@ from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural, visible
 from framework.report import timeline
 from framework.report.markdown import failures, headline, share
-from framework.report.model import outcome
+from framework.report.model import outcome, rate
 
 _HERE = Path(__file__).resolve().parent
 _SLOWEST = 10
@@ -30,10 +30,11 @@ _CHUNK = 100
 
 _VERDICTS = {
     "pass": ("✓", "Pass"),
+    "flaky": ("~", "Flaky"),
     "fail": ("✗", "Fail"),
     "infrastructure": ("!", "No verdict: infrastructure failure"),
 }
-_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped"}
+_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped", "flaky": "flaky"}
 _RULES = {"pass": "pass", "fail": "fail", "deviation": "lost", "not checked": "skip", "not exercised": "skip"}
 
 
@@ -57,7 +58,7 @@ def render(content: Mapping[str, Any], folder: Path) -> str:
         timings=_waterfall(content["timings"]),
         conformance=_conformance(content.get("conformance")),
         share=share,
-        tests=[{**test, "kind": outcome(test["status"])} for test in content["tests"]],
+        tests=[{**test, "kind": outcome(test["status"]), "rate": rate(test)} for test in content["tests"]],
         tell_first=TELL_FIRST,
         tests_private=any(_private(line) for test in content["tests"] for line in test["deviations"]),
         chunks=[lines[start : start + _CHUNK] for start in range(0, len(lines), _CHUNK)],
@@ -127,7 +128,8 @@ def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
     else:
         fits = xtest["exit_code"] == 0 and xtest["totals"]["agree"] and not xtest["problems"]
         good = cases and not failed and fits
-        kind = "pass" if good else "fail"
+        flaky = not failed and not xtest["problems"] and any(case["kind"] == "flaky" for case in cases)
+        kind = "flaky" if flaky else "pass" if good else "fail"
     return {
         "name": guest["name"],
         "domid": guest["domid"],
@@ -139,7 +141,7 @@ def _guest(number: int, guest: Mapping[str, Any]) -> dict[str, Any]:
         "exit_code": xtest["exit_code"] if xtest else None,
         "seconds": sum(case["seconds"] or 0 for case in cases) if xtest else None,
         # What failed comes first; otherwise the order of the run.
-        "cases": sorted(cases, key=lambda case: case["kind"] not in ("fail", "lost")),
+        "cases": sorted(cases, key=lambda case: case["kind"] not in ("fail", "flaky", "lost")),
     }
 
 
@@ -157,6 +159,7 @@ def _case(guest: int, index: int, case: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         # A word that is none of the three usual ones says more than any other could.
         "word": case["status"] if kind == "lost" else _WORDS[kind],
+        "rate": rate(case),
         "error": None if any(sub["error"] for sub in bad) else case["error"],
         "seconds": case["seconds"],
         "subtests": len(kinds),

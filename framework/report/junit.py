@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from framework.common.safe_text import one_line, xml_text
-from framework.report.model import outcome
+from framework.report.model import outcome, rate
 
 _LISTED = 200
 """Failed subtests that a failure's text names; ``report.json`` has them all."""
@@ -60,6 +60,8 @@ def _xtest_case(suite: ET.Element, guest: str, case: Mapping[str, Any]) -> None:
     bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]
     if kind == "skip":
         ET.SubElement(element, "skipped", message=one_line_xml(case["status"]))
+    elif kind == "flaky":
+        _flaky(element, case)
     elif kind != "pass" or bad:
         named = next((sub["error"] for sub in bad if sub["error"]), None)
         first = named or case["error"] or f"{case['id']}: {case['status']}"
@@ -74,6 +76,12 @@ def _xtest_case(suite: ET.Element, guest: str, case: Mapping[str, Any]) -> None:
     if case["subtests"]:
         listing = "\n".join(f"{sub['id']} {sub['status']}" for sub in case["subtests"])
         _text(ET.SubElement(element, "system-out"), listing)
+
+
+def _flaky(element: ET.Element, item: Mapping[str, Any]) -> None:
+    """Add the word of Maven's Surefire for what failed and passed when it ran again, which readers count as passed."""
+    message = one_line_xml(rate(item))
+    _text(ET.SubElement(element, "flakyFailure", message=message, type="flaky"), item["error"] or "")
 
 
 def _conformance(root: ET.Element, conformance: Mapping[str, Any]) -> None:
@@ -108,6 +116,8 @@ def _tests(root: ET.Element, tests: Sequence[Mapping[str, Any]]) -> None:
         kind = outcome(test["status"])
         if kind == "skip":
             ET.SubElement(case, "skipped", message=one_line_xml(test["error"] or "skipped"))
+        elif kind == "flaky":
+            _flaky(case, test)
         elif kind != "pass":
             tag = "failure" if kind == "fail" else "error"
             _text(ET.SubElement(case, tag, message=one_line_xml(test["error"] or test["status"])), test["error"] or "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from framework.common.disclosure import TELL_FIRST
 from framework.common.safe_text import count, duration, one_line, plural
-from framework.report.model import Outcome, outcome
+from framework.report.model import Outcome, outcome, rate
 
 _LISTED = 10
 _RULES = {
@@ -22,7 +22,7 @@ _RULES = {
 }
 _LIVE = re.compile(r"@|:(?=//)|(?<=www)\.", re.IGNORECASE)
 """Where renderers see an address or a user's name without any markup."""
-_VERDICTS = {"pass": "PASS", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
+_VERDICTS = {"pass": "PASS", "flaky": "FLAKY", "fail": "FAIL", "infrastructure": "INFRASTRUCTURE FAILURE"}
 
 
 def summary(content: Mapping[str, Any], *, terminal: bool = True) -> str:
@@ -42,7 +42,7 @@ def headline(content: Mapping[str, Any]) -> str:
         skipped = kinds.count("skip")
         text = (
             f"{plural(kinds.count('pass'), 'xtest case')} with {plural(subtests, 'subtest')} passed in "
-            f"{plural(len(ran), 'guest')} at the same time"
+            f"{plural(len(ran), 'domain')} at the same time"
         )
         if skipped:
             text += f"; {skipped:,} skipped"
@@ -61,10 +61,16 @@ def failures(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     for guest in content["guests"]:
         for case in _cases(guest):
             bad = [sub for sub in case["subtests"] if outcome(sub["status"]) in ("fail", "lost")]
-            if outcome(case["status"]) in ("fail", "lost") or bad:
+            if outcome(case["status"]) in ("fail", "flaky", "lost") or bad:
                 named = next((sub for sub in bad if sub["error"]), None)
                 error = f"{named['id']}: {named['error']}" if named else case["error"] or case["status"]
-                yield guest["name"], case, error
+                yield guest["name"], case, _with_rate(case, error)
+
+
+def _with_rate(item: Mapping[str, Any], error: str) -> str:
+    """The error of a case or stimulus, behind its verdict and rate if it ran again."""
+    often = rate(item)
+    return f"{item['status']}, {often}: {error}" if often else error
 
 
 def _cases(guest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -120,13 +126,15 @@ def _test_lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Itera
     if not tests:
         return
     kinds = Counter(outcome(test["status"]) for test in tests)
-    words: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "lost": "broken off", "skip": "skipped"}
+    words: dict[Outcome, str] = {
+        "pass": "passed", "fail": "failed", "flaky": "flaky", "lost": "broken off", "skip": "skipped"
+    }  # fmt: skip
     sums = ", ".join(f"{kinds[kind]:,} {word}" for kind, word in words.items() if kinds[kind])
     yield ""
     yield f"Exact and hostile stimuli: {sums}."
-    bad = [test for test in tests if outcome(test["status"]) in ("fail", "lost")]
+    bad = [test for test in tests if outcome(test["status"]) in ("fail", "flaky", "lost")]
     for test in bad[:_LISTED]:
-        yield f"- {text(test['id'])}: {text(test['error'] or test['status'])}"
+        yield f"- {text(test['id'])}: {text(_with_rate(test, test['error'] or test['status']))}"
     if len(bad) > _LISTED:
         yield f"- {plural(len(bad) - _LISTED, 'more failed test')} in the report"
 

@@ -2,7 +2,7 @@
 """The content of a report: plain frozen dataclasses that a job fills with its results.
 
 Times are in seconds; times "since power-on" share the clock of the console logs. Status words are kept as the
-source printed them; :func:`outcome` sorts them into the four kinds that a report tells apart.
+source printed them, but for what was run again; :func:`outcome` sorts them into the kinds that a report tells apart.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from framework.conformance.conclusion import Conclusion
 from framework.conformance.result import ConformanceResult
 
-Verdict = Literal["pass", "fail", "infrastructure"]
-Outcome = Literal["pass", "fail", "skip", "lost"]
+Verdict = Literal["pass", "flaky", "fail", "infrastructure"]
+Outcome = Literal["pass", "fail", "skip", "flaky", "lost"]
 
 _OUTCOMES: Mapping[str, Outcome] = {
     "ok": "pass", "pass": "pass", "passed": "pass",
     "fail": "fail", "failed": "fail",
     "skip": "skip", "skipped": "skip",
+    "flaky": "flaky",
 }  # fmt: skip
 
 
 def outcome(status: str) -> Outcome:
-    """Sort a status word; ``lost`` is what never reached an end (a crash, a cut stream), and any new word."""
+    """Sort a status word; ``lost`` is what never reached an end (a crash, a hang, a cut stream), and any new word."""
     return _OUTCOMES.get(status.strip().lower(), "lost")
 
 
@@ -43,7 +44,8 @@ class Subtest:
 
 @dataclass(frozen=True)
 class Case:
-    """One xtest case; ``seconds`` None if it never ended. ``error``: the first error line of all of it."""
+    """One xtest case; ``seconds`` None if it never ended. ``error``: the first error line of all of it. ``reruns``: the
+    statuses of its reruns on fresh clones, if it failed; one that passed there is ``flaky``."""
 
     id: str
     title: str
@@ -51,6 +53,7 @@ class Case:
     seconds: float | None
     subtests: tuple[Subtest, ...] = ()
     error: str | None = None
+    reruns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,12 @@ class XtestReport:
             and self.totals.subtests_failed == 0
             and all(outcome(case.status) in ("pass", "skip") for case in self.cases)
         )
+
+    @property
+    def flaky(self) -> bool:
+        """Whether the only fault is that cases failed which passed when they ran again."""
+        kinds = {outcome(case.status) for case in self.cases}
+        return "flaky" in kinds and kinds <= {"pass", "skip", "flaky"} and not self.problems
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class BoardTestReport:
-    """One test of ``testcases/`` on a board of its own. ``status`` is passed, failed, error or skipped; ``error`` its
-    first line; ``rules`` the rules that its trace exercised, with their verdicts (``STD-3=pass``); ``deviations``
-    what it or the checker saw of the list; ``slowdowns`` a guest's xtest time over that of it alone, by guest."""
+    """One test of ``testcases/`` on a board of its own. ``status`` is passed, failed, error, hang, skipped or flaky
+    (failed, and passed in one of its ``reruns``); ``error`` its first line; ``rules`` the rules that its trace
+    exercised, with their verdicts (``STD-3=pass``); ``deviations`` what it or the checker saw of the list;
+    ``slowdowns`` a guest's xtest time over that of it alone, by guest."""
 
     id: str
     status: str
@@ -156,6 +166,16 @@ class BoardTestReport:
     rules: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    reruns: tuple[str, ...] = ()
+
+
+def rate(item: Mapping[str, Any]) -> str:
+    """Say how often a case or stimulus of a ``report.json`` document failed, reruns included: ``failed 1 of 4 times``;
+    empty if it ran once only."""
+    if not item.get("reruns"):
+        return ""
+    failed = 1 + sum(outcome(status) != "pass" for status in item["reruns"])
+    return f"failed {failed} of {1 + len(item['reruns'])} times"
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@
       let shown = 0;
       for (const entry of rows) {
         let show = !guest || entry.guest === guest;
-        if (status === "bad") show = show && (entry.status === "fail" || entry.status === "lost");
+        if (status === "bad") show = show && (["fail", "flaky", "lost"].includes(entry.status));
         else if (status) show = show && entry.status === status;
         if (show && text && !entry.head.includes(text)) show = entry.details !== null && narrow(entry, text);
         else widen(entry);

@@ -220,6 +220,14 @@ def test_dom0_that_answers_nowhere_is_told_by_its_connection(parts):
         dom0.run("xl list")
 
 
+def test_dom0_without_a_console_of_its_own_is_told_by_what_its_init_said_on_xens(parts, tmp_path):
+    board, dom0 = parts
+    said = b"medcheck: no console of its own for dom0: its kernel has neither virtio_console nor a module of it\n"
+    board.consoles["xen"] = _Console("xen", tmp_path, said)
+    with pytest.raises(GuestError, match=r"^dom0: no console of its own for dom0: its kernel.*virtio_console"):
+        dom0.wait_ready()
+
+
 def test_dom0_panicking_at_boot_is_a_crash(parts):
     board, dom0 = parts
     board.consoles["dom0"].text = b"Kernel panic - not syncing: VFS: Unable to mount root fs\r\n"

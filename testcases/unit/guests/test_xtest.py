@@ -116,7 +116,7 @@ class _Guest:
     def diagnose(self, what):
         self.watch.check()
         self.check_domain()
-        return self.watch.crash(f"hangs: {what}")
+        return self.watch.hang(what)
 
     def logs(self):
         return [self.board.consoles[f"c-{self.name}"].log.read_bytes()]
@@ -308,7 +308,53 @@ def test_a_hang_is_named_with_the_stall_that_the_kernel_told_of(make):
     guest.prints("* regression_1002 PTA\n", then="sleep 60")
     result = run_xtest(guest, idle_timeout=0.5)
     assert "in regression_1002: vm1: hangs" in result.reason
-    assert result.cases[0].status == "crashed"
+    assert result.cases[0].status == "hang"
+
+
+class _Idle:
+    """A hang detector of a board that has been idle for ``seconds``."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def sample(self):
+        return "seen"
+
+    def hopeless(self):
+        return False
+
+    def idle(self):
+        return self.seconds
+
+    def explain(self, before):
+        return f"idle: {before}"
+
+
+def test_a_case_on_an_idle_board_hangs_long_before_its_output_is_overdue(make, monkeypatch):
+    monkeypatch.setattr(xtest, "hang_after", lambda _name: 0.2)
+    guest = make()
+    guest.prints("* regression_2001 Sockets\no regression_2001.4 UDP\n", then="exec sleep 60")
+    guest.ssh.on_silence = _Idle(1000.0)
+    result = run_xtest(guest)
+    assert [case.status for case in result.cases] == ["hang"]
+    assert result.crash.hang
+    assert result.reason.startswith("in regression_2001.4: vm1: hangs: no SMC and no work for a CPU")
+    assert "idle: seen" in result.reason
+
+
+def test_a_case_that_is_quiet_on_a_board_with_work_does_not_hang(make, monkeypatch):
+    monkeypatch.setattr(xtest, "hang_after", lambda _name: 0.2)
+    guest = make()
+    guest.program(f"sed -n 1p {guest.folder}/text; sleep 2.5; sed -n '2,$p' {guest.folder}/text")
+    (guest.folder / "text").write_text(GOOD)
+    guest.ssh.on_silence = _Idle(0.1)
+    assert run_xtest(guest).good
+
+
+def test_the_limit_of_a_case_follows_from_its_longest_silence(monkeypatch):
+    monkeypatch.setitem(xtest.LONGEST_SILENCE, "regression_1009", 7.0)
+    assert xtest.hang_after("regression_1009.2") == xtest.MANY_TIMES * 7.0
+    assert xtest.hang_after("regression_1001") == xtest.MANY_TIMES * xtest._SHORT_SILENCE
 
 
 def test_a_dead_connection_of_a_living_guest_is_a_crash_with_a_reason(make):

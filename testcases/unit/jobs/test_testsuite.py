@@ -22,7 +22,7 @@ from framework.conformance.result import RESULT_FILE
 from framework.conformance.rules_doc import board_tests
 from framework.jobs.profiles import profiles
 from framework.jobs.run_report import slowdown_of
-from framework.jobs.testsuite import read_results, results_of_stimuli, run_stimuli
+from framework.jobs.testsuite import identifier, path_of, read_results, results_of_stimuli, run_stimuli
 from framework.report.model import BoardTestReport, GuestReport
 from framework.report.write import write_report
 from testcases.unit.conformance.samples import simple_trace
@@ -47,6 +47,22 @@ def test_a_tests_slowdown_is_read(tmp_path: Path) -> None:
     first, second = read_results(path)
     assert (first.id, first.slowdowns, first.rules) == ("isolation/test_x::test_a", {"vm1": 1.83}, ("STD-1=pass",))
     assert second.slowdowns == {}
+
+
+def test_a_test_that_silence_failed_hangs(tmp_path: Path) -> None:
+    path = results(tmp_path, ("test_a", {"hang": "yes"}))
+    tree = ET.parse(path)
+    (case,) = tree.getroot().iter("testcase")
+    ET.SubElement(case, "failure", message="no byte for 30.0 s")
+    tree.write(path)
+    (test,) = read_results(path)
+    assert (test.status, test.error) == ("hang", "no byte for 30.0 s")
+
+
+def test_a_stimulus_is_found_again_by_its_id() -> None:
+    path = path_of("abi/test_rpc::test_x[a-b]")
+    assert path == f"{SUITE}/abi/test_rpc.py::test_x[a-b]"
+    assert identifier(path) == "abi/test_rpc::test_x[a-b]"
 
 
 @pytest.mark.parametrize(("guest", "factor"), [("vm1", 2.5), ("vm2", 1.1), ("vm3", None)])

@@ -227,7 +227,7 @@ def test_summary_counts_rules_and_names_the_broken_and_the_private(tmp_path: Pat
 def test_headline_of_a_pass_counts_what_passed(tmp_path: Path) -> None:
     content = json_report.document(sample(tmp_path, failing=False), tmp_path)
     assert markdown.headline(content) == (
-        "22 xtest cases with 7,542 subtests passed in 2 guests at the same time; 2 skipped."
+        "22 xtest cases with 7,542 subtests passed in 2 domains at the same time; 2 skipped."
     )
 
 
@@ -262,3 +262,27 @@ def test_latest_moves_from_one_report_to_the_next(tmp_path: Path) -> None:
         assert link.is_symlink()
         assert link.readlink() == Path(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+
+
+def test_what_is_flaky_is_shown_with_its_rate_everywhere(tmp_path: Path) -> None:
+    report = sample(tmp_path, scale=0.02, failing=False)
+    flaky = model.Case("regression_2001", "UDP", "flaky", 1.0, (), "began and never ended", ("ok", "hang", "ok"))
+    totals = model.XtestTotals(1, 1, 1, 1)
+    guest = model.GuestReport("vm1", 1, model.XtestReport((flaky,), totals, 1))
+    test = model.BoardTestReport("abi/test_x::test_y", "flaky", 1.0, "no answer", reruns=("passed",))
+    report = dataclasses.replace(report, verdict="flaky", reason="x", guests=(guest,), tests=(test,))
+    content = write_report(report, tmp_path)
+    validate(content)
+    assert content["guests"][0]["xtest"]["cases"][0]["reruns"] == ["ok", "hang", "ok"]
+    said = markdown.summary(content)
+    assert said.startswith("**FLAKY** x.")
+    assert "regression_2001 UDP: flaky, failed 2 of 4 times: began and never ended" in said
+    assert "Exact and hostile stimuli: 1 flaky." in said
+    assert "abi/test_x::test_y: flaky, failed 1 of 2 times: no answer" in said
+    page = (tmp_path / "index.html").read_text()
+    assert '<span class="badge flaky">flaky</span>' in page
+    assert "failed 2 of 4 times" in page and "failed 1 of 2 times" in page
+    junit = ET.fromstring((tmp_path / "junit.xml").read_bytes())
+    found = {element.get("message") for element in junit.iter("flakyFailure")}
+    assert found == {"failed 2 of 4 times", "failed 1 of 2 times"}
+    assert junit.get("failures") == "0"
