@@ -33,6 +33,8 @@ class DefectState:
     """The deviation that made a buffer differ, by its cookie."""
     lost_calls: int = 0
     """Calls that can never be resumed and keep their thread (D4)."""
+    lost_with_their_page: int = 0
+    """Those of them whose RPC page is gone (D13)."""
     released_rpcs: set[int] = field(default_factory=set)
     """Cookies of RPC pages that are released although a call uses them (D13)."""
     duplicate_cookies: set[int] = field(default_factory=set)
@@ -42,7 +44,7 @@ class DefectState:
         """The domain is gone, or nothing is known of it any more."""
         self.accounting = None
         self.deviation_by_cookie.clear()
-        self.lost_calls = 0
+        self.lost_calls = self.lost_with_their_page = 0
         self.released_rpcs.clear()
         self.duplicate_cookies.clear()
 

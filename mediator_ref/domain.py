@@ -68,6 +68,10 @@ class StdCall:
     """The answer to the mediator's own request could not be read; a mediator with D15 still waits for one."""
     rejected: int | None = None
     """Cookie of an RPC page that was rejected; OP-TEE will ask the guest to free it."""
+    xen_arg: bytes | None = None
+    """The shadow argument as it was handed over, where it was observed."""
+    references: tuple[int, ...] = ()
+    """Cookies that it names by reference, until OP-TEE's answer shows whether it accepted them."""
     tainted: str = ""
     """Reason why the rest of the call is not checked."""
     lost: bool = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Limits of a mediator. Parameters, so that the reference fits a mediator with other limits."""
+"""Limits of a mediator, and where its versions differ. Parameters, so that the reference fits others than Xen's."""
 
 from __future__ import annotations
 
@@ -18,3 +18,5 @@ class Limits:
     buffers: int = 16
     buffer_pages: int = 129
     total_pages: int = 16384
+    writes_read_only: bool = True
+    """Whether a request is written into read-only RAM of a guest: Xen before 4.22."""

@@ -20,6 +20,7 @@ class RuleId(StrEnum):
     DISP_4 = "DISP-4"
     DISP_5 = "DISP-5"
     REGS_1 = "REGS-1"
+    REGS_2 = "REGS-2"
     CID_1 = "CID-1"
     FAST_1 = "FAST-1"
     FAST_2 = "FAST-2"
@@ -37,6 +38,8 @@ class RuleId(StrEnum):
     STD_8 = "STD-8"
     STD_9 = "STD-9"
     STD_10 = "STD-10"
+    STD_11 = "STD-11"
+    STD_12 = "STD-12"
     MEM_1 = "MEM-1"
     MEM_2 = "MEM-2"
     MEM_3 = "MEM-3"
@@ -47,6 +50,7 @@ class RuleId(StrEnum):
     MEM_8 = "MEM-8"
     MEM_9 = "MEM-9"
     MEM_10 = "MEM-10"
+    MEM_11 = "MEM-11"
     RPC_1 = "RPC-1"
     RPC_2 = "RPC-2"
     RPC_3 = "RPC-3"
@@ -60,6 +64,7 @@ class RuleId(StrEnum):
     RPC_11 = "RPC-11"
     RPC_12 = "RPC-12"
     RPC_13 = "RPC-13"
+    RPC_14 = "RPC-14"
     FETCH_1 = "FETCH-1"
     FETCH_2 = "FETCH-2"
     TIME_1 = "TIME-1"
@@ -72,6 +77,7 @@ class RuleId(StrEnum):
     LIFE_6 = "LIFE-6"
     LIFE_7 = "LIFE-7"
     LIFE_8 = "LIFE-8"
+    LIFE_9 = "LIFE-9"
     CODE_1 = "CODE-1"
     CODE_2 = "CODE-2"
     CODE_3 = "CODE-3"
@@ -97,7 +103,10 @@ class DeviationId(StrEnum):
     D13 = "D13"
     D14 = "D14"
     D15 = "D15"
+    D16 = "D16"
+    D17 = "D17"
     D18 = "D18"
+    D19 = "D19"
 
 
 class Severity(Enum):
@@ -155,6 +164,8 @@ _ROWS = (
          _ISO, "Xen optee.c", ("1.2",), ("R6",)),
     Rule(R.REGS_1, "Registers a function does not define are preserved; x4..x17 always",
          _ISO, "optee_smc.h; SMCCC 3.1", ("1.1", "1.2"), ("R10",)),
+    Rule(R.REGS_2, "An answer of EL3 that is none of OP-TEE's gives the guest its x0 and nothing else",
+         _ISO, "optee_smc.h: return codes; Xen do_call_with_arg", ("1.4", "1.6"), ("R10",)),
     Rule(R.CID_1, "x7 at EL3 is the domain's id plus one, whatever the guest put there",
          _ISO, "optee_smc.h: a7 Hypervisor Client ID register; Xen OPTEE_CLIENT_ID", ("1.2",), ("R11",)),
     # Fast calls
@@ -201,6 +212,11 @@ _ROWS = (
          _ISO, "Xen copy_std_request_back", ("1.4",), ("R10", "R15", "R22")),
     Rule(R.STD_10, "Results that cannot be written back give x0 = EBADADDR",
          _CORR, "Xen copy_std_request_back", ("1.4",), ("R15",)),
+    Rule(R.STD_11,
+         "From hand-over to completion only ret, ret_origin, session and the outputs change in the shadow argument",
+         _ISO, "optee_msg.h; Xen do_call_with_arg", ("1.4",), ("R3", "R22")),
+    Rule(R.STD_12, "Attribute bits that the ABI does not define are 0 at EL3, or the call is refused",
+         _ABI, "optee_msg.h: OPTEE_MSG_ATTR_*", ("1.7",), ("R3", "R6")),
     # Memory parameters
     Rule(R.MEM_1, "A buffer that breaks no limit is accepted",
          _CORR, "Xen translate_params", ("1.4", "1.7"), ("R18",)),
@@ -222,6 +238,9 @@ _ROWS = (
          _CORR, "optee_smc.h: MEMREF_NULL; Xen translate_noncontig", ("1.7",), ()),
     Rule(R.MEM_10, "A page OP-TEE may use does not leave the domain",
          _ISO, "Xen get_domain_ram_page", ("1.7",), ("R8",), needs="FrameReleased events"),
+    Rule(R.MEM_11,
+         "Memory that OP-TEE accepts by reference is registered, or was given for a request, and is still held",
+         _ISO, "optee_msg.h: OPTEE_MSG_ATTR_TYPE_RMEM_*; Xen translate_params", ("1.7",), ("R8",)),
     # RPC
     Rule(R.RPC_1, "A suspended call gives the guest OP-TEE's x0..x3",
          _ABI, "optee_smc.h: OPTEE_SMC_RETURN_IS_RPC", ("1.6",), ("R10",)),
@@ -249,6 +268,8 @@ _ROWS = (
          _CORR, "Xen handle_rpc_cmd", ("1.5",), ("R3",)),
     Rule(R.RPC_13, "Turning a page down does not cost another call the RPC page of the same cookie",
          _ISO, "optee_smc.h: RPC_FUNC_FREE; OP-TEE thread_rpc_alloc_arg", ("1.5", "1.6"), ("R8", "R12")),
+    Rule(R.RPC_14, "A resumed call changes no shadow of a request that another call waits at",
+         _ISO, "Xen handle_rpc_cmd", ("1.5",), ("R12", "R22")),
     # Guest memory
     Rule(R.FETCH_1, "No byte of guest memory is read twice in one call",
          _ISO, "Xen copy_std_request (purpose of the shadow)", ("1.4", "1.5", "1.7"), ("R3", "R15", "R22"),
@@ -281,6 +302,9 @@ _ROWS = (
          _AVAIL, "review", ("1.9",), ("R2",), needs="End.board_alive"),
     Rule(R.LIFE_8, "VM_DESTROYED is not sent while a vCPU of the domain is in OP-TEE",
          _ISO, "Xen optee_relinquish_resources (all vCPUs are stopped)", ("1.9",), ("R1",)),
+    Rule(R.LIFE_9,
+         "OP-TEE is told of a domain only after it gave its id, its threads, and that it knows guests",
+         _CORR, "Xen optee_probe", ("1.2", "1.9"), ("R20",)),
     # Not observable from outside
     Rule(R.CODE_1, "State and locks are per domain; load of one domain does not hold up another",
          _AVAIL, "review", ("1.8",), ("R5",),

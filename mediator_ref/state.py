@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mediator_ref.deviations import DEVIATIONS, Deviation, Mismatch, explain
-from mediator_ref.events import Event, GuestCall
+from mediator_ref.events import Event, GuestCall, Registers
 from mediator_ref.knowledge import Pending, TrackedDomain
 from mediator_ref.limits import Limits
 from mediator_ref.rules import DeviationId, RuleId
@@ -25,8 +25,9 @@ class State:
 
     ``threads``: simultaneous standard calls per domain, ``None`` while not known. ``mid_stream``: the reason why
     domains and calls may exist that were never observed to begin, or empty. ``pending`` are guest calls without an
-    answer by ``(domid, vcpu)``, ``hypervisor_calls`` the hypervisor's own (function id, client id). ``shadow_pages``
-    are pages of the hypervisor OP-TEE may use, with the domain they are for. ``assertions`` are deviations that a
+    answer by ``(domid, vcpu)``, ``hypervisor_calls`` the hypervisor's own (function id, client id), ``probed`` OP-TEE's
+    answers to its questions at boot. ``shadow_pages`` are pages of the hypervisor OP-TEE may use, with the domain they
+    are for. ``assertions`` are deviations that a
     domain had shown when it ended: a debug hypervisor asserts that it finds nothing of them.
     ``memory_free``: the hypervisor is known to have had free memory throughout. ``reads_missing``,
     ``time_missing``: a call's accesses of guest memory, or its instructions, were not observed.
@@ -43,6 +44,7 @@ class State:
     domains: dict[int, TrackedDomain] = field(default_factory=dict)
     pending: dict[tuple[int | None, int], Pending] = field(default_factory=dict)
     hypervisor_calls: dict[tuple[int | None, int], tuple[int, int]] = field(default_factory=dict)
+    probed: dict[int, Registers] = field(default_factory=dict)
     shadow_pages: dict[int, int] = field(default_factory=dict)
     assertions: set[DeviationId] = field(default_factory=set)
     out: list[Verdict] = field(default_factory=list)

@@ -209,10 +209,10 @@ def _deviation(known: Deviation) -> list[str]:
         f"{known.id}: {known.title}",
         f"severity: {known.severity.value}",
         f"breaks: {', '.join(known.rules)}",
-        f"where: Xen {known.where} ({known.versions})",
+        f"where: Xen {known.where}",
         f"counts only when: {known.condition}",
         f"provoke it: {known.stimulus}",
-        f"status: {known.status}",
+        f"status: {known.evidence}",
     ]
     if known.disclosure:
         lines.append(TELL_FIRST)

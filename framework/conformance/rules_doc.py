@@ -148,7 +148,7 @@ def _deviation_lines(known: Deviation, tests: Sequence[str]) -> Iterator[str]:
     yield f"- severity: {known.severity.value}" + (f"; **{TELL_FIRST}**" if known.disclosure else "")
     yield f"- when: {known.condition}"
     yield f"- where: `{known.where}`"
-    yield f"- status: {known.status}; [how it was seen](findings/{known.id}.md)"
+    yield f"- status: {known.evidence}; [how it was seen](findings/{known.id}.md)"
     yield from _named(tests)
 
 

@@ -215,11 +215,13 @@ def _conformance(conformance: Mapping[str, Any] | None) -> dict[str, Any] | None
     if conformance is None:
         return None
     rules = [{**rule, "kind": _RULES[rule["verdict"]]} for rule in conformance["rules"]]
+    requirements = [{**one, "kind": _RULES[one["verdict"]]} for one in conformance.get("requirements", ())]
     counts = Counter(rule["verdict"] for rule in conformance["rules"])
     order = {"fail": 0, "lost": 1, "pass": 2, "skip": 3}
     return {
         **conformance,
         "rules": sorted(rules, key=lambda rule: order[rule["kind"]]),
         "counts": [(verdict, kind, counts[verdict]) for verdict, kind in _RULES.items() if counts[verdict]],
+        "requirements": requirements,
         "private": any(d["report_privately"] for d in conformance["deviations"]),
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.conformance.requirements import judge_requirements
 from framework.conformance.result import ConformanceResult
 from framework.report.model import RunReport, XtestReport
 
@@ -90,6 +91,7 @@ def _conformance(result: ConformanceResult) -> dict[str, Any]:
         ],
         "gaps": result.gaps,
         "incomplete": result.incomplete,
+        "requirements": [dataclasses.asdict(requirement) for requirement in judge_requirements(result)],
     }
 
 

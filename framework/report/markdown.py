@@ -168,6 +168,10 @@ def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -
         f"{plural(len(conformance['nonconformances']), 'nonconformance')}, "
         f"{plural(seen, 'known deviation')} seen. Of {plural(len(conformance['rules']), 'rule')}: {counted or '–'}."
     )
+    requirements = Counter(one["verdict"] for one in conformance.get("requirements", ()))
+    if requirements:
+        held = ", ".join(f"{requirements[verdict]} {word}" for verdict, word in _RULES.items() if requirements[verdict])
+        yield f"Of {plural(requirements.total(), 'requirement')} of the review: {held}."
     for word in ("unexpected", "vanished"):
         if names := content.get("conclusion", {}).get(word):
             yield f"- against the baseline, {word}: {text(', '.join(names))}"

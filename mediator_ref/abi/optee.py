@@ -150,6 +150,13 @@ def is_rpc(x0: int) -> bool:
     return RPC_PREFIX <= x0 & U32 < U32
 
 
+def is_answer(x0: int) -> bool:
+    """True when ``x0`` is one of the codes that OP-TEE answers a standard call with."""
+    return x0 in _CODES or (x0 >> 16 == RPC_PREFIX >> 16 and x0 & 0xFFFF in _RPC_FUNCS)
+
+
+_CODES, _RPC_FUNCS = frozenset(map(int, SmcReturn)), frozenset(map(int, RpcFunc))
+
 # Capabilities
 
 NSEC_CAPS = {0: "UNIPROCESSOR"}
@@ -213,7 +220,12 @@ ATTR_TYPE_MASK = 0xFF
 ATTR_META = 1 << 8
 ATTR_NONCONTIG = 1 << 9
 ATTR_FLAGS = {8: "META", 9: "NONCONTIG"}
+ATTR_CACHE_MASK = 7 << 16
+"""Cache attribute; only 0, "predefined", is in use."""
+ATTR_UNDEFINED = ((1 << 64) - 1) & ~(ATTR_TYPE_MASK | ATTR_META | ATTR_NONCONTIG | ATTR_CACHE_MASK)
+"""Bits of a parameter's attributes that no version of the ABI defines."""
 
+RMEM_TYPES = frozenset({int(Attr.RMEM_INPUT), int(Attr.RMEM_OUTPUT), int(Attr.RMEM_INOUT)})
 TMEM_TYPES = frozenset({int(Attr.TMEM_INPUT), int(Attr.TMEM_OUTPUT), int(Attr.TMEM_INOUT)})
 MEMREF_OUT_TYPES = frozenset({int(Attr.TMEM_OUTPUT), int(Attr.TMEM_INOUT), int(Attr.RMEM_OUTPUT), int(Attr.RMEM_INOUT)})
 VALUE_OUT_TYPES = frozenset({int(Attr.VALUE_OUTPUT), int(Attr.VALUE_INOUT)})

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mediator_ref import abi
-from mediator_ref.compare.checks import check_guest_page, check_guest_regs, check_other_regs
+from mediator_ref.compare.checks import check_guest_page, check_guest_regs, check_other_regs, register_differences
+from mediator_ref.compare.message import check_references, check_results
 from mediator_ref.defect_model import release_in_defect_model, too_early_release
 from mediator_ref.domain import ShmRpc, StdCall
 from mediator_ref.events import El3Return, GuestReturn
@@ -22,7 +23,7 @@ from mediator_ref.spec.call_return import (
     free_shm_rpc,
 )
 from mediator_ref.spec.guest_memory import is_writable
-from mediator_ref.spec.outcome import Complete, Deliver, FastReturn, Restart, Unknown
+from mediator_ref.spec.outcome import Complete, Deliver, FastReturn, Foreign, Restart, Unknown
 from mediator_ref.spec.std_call import params_of
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
@@ -40,13 +41,17 @@ def do_call_with_arg_returned(state: State, pending: Pending, event: El3Return) 
     if call.rpc_list_pages:
         _free_shadow(state, pending, *call.rpc_list_pages)  # OP-TEE has read them by now
         call.rpc_list_pages.clear()
-    if call.tainted and event.regs[0] & abi.U32 == abi.U32:
+    guest = (event.mem, pending.event.mem)
+    answer = do_call_with_arg(pending.domain, call, event.regs, event.shadow, guest, state.limits)
+    pending.answer = answer
+    if isinstance(answer, Foreign):
         call.lost = pending.suspended = True
         call.thread = event.regs[3] & abi.U32
-        pending.answer = Unknown(call.tainted)
+        if not call.tainted:  # whether the call has ended is not known
+            call.tainted = "an answer of EL3 was none of OP-TEE's"
+            lose_history(pending.domain, call.tainted)
         return
-    answer = do_call_with_arg(pending.domain, call, event.regs, event.shadow, (event.mem, pending.event.mem))
-    pending.answer = answer
+    check_references(state, pending, call, event)
     if isinstance(answer, Complete):
         _completed(state, pending, event, call, answer)
     else:
@@ -83,6 +88,7 @@ def _completed(state: State, pending: Pending, event: El3Return, call: StdCall, 
         return
     assert call.ma is not None
     after = event.shadow[call.ma]
+    check_results(state, pending, event, call, after)
     with_defects = release_in_defect_model(after, answer.params)
     if not with_defects and not call.cookies:
         return
@@ -181,6 +187,8 @@ def guest_answered(state: State, pending: Pending, event: GuestReturn) -> None:
             check_guest_page(state, pending, event, RuleId.RPC_3, answer.page)
     elif isinstance(answer, Complete):
         _check_results(state, pending, event, answer)
+    elif isinstance(answer, Foreign):
+        _check_foreign(state, pending, event, answer)
     elif isinstance(answer, FastReturn):
         check_guest_regs(state, pending, event, answer.rule, answer.regs)
     elif isinstance(answer, Restart):
@@ -190,6 +198,18 @@ def guest_answered(state: State, pending: Pending, event: GuestReturn) -> None:
         why = answer or Unknown("OP-TEE's answer was not observed")
         state.unchecked(why.rule, why.reason, event)
         check_other_regs(state, pending, event, 4)
+
+
+def _check_foreign(state: State, pending: Pending, event: GuestReturn, answer: Foreign) -> None:
+    """REGS-2: what EL3 left in other registers than x0 is none of the guest's business."""
+    count = min(len(event.regs), len(pending.event.regs))
+    due = (answer.x0, *pending.event.regs[1:count])
+    wrong = register_differences(range(count), due, event.regs)
+    if wrong:
+        state.fail(RuleId.REGS_2, event, "an answer of EL3 that is none of OP-TEE's", *wrong, pending=pending)
+    else:
+        state.ok(RuleId.REGS_2)
+        state.deviation_not_seen(DeviationId.D17)
 
 
 def _page_kept(state: State, pending: Pending) -> None:

@@ -24,6 +24,7 @@ from mediator_ref.spec.lifecycle import (
     optee_domain_init,
     optee_domain_init_return,
     optee_probe,
+    optee_probe_answer,
     optee_probe_return,
     optee_relinquish_resources,
 )
@@ -68,6 +69,7 @@ def _vm_created(state: State, event: El3Call, client: int) -> None:
         difference = Difference("x1", "domain id + 1", f"{client:#x}")
         state.fail(RuleId.LIFE_1, event, "not a client id", difference)
         return
+    _check_probed(state, event)
     domid = client - 1
     known = state.domains.get(domid)
     if known is not None and known.created and not known.destroyed and not known.refused:
@@ -75,6 +77,21 @@ def _vm_created(state: State, event: El3Call, client: int) -> None:
         return
     state.domains[domid] = TrackedDomain(domid)
     _check_arguments(state, event, RuleId.LIFE_1, optee_domain_init(domid))
+
+
+def _check_probed(state: State, event: El3Call) -> None:
+    """LIFE-9: OP-TEE said who it is before it is told of a domain."""
+    if state.mid_stream:
+        return
+    for fid in (*sorted(abi.PROBE_FIDS), abi.VM_DESTROYED):
+        answer = state.probed.get(fid)
+        if answer is None or not optee_probe_answer(fid, answer):
+            name = abi.FUNCTIONS[fid].name
+            said = "not asked" if answer is None else f"{answer[0]:#x}"
+            difference = Difference(f"answer to {name}", "one of an OP-TEE that knows guests", said)
+            state.fail(RuleId.LIFE_9, event, "OP-TEE is told of a domain", difference)
+            return
+    state.ok(RuleId.LIFE_9)
 
 
 def _vm_destroyed(state: State, event: El3Call, client: int) -> None:
@@ -114,6 +131,8 @@ def hypervisor_return(state: State, event: El3Return) -> None:
     if made is None:
         return
     fid, client = made
+    if fid in abi.PROBE_FIDS or (fid == abi.VM_DESTROYED and not client):
+        state.probed[fid] = event.regs
     threads = optee_probe_return(fid, event.regs)
     if threads is not None and state.limits.threads is None:
         state.threads = threads

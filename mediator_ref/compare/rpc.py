@@ -11,6 +11,7 @@ from mediator_ref.compare.checks import (
     check_guest_regs,
     check_other_regs,
     own_pages,
+    page_differences,
 )
 from mediator_ref.compare.rpc_reply import check_reply
 from mediator_ref.compare.translation import disputed, translation_with_defects
@@ -44,6 +45,7 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
         return
     pending.call = domain.running[pending.event.vcpu] = call
     call.lost = False
+    _check_others(state, pending, event, call)
     if call.tainted:
         state.unchecked(RuleId.RPC_6, call.tainted, event)
     elif call.rpc_op == _CMD:
@@ -100,6 +102,24 @@ def _replied(state: State, pending: Pending, event: El3Call, call: StdCall, expe
     state.unchecked(RuleId.RPC_4, expected.reason, event)
     if abi.pair(*call.rpc_params) in pending.domain.rpcs:
         lose_history(pending.domain, expected.reason)
+
+
+def _check_others(state: State, pending: Pending, event: El3Call, call: StdCall) -> None:
+    """RPC-14: requests that other calls of the domain wait at are as OP-TEE left them."""
+    own = abi.pair(*call.rpc_params)
+    for other in pending.domain.calls.values():
+        cookie = abi.pair(*other.rpc_params)
+        rpc = pending.domain.rpcs.get(cookie) if other.rpc_op == _CMD and cookie != own else None
+        now = event.shadow.get(rpc.ma) if rpc is not None and rpc.ma is not None else None
+        if rpc is None or rpc.shadow is None or now is None or other.xen_rpc:
+            continue
+        if now == rpc.shadow:
+            state.ok(RuleId.RPC_14)
+            continue
+        found = [difference for _, difference in page_differences(rpc.shadow, now)]
+        reason = f"the shadow of a request of another call (RPC cookie {cookie:#x})"
+        state.fail(RuleId.RPC_14, event, reason, *found, pending=pending, shadow=now)
+        rpc.shadow = now
 
 
 # The guest offers an RPC page
@@ -197,6 +217,7 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
         check_other_regs(state, pending, event, 0)
         del domain.calls[thread]
         domain.defects.lost_calls += 1
+        domain.defects.lost_with_their_page += released
     elif event.regs[0] == abi.SmcReturn.ERESUME and _others_resume(state, pending):
         # Right if the other was first; hidden is a mediator that refuses both.
         state.unchecked(RuleId.RPC_6, "another vCPU resumed the call at the same time", event)

@@ -14,6 +14,13 @@ from mediator_ref.compare.checks import (
     page_differences,
     patched,
 )
+from mediator_ref.compare.message import (
+    check_attributes,
+    has_undefined_bits,
+    not_to_be_named,
+    references,
+    without_undefined_bits,
+)
 from mediator_ref.compare.translation import (
     check_translated,
     disputed,
@@ -54,7 +61,7 @@ def handle_std_call_forwarded(state: State, pending: Pending, event: El3Call, ex
     if check_el3_regs(state, pending, event, RuleId.STD_5, regs) and (ma & abi.OFFSET_MASK or not ma):
         address = Difference("x1:x2", "the address of a page", f"{ma:#x}")
         state.fail(RuleId.STD_5, event, "the shadow argument is not a page", address, pending=pending)
-    call = StdCall(pending.event.seq, pending.arg_ipa, ma)
+    call = StdCall(pending.event.seq, pending.arg_ipa, ma, xen_arg=event.shadow.get(ma))
     argument = pending.event.mem.get(pending.arg_ipa)
     call.arg_mfn = argument.mfn if argument is not None else None
     pending.call = domain.running[pending.event.vcpu] = call
@@ -65,7 +72,8 @@ def handle_std_call_forwarded(state: State, pending: Pending, event: El3Call, ex
         lose_history(domain, expected.reason)
         return
     assert isinstance(expected, Forward | Refuse)
-    call.cmd = expected.request.cmd if expected.request is not None else None
+    if expected.request is not None:
+        call.cmd, call.references = expected.request.cmd, references(expected.request)
     own_pages(state, pending, event, ma)
     if isinstance(expected, Refuse):
         _forwarded_but_should_have_been_refused(state, pending, event, expected, with_defects)
@@ -117,9 +125,11 @@ def _shadow_argument(
         size = abi.arg_size(len(request.params))
         at = [abi.arg_size(index) + 8 for index in buffers]
         due = patched(request.page, [(offset, shadow[offset : offset + 8]) for offset in at])[:size]
+        due = without_undefined_bits(due, shadow)
         same = shadow[:size] == due
     else:
         same, due = True, shadow
+    check_attributes(state, pending, event, request, shadow)
     if not same:
         _shadow_argument_differs(state, pending, event, request, due, shadow[: len(due)])
     else:
@@ -158,6 +168,8 @@ def handle_std_call_refused(state: State, pending: Pending, event: GuestReturn, 
         lose_history(pending.domain, expected.reason)
         return
     assert isinstance(expected, Forward | Refuse)
+    if isinstance(expected, Forward) and _refused_for_its_parameters(state, pending, event, expected):
+        return
     with_defects = translation_with_defects(state, pending, expected)
     no_thread = no_thread_left(pending.domain, pending.domain.defects, state.threads)
     if isinstance(expected, Forward) or (no_thread and event.regs[0] == _ETHREAD_LIMIT):
@@ -171,6 +183,23 @@ def handle_std_call_refused(state: State, pending: Pending, event: GuestReturn, 
     else:
         check_guest_regs(state, pending, event, expected.rule, (expected.x0,), expected)
         _check_untouched(state, pending, event, expected.rule)
+
+
+def _refused_for_its_parameters(state: State, pending: Pending, event: GuestReturn, expected: Forward) -> bool:
+    """STD-12, MEM-11: a message may be refused for undefined attribute bits, or for memory it must not name."""
+    request = expected.request
+    if request is None or event.regs[0] != _OK or _result(event, pending.arg_ipa) != abi.Tee.BAD_PARAMETERS:
+        return False
+    if has_undefined_bits(request.params):
+        rule, deviation = RuleId.STD_12, DeviationId.D16
+    elif not_to_be_named(pending.domain, None, references(request)):
+        rule, deviation = RuleId.MEM_11, DeviationId.D19
+    else:
+        return False
+    check_guest_regs(state, pending, event, rule, (_OK,))
+    _check_refusal(state, pending, event, rule, abi.Tee.BAD_PARAMETERS, abi.arg_size(len(request.params)))
+    state.deviation_not_seen(deviation)
+    return True
 
 
 def _check_untouched(state: State, pending: Pending, event: GuestReturn, rule: RuleId) -> None:

@@ -19,6 +19,7 @@ D10 = Deviation(
     where="optee_probe",
     severity=Severity.ABI,
     status="wrong reading of Xen 4.17: it probes before it uses SMCCC 1.1",
+    seen_in=(),
     stimulus="boot",
     explains=_explains,
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from mediator_ref.defect_model import no_thread_left
 from mediator_ref.deviations.deviation import Deviation, Mismatch
 from mediator_ref.events import FrameReleased
 from mediator_ref.rules import DeviationId, RuleId, Severity
@@ -12,6 +13,9 @@ from mediator_ref.spec.outcome import Offer
 def _explains(m: Mismatch) -> bool:
     if m.domain is None:
         return False
+    if m.rule is RuleId.STD_1:
+        defects = m.domain.defects
+        return defects.lost_with_their_page > 0 and no_thread_left(m.domain, defects, m.threads)
     released = m.domain.defects.released_rpcs
     if isinstance(m.observed, FrameReleased):
         mfn = m.observed.mfn
@@ -23,7 +27,7 @@ def _explains(m: Mismatch) -> bool:
 
 D13 = Deviation(
     id=DeviationId.D13,
-    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10),
+    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10, RuleId.STD_1),
     title="OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
     condition="an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
     where="handle_rpc_func_alloc, free_shm_rpc",

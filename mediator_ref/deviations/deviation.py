@@ -67,6 +67,7 @@ class Deviation:
     """One known difference between Xen's mediator and what it should do.
 
     ``condition`` says in words what ``explains`` decides: whether a mismatch of one of ``rules`` is this deviation.
+    ``seen_in``: releases of Xen in which a run showed it; that others have the same code is no entry here.
     ``disclosure``: an isolation finding, which goes to the mediator's maintainers first.
     """
 
@@ -79,8 +80,13 @@ class Deviation:
     status: str
     stimulus: str
     explains: Callable[[Mismatch], bool]
-    versions: str = "Xen 4.17 .. 4.22"
+    seen_in: tuple[str, ...] = ("4.17",)
     disclosure: bool = False
+
+    @property
+    def evidence(self) -> str:
+        """In words: whether a run has shown it, and in which releases."""
+        return f"{self.status} in Xen {', '.join(self.seen_in)}" if self.seen_in else self.status
 
 
 def disputed_by(deviation: DeviationId, m: Mismatch) -> bool:

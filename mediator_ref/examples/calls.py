@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mediator_ref import abi
-from mediator_ref.events import El3Call, Event, GuestReturn, PageKind
+from mediator_ref.events import El3Call, El3Return, Event, GuestReturn, PageKind
 from mediator_ref.examples.mutate import (
     Example,
     board,
@@ -36,6 +36,30 @@ def shadow_of(events: list[Event], nth: int = -1) -> int:
     event = events[index_of(events, El3Call, nth)]
     assert isinstance(event, El3Call)
     return abi.pair(event.regs[1], event.regs[2])
+
+
+def std_11() -> Example:
+    """The function that the shadow argument names is another one when OP-TEE is done with it."""
+    made = invoked()
+    at = abi.ARG_FIELDS["func"]
+    return example("STD-11", made, with_shadow_bytes(made.events, El3Return, shadow_of(made.events), at, b"\x77"))
+
+
+def std_12() -> Example:
+    """An attribute with bit 63 set, which is cleared or passed on."""
+    good, bad = board(), board(defects=frozenset({"D16"}))
+    for made in (good, bad):
+        param = abi.Param(abi.Attr.VALUE_INOUT | 1 << 63, 1, 2, 3)
+        made.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, param))
+    return example("STD-12", good, bad)
+
+
+def regs_2() -> Example:
+    """EL3 does not know the function: the guest gets -1, or also what else EL3 had in its registers."""
+    made = board()
+    made.optee.foreign = abi.U64
+    made.message(1, INVOKE)
+    return example("REGS-2", made, with_register(made.events, GuestReturn, 1, 0x111))
 
 
 def _refused(rule: str, page: bytes, x0: int, ipa: int = ARG) -> Example:
@@ -82,7 +106,7 @@ def std_6() -> Example:
     """The shadow argument has another cancel_id."""
     made = invoked()
     events = with_shadow_bytes(made.events, El3Call, shadow_of(made.events), abi.ARG_FIELDS["cancel_id"], b"\1")
-    return example("STD-6", made, events)
+    return example("STD-6", made, until(events, El3Call))
 
 
 def std_7() -> Example:
@@ -121,4 +145,4 @@ def std_10() -> Example:
     return example("STD-10", made, with_register(made.events, GuestReturn, 0, abi.SmcReturn.OK))
 
 
-EXAMPLES = (std_1, std_2, std_3, std_4, std_5, std_6, std_7, std_8, std_9, std_10)
+EXAMPLES = (regs_2, std_1, std_2, std_3, std_4, std_5, std_6, std_7, std_8, std_9, std_10, std_11, std_12)

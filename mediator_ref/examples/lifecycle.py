@@ -80,4 +80,11 @@ def life_8() -> Example:
     return example("LIFE-8", good, bad)
 
 
-EXAMPLES = (life_1, life_2, life_3, life_4, life_5, life_6, life_7, life_8)
+def life_9() -> Example:
+    """A hypervisor that does not ask whether OP-TEE knows guests."""
+    good = board()
+    asked = index_of(good.events, El3Call, 2)
+    return example("LIFE-9", good, [*good.events[:asked], *good.events[asked + 2 :]])
+
+
+EXAMPLES = (life_1, life_2, life_3, life_4, life_5, life_6, life_7, life_8, life_9)

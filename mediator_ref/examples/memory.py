@@ -11,11 +11,13 @@ from mediator_ref.examples.mutate import (
     board,
     example,
     index_of,
+    until,
     with_guest_bytes,
     with_shadow_bytes,
 )
 from mediator_ref.limits import Limits
 from mediator_ref.simulator.board import ARG, DATA, Board
+from mediator_ref.simulator.optee import INTR
 
 REGISTER = abi.MsgCmd.REGISTER_SHM
 INVOKE = abi.MsgCmd.INVOKE_COMMAND
@@ -109,7 +111,7 @@ def mem_9() -> Example:
     made = board()
     made.message(1, abi.message(INVOKE, abi.Param(abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG, 0, 0, 0)))
     events = with_shadow_bytes(made.events, El3Call, shadow_of(made.events), abi.HEADER_SIZE + 9, b"\x10")
-    return example("MEM-9", made, events)
+    return example("MEM-9", made, until(events, El3Call))
 
 
 def mem_10() -> Example:
@@ -123,4 +125,17 @@ def mem_10() -> Example:
     return example("MEM-10", made, bad)
 
 
-EXAMPLES = (mem_1, mem_2, mem_3, mem_4, mem_5, mem_6, mem_7, mem_8, mem_9, mem_10)
+def mem_11() -> Example:
+    """A reference to registered memory, or to memory that another call brought."""
+    good, bad = board(), board(defects=frozenset({"D19"}))
+    for made in (good, bad):
+        if made is good:
+            register(made, cookie=0xC0)
+        else:
+            made.message(1, abi.message(INVOKE, made.buffer(1, cookie=0xC0)), plan=[INTR])
+        named = abi.Param(abi.Attr.RMEM_INPUT, 0, 64, 0xC0)
+        made.message(1, abi.message(INVOKE, named), ipa=ARG + 4096, vcpu=1)
+    return example("MEM-11", good, bad)
+
+
+EXAMPLES = (mem_1, mem_2, mem_3, mem_4, mem_5, mem_6, mem_7, mem_8, mem_9, mem_10, mem_11)

@@ -160,6 +160,16 @@ def rpc_13() -> Example:
     return example("RPC-13", good, bad)
 
 
+def rpc_14() -> Example:
+    """Two calls wait at a request; when one is resumed, the shadow of the other's has another command."""
+    made, _ = asked(ask(abi.RpcCmd.GET_TIME))
+    second = made.message(1, INVOKE, ipa=ARG + 4096, vcpu=1, plan=[ask(abi.RpcCmd.GET_TIME)])
+    second = made.serve_alloc(1, second, ipa=RPC + 4096, cookie=COOKIE + 1)
+    made.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3), ipa=RPC + 4096)
+    made.resume(1, second)
+    return example("RPC-14", made, with_shadow_bytes(made.events, El3Call, rpc_shadow(made), 0, b"\x77"))
+
+
 def cache_1() -> Example:
     """DISABLE_SHM_CACHE gave the cookie back; it is offered again and accepted, or turned down."""
     made, regs = asked(ask(abi.RpcCmd.GET_TIME))
@@ -197,6 +207,7 @@ EXAMPLES = (
     rpc_11,
     rpc_12,
     rpc_13,
+    rpc_14,
     cache_1,
     iso_1,
 )

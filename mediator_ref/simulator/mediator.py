@@ -156,12 +156,19 @@ class Mediator:
         if arg.cmd not in _KNOWN_COMMANDS:
             regs[0] = abi.SmcReturn.EBADCMD
             return
+        if "D16" not in self.defects:
+            for index in range(len(arg.params)):
+                at = abi.arg_size(index)
+                page[at + 2 : at + 8] = bytes((page[at + 2] & 7, 0, 0, 0, 0, 0))
+                page[at + 1] &= 3
         call = StdCall(self.world.heap_page(), ipa, cmd=arg.cmd)
         ctx.calls.append(call)
+        others = {cookie for other in ctx.calls for cookie in other.own if other is not call}
         for index, param in enumerate(arg.params):
-            if param.type not in _TMEM or not param.a:
+            foreign = param.type in range(5, 8) and param.c in others and "D19" not in self.defects
+            if not foreign and (param.type not in _TMEM or not param.a):
                 continue
-            error, pointer = self._translate(ctx, param)
+            error, pointer = (abi.Tee.BAD_PARAMETERS, 0) if foreign else self._translate(ctx, param)
             if error:
                 if "D5" not in self.defects:
                     for cookie in call.own:
@@ -276,8 +283,15 @@ class Mediator:
 
     def _enter(self, ctx: DomainContext, call: StdCall, regs: Regs, due: tuple[int, ...]) -> Handler:
         client = ctx.domid + 1
+        given = regs[1:4]
         res = yield (*due, client)
-        while abi.is_rpc(res[0]) or (res[0] == abi.U64 and "D6" in self.defects):
+        while True:
+            if res[0] >> 32 or (res[0] > 7 and res[0] not in (0xFFFF0000, 0xFFFF0002, 0xFFFF0004, 0xFFFF0005)):
+                regs[:4] = res[:4] if "D17" in self.defects else (res[0], *given)
+                call.op, call.params, call.thread, call.in_flight = 0xFFFF, (res[1], res[2]), res[3] & abi.U32, False
+                return
+            if not abi.is_rpc(res[0]):
+                break
             if self._suspend(ctx, call, regs, res):
                 call.in_flight = False
                 return
@@ -333,7 +347,8 @@ class Mediator:
         arg = abi.decode_arg(shadow)
         call.cmd = arg.cmd
         frame, kind = self.world.lookup(ctx.domid, rpc.ipa)
-        readable = kind in _READABLE and frame is not None
+        kinds = _READABLE if self.limits.writes_read_only else (PageKind.RAM_RW,)
+        readable = kind in kinds and frame is not None
         if readable and frame is not None:
             size = abi.arg_size(len(arg.params))
             self.world.touch(frame, 0, size, store=True)

@@ -43,6 +43,8 @@ class Thread:
     run: Run | None = None
     rpc: tuple[int, int] | None = None
     allocated: list[tuple[int, list[int]]] = field(default_factory=list)
+    brought: frozenset[int] = frozenset()
+    """Cookies of the buffers in its message."""
 
 
 @dataclass
@@ -54,12 +56,17 @@ class Optee:
     capacity: int = 4
     caps: int = 0x5E
     plan: Sequence[str] = ()
+    foreign: int | None = None
+    """x0 that EL3 answers the next standard call with, before OP-TEE hears of it."""
     clients: dict[int, Client] = field(default_factory=dict)
     running: dict[tuple[int, int], Thread] = field(default_factory=dict)
 
     def call(self, regs: tuple[int, ...]) -> tuple[int, ...]:
         """One SMC; registers x0..x7 as EL3 gives them back."""
         fid, client = abi.fid_of(regs[0]), regs[7]
+        if fid == abi.CALL_WITH_ARG and self.foreign is not None:
+            x0, self.foreign = self.foreign, None
+            return (x0, 0x111, 0x222, 0x333, *regs[4:8])
         if fid in (abi.VM_CREATED, abi.VM_DESTROYED):
             return self._lifecycle(fid, regs)
         if fid in (abi.CALL_WITH_ARG, abi.RETURN_FROM_RPC):
@@ -134,7 +141,24 @@ class Optee:
 
     # One call
 
+    def _accepts(self, thread: Thread, client: int, arg_ma: int) -> bool:
+        """Look up the memory that a message names by reference, in all that the guest shares in any way."""
+        arg = abi.decode_arg(self.world.secure_read(arg_ma))
+        if arg.cmd not in (abi.MsgCmd.OPEN_SESSION, abi.MsgCmd.INVOKE_COMMAND):
+            return True
+        thread.brought = frozenset(param.c for param in arg.params if param.type in abi.TMEM_TYPES and param.a)
+        known = set(self.clients[client].registered)
+        for (owner, _), other in self.running.items():
+            if owner == client:
+                known |= other.brought | {cookie for cookie, _ in other.allocated}
+        return all(param.c in known for param in arg.params if param.type in abi.RMEM_TYPES)
+
     def _run(self, thread: Thread, client: int, arg_ma: int, plan: tuple[str, ...]) -> Run:
+        if not self._accepts(thread, client, arg_ma):
+            refused = self.world.secure_read(arg_ma)
+            result = int(abi.Tee.BAD_PARAMETERS).to_bytes(4, "little") + (3).to_bytes(4, "little")
+            self.world.secure_write(arg_ma, refused[:20] + result + refused[28:])
+            return ()
         failed = False
         for step in plan:
             word, _, number = step.partition(" ")

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from mediator_ref import abi
 from mediator_ref.domain import Domain, ShmRpc, StdCall
 from mediator_ref.events import Registers
+from mediator_ref.limits import Limits
 from mediator_ref.spec.guest_memory import GuestMemory, is_accessible, is_writable
-from mediator_ref.spec.outcome import Complete, Deliver, PageWrite, Patch, Restart, Unknown
+from mediator_ref.spec.outcome import Complete, Deliver, Foreign, PageWrite, Patch, Restart, Unknown
 from mediator_ref.spec.std_call import params_of
 
 _CMD, _OK = int(abi.RpcFunc.CMD), int(abi.SmcReturn.OK)
@@ -29,7 +30,10 @@ def find_shm_rpc(domain: Domain, cookie: int) -> ShmRpc | None:
 
 
 def copy_std_request_back(ipa: int, after: bytes, params: list[abi.Param]) -> PageWrite:
-    """optee.c: copy_std_request_back(): ret, ret_origin, session, and by type the outputs; ``after`` is the shadow."""
+    """optee.c: copy_std_request_back(): ret, ret_origin, session, and by type the outputs; ``after`` is the shadow.
+
+    ``params`` are those that were handed over: what OP-TEE may have made of them has no say in what is written.
+    """
     patches: list[Patch] = [(at, after[at : at + 4]) for at in (_RET, _ORIGIN, _SESSION)]
     for index, param in enumerate(params):
         kind = param.attr & abi.ATTR_TYPE_MASK
@@ -39,6 +43,23 @@ def copy_std_request_back(ipa: int, after: bytes, params: list[abi.Param]) -> Pa
         elif kind in abi.VALUE_OUT_TYPES:
             patches.append((at + 8, after[at + 8 : at + 32]))
     return PageWrite(ipa, patches, abi.arg_size(len(params)))
+
+
+def results(xen_arg: bytes) -> list[tuple[int, int]]:
+    """Parts of a shadow argument, by offset and length, that OP-TEE may change: results, by the types at hand-over.
+
+    Only OPEN_SESSION has a session among its results.
+    """
+    found = [(_RET, 8)]
+    if abi.U32_AT.unpack_from(xen_arg)[0] == abi.MsgCmd.OPEN_SESSION:
+        found.append((_SESSION, 4))
+    for index, param in enumerate(params_of(xen_arg)):
+        at = abi.arg_size(index)
+        if param.type in abi.MEMREF_OUT_TYPES:
+            found.append((at + 16, 8))
+        elif param.type in abi.VALUE_OUT_TYPES:
+            found.append((at + 8, 24))
+    return found
 
 
 def copy_std_request_back_x0(x0: int, *, writable: bool) -> int:
@@ -62,7 +83,7 @@ def free_shm_buffers(call: StdCall, x0: int, ret: int, params: list[abi.Param]) 
 
 
 def handle_rpc_return(
-    domain: Domain, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory]
+    domain: Domain, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory], limits: Limits
 ) -> Deliver | Restart:
     """optee.c: handle_rpc_return(). ``guest``: views of guest memory, the latest first."""
     deliver = Deliver(res[:4])
@@ -74,7 +95,7 @@ def handle_rpc_return(
             return Restart(abi.RETURN_FROM_RPC, res[3])
         deliver.page = Unknown(domain.history_unknown)
         return deliver
-    deliver.writable = is_accessible(rpc.ipa, guest)
+    deliver.writable = (is_accessible if limits.writes_read_only else is_writable)(rpc.ipa, guest)
     if deliver.writable is False:
         return Restart(abi.RETURN_FROM_RPC, res[3])
     request = shadow.get(rpc.ma) if rpc.ma is not None else None
@@ -102,15 +123,17 @@ def free_optee_shm_buf(domain: Domain, cookie: int) -> set[int]:
 
 
 def do_call_with_arg(
-    domain: Domain, call: StdCall, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory]
-) -> Complete | Deliver | Restart:
+    domain: Domain, call: StdCall, res: Registers, shadow: Shadow, guest: Sequence[GuestMemory], limits: Limits
+) -> Complete | Deliver | Restart | Foreign:
     """optee.c: do_call_with_arg(), after the SMC: an RPC for the guest, or results for the guest's message."""
+    if not abi.is_answer(res[0]):
+        return Foreign(res[0])
     if abi.is_rpc(res[0]):
-        return handle_rpc_return(domain, res, shadow, guest)
+        return handle_rpc_return(domain, res, shadow, guest, limits)
     after = shadow.get(call.ma) if call.ma is not None else None
     page: PageWrite | Unknown = Unknown("the shadow argument was not observed when OP-TEE returned")
     params: list[abi.Param] = []
     if after is not None and call.arg_ipa is not None:
-        params = params_of(after)
+        params = params_of(after if call.xen_arg is None else call.xen_arg)
         page = copy_std_request_back(call.arg_ipa, after, params)
     return Complete(res[0], is_writable(call.arg_ipa, guest), page, params)

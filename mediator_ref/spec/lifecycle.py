@@ -27,6 +27,15 @@ def optee_probe_return(fid: int, res: Registers) -> int | None:
     return res[1] if fid == abi.GET_THREAD_COUNT and res[0] == abi.SmcReturn.OK else None
 
 
+def optee_probe_answer(fid: int, res: Registers) -> bool:
+    """optee.c: optee_probe(), each answer: OP-TEE's UID, a number of threads, and that it knows guests."""
+    if fid == abi.CALLS_UID:
+        return tuple(x & abi.U32 for x in res[:4]) == abi.OPTEE_MSG_UID
+    if fid == abi.GET_THREAD_COUNT:
+        return res[0] == abi.SmcReturn.OK
+    return res[0] & abi.U32 != abi.SMCCC_UNKNOWN_FUNCTION & abi.U32
+
+
 def optee_domain_init(domid: int) -> Registers:
     """optee.c: optee_domain_init()."""
     return (abi.VM_CREATED, optee_client_id(domid), *_ZEROS)

@@ -194,5 +194,12 @@ class Restart:
     x3: int
 
 
-Answer = FastReturn | Complete | Deliver | Restart | Unknown
+@dataclass(slots=True)
+class Foreign:
+    """EL3's answer is none of OP-TEE's: the guest gets its x0 and nothing else."""
+
+    x0: int
+
+
+Answer = FastReturn | Complete | Deliver | Restart | Foreign | Unknown
 """What has to follow OP-TEE's answer."""

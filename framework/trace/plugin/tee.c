@@ -212,6 +212,20 @@ void tee_guest_call(unsigned cpu, struct guest_call *call, const uint64_t *x)
     }
 }
 
+/* The requests that other calls of the domain wait at: a resumed call must not touch them. */
+static void other_requests(const struct tee_call *resumed)
+{
+    for (unsigned i = 0; i < CALLS; i++) {
+        const struct tee_call *call = &calls[i];
+        if (!call->used || call == resumed || call->owner != resumed->owner || call->cpu >= 0 || call->op != RPC_CMD ||
+            call->cookie == resumed->cookie)
+            continue;
+        const struct tee_rpc *rpc = tee_rpc_find(call->owner, call->cookie);
+        if (rpc)
+            shadow_message(BLK_SHADOW_RPC, rpc->shadow, rpc->cookie, false);
+    }
+}
+
 void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const uint64_t *x)
 {
     MUST_BE_INSIDE();
@@ -240,6 +254,7 @@ void tee_el3_call(unsigned cpu, struct guest_call *parent, uint16_t owner, const
             shadow_message(BLK_SHADOW_RPC, rpc->shadow, rpc->cookie, true);
             guest_again(cpu, BLK_GUEST_RPC, rpc->ipa, rpc->cookie);
         }
+        other_requests(call);
     }
 }
 

@@ -7,7 +7,13 @@ import pytest
 
 from framework.probe.ops import Call
 from medcheck import MakeProbe, Probe
-from mediator_ref.abi import FID, FUNCTIONS, OPTEE_MSG_UID, SMCCC_UNKNOWN_FUNCTION, Handling, SmcFunction
+from mediator_ref.abi import (
+    FID,
+    FUNCTIONS,
+    OPTEE_MSG_UID,
+    SMCCC_UNKNOWN_FUNCTION,
+    Handling,
+)
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))
 """Distinct values for x1..x17; x7 among them is a client id the guest has no right to."""
@@ -19,27 +25,33 @@ NOBODYS = (0xF2000004, 0x72000004, 0xB20000FF, 0x320000FF, 0xBFFFFFFF, 0xB201000
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R6", "R10", "DISP-2", "REGS-1")
-@pytest.mark.parametrize("conduit", CONDUITS)
-def test_r6_hidden_functions_are_unknown(probe: Probe, conduit: str) -> None:
+def test_r6_hidden_functions_are_unknown(probe: Probe) -> None:
     """What only the hypervisor may ask for, and what no mediator offers, is -1 and leaves all other registers."""
-    fids = [row.fid for row in HIDDEN] + list(NOBODYS)
-    records = probe.run(*(Call((fid, *PATTERN), conduit) for fid in fids))
-    for fid, record in zip(fids, records, strict=True):
-        assert record.regs == (SMCCC_UNKNOWN_FUNCTION, *PATTERN), f"function {fid:#x}"
+    fids = [*(row.fid for row in HIDDEN), *NOBODYS]
+    for conduit in CONDUITS:
+        records = probe.run(*(Call((fid, *PATTERN), conduit) for fid in fids))
+        for fid, record in zip(fids, records, strict=True):
+            assert record.regs == (SMCCC_UNKNOWN_FUNCTION, *PATTERN), f"function {fid:#x} by {conduit}"
 
 
-@pytest.mark.mc_rule("R10", "R11", "FAST-1", "FAST-2", "REGS-1", "CID-1")
-@pytest.mark.parametrize("conduit", CONDUITS)
-@pytest.mark.parametrize("row", FORWARDED, ids=lambda row: row.name)
-def test_r10_forwarded_functions_write_only_their_registers(probe: Probe, row: SmcFunction, conduit: str) -> None:
-    """A forwarded call gives back its documented registers; the guest's x7 does not choose the client."""
-    plain = probe.smc(row.fid, conduit=conduit)
-    marked = probe.smc(row.fid, *PATTERN, conduit=conduit)
-    documented = set(row.writes)
-    assert [marked[i] for i in sorted(documented)] == [plain[i] for i in sorted(documented)]
-    assert {i: marked[i] for i in range(1, 18) if i not in documented} == {
-        i: PATTERN[i - 1] for i in range(1, 18) if i not in documented
-    }
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R10", "R11", "FAST-1", "FAST-2", "FAST-3", "REGS-1", "CID-1")
+def test_r10_functions_write_only_their_registers(probe: Probe) -> None:
+    """A forwarded call gives back its documented registers; the guest's x7 does not choose the client.
+
+    CALLS_COUNT and GET_SHM_CONFIG are the mediator's own.
+    """
+    for conduit in CONDUITS:
+        for row in FORWARDED:
+            plain = probe.smc(row.fid, conduit=conduit)
+            marked = probe.smc(row.fid, *PATTERN, conduit=conduit)
+            documented = set(row.writes)
+            given = {i: marked[i] for i in documented}
+            assert given == {i: plain[i] for i in documented}, (row.name, conduit)
+            kept = {i: marked[i] for i in range(1, 18) if i not in documented}
+            assert kept == {i: PATTERN[i - 1] for i in kept}, (row.name, conduit)
+        for name, answer in (("CALLS_COUNT", 11), ("GET_SHM_CONFIG", 7)):
+            assert probe.smc(FID[name], *PATTERN, conduit=conduit) == (answer, *PATTERN), name
 
 
 @pytest.mark.mc_rule("R6", "FAST-2")
@@ -49,45 +61,35 @@ def test_the_api_is_optees(probe: Probe) -> None:
     assert probe.smc(FID["CALLS_REVISION"])[:2] == (2, 0)
 
 
-@pytest.mark.mc_rule("FAST-3", "R10")
-@pytest.mark.parametrize("conduit", CONDUITS)
-def test_local_functions(probe: Probe, conduit: str) -> None:
-    """CALLS_COUNT and GET_SHM_CONFIG are the mediator's own and leave all other registers."""
-    for name, answer in (("CALLS_COUNT", 11), ("GET_SHM_CONFIG", 7)):
-        assert probe.smc(FID[name], *PATTERN, conduit=conduit) == (answer, *PATTERN), name
-
-
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("CAPS-1", "CAPS-2", "R6", "R10")
-@pytest.mark.parametrize("given", [0, 1, 0xFF, 0xFFFF_FFFF_FFFF_FFFF])
-def test_capabilities(probe: Probe, given: int) -> None:
+def test_capabilities(probe: Probe) -> None:
     """A guest sees UNREGISTERED_SHM, DYNAMIC_SHM and MEMREF_NULL at most, whatever it says of itself."""
-    regs = probe.smc(FID["EXCHANGE_CAPABILITIES"], given, *PATTERN[1:])
-    assert regs[0] == 0
-    assert regs[1] & ~0x16 == 0
-    assert regs[1] & 0x14 == 0x14
-    assert regs[2:] == PATTERN[1:]
+    for given in (0, 1, 0xFF, 0xFFFF_FFFF_FFFF_FFFF):
+        regs = probe.smc(FID["EXCHANGE_CAPABILITIES"], given, *PATTERN[1:])
+        assert regs[0] == 0
+        assert regs[1] & ~0x16 == 0
+        assert regs[1] & 0x14 == 0x14
+        assert regs[2:] == PATTERN[1:]
 
 
-@pytest.mark.mc_rule("DISP-2")
-def test_only_the_low_half_of_x0_is_the_function(probe: Probe) -> None:
-    """SMCCC: a function id is 32 bits wide."""
-    assert probe.smc(0xDEAD_BEEF << 32 | FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
-
-
-@pytest.mark.mc_rule("DISP-1", "R2")
-@pytest.mark.parametrize("conduit", CONDUITS)
-@pytest.mark.parametrize("imm", [1, 0x7FFF, 0xFEFF])
-def test_other_immediates_are_undefined(probe: Probe, conduit: str, imm: int) -> None:
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("DISP-1", "DISP-2", "R2")
+def test_other_immediates_are_undefined(probe: Probe) -> None:
     """A call with a non-zero immediate gets an undefined-instruction exception, and the guest lives on.
 
-    HVC #0xEA1 is Xen's hypercall; HVC #0xFFxx are debugging aids of Xen's debug build.
+    HVC #0xEA1 is Xen's hypercall; HVC #0xFFxx are debugging aids of Xen's debug build. The function id is the low half
+    of x0.
     """
-    (record,) = probe.run(Call((FID["CALLS_UID"],), conduit, imm, catch=True))
-    assert record.fault is not None
-    assert record.fault.exception_class == 0
-    assert probe.smc(FID["CALLS_UID"])[:4] == OPTEE_MSG_UID
+    for conduit in CONDUITS:
+        for imm in (1, 0x7FFF, 0xFEFF):
+            (record,) = probe.run(Call((FID["CALLS_UID"],), conduit, imm, catch=True))
+            assert record.fault is not None
+            assert record.fault.exception_class == 0
+        assert probe.smc(0xDEAD_BEEF << 32 | FID["CALLS_UID"], conduit=conduit)[:4] == OPTEE_MSG_UID
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("CACHE-1", "R6")
 def test_shm_cache_can_be_switched(probe: Probe) -> None:
     """ENABLE_SHM_CACHE and DISABLE_SHM_CACHE work for a guest; an empty cache is ENOTAVAIL."""
@@ -95,6 +97,7 @@ def test_shm_cache_can_be_switched(probe: Probe) -> None:
     assert probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN) == (7, *PATTERN)
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("DISP-4", "R6")
 def test_a_domain_without_tee_finds_nothing(make_probe: MakeProbe) -> None:
     """A domain created without ``tee`` gets -1 for everything, and no call of it reaches OP-TEE."""

@@ -22,19 +22,18 @@ from mediator_ref.abi import (
 )
 
 
-@pytest.mark.mc_rule("RPC-1", "R12")
-@pytest.mark.parametrize("thread", [0, 1, 2, 0x7FFF_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF])
-def test_r12_nothing_to_resume(probe: Probe, thread: int) -> None:
-    """A thread OP-TEE did not name cannot be resumed: ERESUME. -1 is what the mediator calls "none" inside."""
-    assert probe.smc(RETURN_FROM_RPC, 0, 0, thread, 4)[:5] == (SmcReturn.ERESUME, 0, 0, thread, 4)
-
-
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("RPC-1", "R12")
+@pytest.mark.mc_rule("RPC-1", "RPC-5", "R12")
 def test_r12_other_threads_of_a_waiting_call(probe: Probe) -> None:
-    """While a call waits, only its own thread can be resumed, and the call is none the worse for a wrong try."""
+    """Only a call's own thread can be resumed, and the call is none the worse for a wrong try: ERESUME.
+
+    -1 is what the mediator calls "none" inside.
+    """
+    threads = {0, 1, 2, 0x7FFF_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}
+    for thread in threads:
+        assert probe.smc(RETURN_FROM_RPC, 0, 0, thread, 4)[:5] == (SmcReturn.ERESUME, 0, 0, thread, 4)
     with probe.parked_at(RpcFunc.ALLOC) as call:
-        for thread in {0, 1, 2, 0xFFFF_FFFF} - {call.thread}:
+        for thread in threads - {call.thread}:
             assert probe.smc(RETURN_FROM_RPC, 0, 0, thread)[0] == SmcReturn.ERESUME
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
     # The call is over: its thread is not resumable any more.
@@ -75,28 +74,29 @@ def test_every_request_by_hand(probe: Probe) -> None:
     assert {"ALLOC", "CMD SHM_ALLOC", "CMD LOAD_TA", "CMD SHM_FREE"} <= set(seen)
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-2", "RPC-3", "R3")
-@pytest.mark.parametrize("ipa", [0x0, 0x4050_0008, 0x0900_0000, 0x7000_0000])
-def test_r3_alloc_answered_with_no_page(probe: Probe, ipa: int) -> None:
+def test_r3_alloc_answered_with_no_page(probe: Probe) -> None:
     """A misaligned address, a device or nothing as RPC page: OP-TEE is told there is none, and the call fails."""
-    call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
-    call.give_page(ipa, park=[RpcFunc.CMD])
-    call = call if call.done else call.finish()
-    assert call.x0 == SmcReturn.OK
-    assert call.arg.ret in (Tee.OUT_OF_MEMORY, Tee.GENERIC, TEE_ITEM_NOT_FOUND), hex(call.arg.ret)
+    for ipa in (0x0, 0x4050_0008, 0x0900_0000, 0x7000_0000):
+        call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+        call.give_page(ipa, park=[RpcFunc.CMD])
+        call = call if call.done else call.finish()
+        assert call.x0 == SmcReturn.OK
+        assert call.arg.ret in (Tee.OUT_OF_MEMORY, Tee.GENERIC, TEE_ITEM_NOT_FOUND), hex(call.arg.ret)
     assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-8", "R3", "FETCH-1", "FETCH-2", "TIME-1", "D18")
-@pytest.mark.parametrize("ret", [Tee.OUT_OF_MEMORY, Tee.GENERIC, 1])
-def test_r3_shm_alloc_refused(probe: Probe, ret: int) -> None:
+def test_r3_shm_alloc_refused(probe: Probe) -> None:
     """A guest that has no memory for OP-TEE says so; the call ends and the next one works."""
-    call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
-    call.answer(ret=ret)
-    assert call.done
-    assert call.x0 == SmcReturn.OK
-    assert call.arg.ret != 0
+    for ret in (Tee.OUT_OF_MEMORY, Tee.GENERIC, 1):
+        call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+        call.answer(ret=ret)
+        assert call.done
+        assert call.x0 == SmcReturn.OK
+        assert call.arg.ret != 0
     assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
 
 

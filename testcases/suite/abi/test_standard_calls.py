@@ -22,7 +22,7 @@ from framework.probe.message import (
 )
 from framework.probe.ops import Fill
 from medcheck import Deviations, Probe
-from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, U32, Param, RpcFunc, SmcReturn, Tee, split
+from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, Param, RpcFunc, SmcReturn, Tee, split
 
 JUNK = bytes(range(1, 256)) + b"\xee"
 
@@ -34,45 +34,39 @@ def session_of(probe: Probe) -> int:
     return call.arg.session
 
 
-@pytest.mark.mc_rule("STD-2", "R3")
-@pytest.mark.parametrize("offset", [1, 8, 0x800, 0xFFF])
-def test_r3_misaligned_argument_page(probe: Probe, offset: int) -> None:
-    """An argument page that is not a page: EBADADDR, nothing else changes."""
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("STD-2", "STD-4", "R3", "R6", "R15", "R18")
+def test_r3_refused_calls_leave_everything_alone(probe: Probe) -> None:
+    """A page that is none, or a command that is not mediated: a code in x0, nothing else, and no thread is lost."""
     page = probe.pages(2)
-    probe.write(page + offset, bytes(OpenSession(INVOKE_TESTS).place(probe)[0])[:64])
-    high, low = split(page + offset)
-    assert probe.smc(CALL_WITH_ARG, high, low, 5, 6)[:5] == (SmcReturn.EBADADDR, high, low, 5, 6)
-
-
-@pytest.mark.mc_rule("STD-2", "R3", "R15")
-@pytest.mark.parametrize("ipa", [0x0, 0x0900_0000, 0x7000_0000, 0x2_0000_0000, 0xFFFF_FFFF_FFFF_F000])
-def test_r3_argument_page_that_is_no_ram(probe: Probe, ipa: int) -> None:
-    """Nothing, a device, or beyond all memory: EBADADDR."""
-    assert probe.smc(CALL_WITH_ARG, *split(ipa))[0] == SmcReturn.EBADADDR
-
-
-@pytest.mark.mc_rule("STD-4", "R6")
-@pytest.mark.parametrize("cmd", [6, 7, 8, 9, 0x7F, 0xFFFF_FFFF])
-def test_r6_commands_that_are_not_mediated(probe: Probe, cmd: int) -> None:
-    """DO_BOTTOM_HALF, STOP_ASYNC_NOTIF and everything later: EBADCMD, and the page stays as it is."""
-    call = probe.call_with_arg(Message(cmd, fill=JUNK, params=(value(1, 2, 3),)))
-    assert call.x0 == SmcReturn.EBADCMD
-    assert call.page == call.sent
+    sent = bytes(OpenSession(INVOKE_TESTS).place(probe)[0])
+    for offset in (1, 8, 0x800, 0xFFF):
+        probe.write(page + offset, sent[:64])
+        high, low = split(page + offset)
+        assert probe.smc(CALL_WITH_ARG, high, low, 5, 6)[:5] == (SmcReturn.EBADADDR, high, low, 5, 6)
+    for ipa in (0x0, 0x0900_0000, 0x7000_0000, 0x2_0000_0000, 0xFFFF_FFFF_FFFF_F000):
+        assert probe.smc(CALL_WITH_ARG, *split(ipa))[0] == SmcReturn.EBADADDR
+    for cmd in (6, 7, 8, 9, 0x7F, 0xFFFF_FFFF):
+        call = probe.call_with_arg(Message(cmd, fill=JUNK, params=(value(1, 2, 3),)))
+        assert call.x0 == SmcReturn.EBADCMD
+        assert call.page == call.sent
+    assert session_of(probe)
 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("STD-3", "R3", "D8")
-@pytest.mark.parametrize("count", [MAX_NUM_PARAMS + 1, 0x1000, 0xFFFF_FFFF])
-def test_d8_too_many_parameters(probe: Probe, deviations: Deviations, count: int) -> None:
+def test_d8_too_many_parameters(probe: Probe, deviations: Deviations) -> None:
     """More parameters than a page holds: BAD_PARAMETERS in the page, and a return code in x0."""
-    call = probe.call_with_arg(Message(0, num_params=count))
-    assert (call.arg.ret, call.arg.ret_origin) == (Tee.BAD_PARAMETERS, 2)
-    if call.x0 & U32 == CALL_WITH_ARG:
-        deviations.seen("D8", f"num_params = {count:#x}: x0 comes back as {call.x0:#x}, the function id")
-        return
-    assert call.x0 == SmcReturn.OK
+    for count in (MAX_NUM_PARAMS + 1, 0x1000, 0xFFFF_FFFF):
+        call = probe.call_with_arg(Message(0, num_params=count))
+        assert (call.arg.ret, call.arg.ret_origin) == (Tee.BAD_PARAMETERS, 2)
+        if call.x0 == CALL_WITH_ARG:
+            deviations.seen("D8", f"num_params = {count:#x}: x0 comes back as {call.x0:#x}, the function id")
+        else:
+            assert call.x0 == SmcReturn.OK
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("STD-3", "R3")
 def test_r3_as_many_parameters_as_fit(probe: Probe) -> None:
     """127 parameters fit the page: the call reaches OP-TEE, whose answer comes back."""
@@ -142,6 +136,7 @@ def test_r22_the_page_is_read_once(probe: Probe) -> None:
     assert call.page[32:96] == b"\xff" * 64
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("MEM-3")
 def test_null_buffer(probe: Probe) -> None:
     """A NULL buffer needs no pages and reaches the TA as NULL."""

@@ -24,7 +24,8 @@ from medcheck import Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RpcFunc, SmcReturn, Tee, split
 
 
-@pytest.mark.mc_rule("R12", "RPC-1", "ISO-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R12", "RPC-1", "RPC-5", "ISO-1")
 def test_r12_another_domains_call_cannot_be_resumed(probe_pair: tuple[Probe, Probe]) -> None:
     """The thread that one domain's call waits in is ERESUME for another."""
     first, second = probe_pair

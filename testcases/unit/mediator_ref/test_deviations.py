@@ -152,6 +152,21 @@ def d15(board: Board) -> None:
     board.resume(1, regs)
 
 
+def d16(board: Board) -> None:
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, abi.Param(abi.Attr.VALUE_INOUT | 1 << 40, 1, 2, 3)))
+
+
+def d17(board: Board) -> None:
+    board.optee.foreign = abi.U64
+    board.message(1, INVOKE)
+
+
+def d19(board: Board) -> None:
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, cookie=0xB0)), plan=[INTR])
+    named = abi.Param(abi.Attr.RMEM_INPUT, 0, 64, 0xB0)
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, named), ipa=ARG + 4096, vcpu=1)
+
+
 Stimulus = Callable[[Board], None]
 CASES: list[tuple[str, str, Stimulus]] = [
     ("D1", "D1", d1),
@@ -170,7 +185,10 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D13", "D13", d13),
     ("D14", "D14", d14),
     ("D15", "D15", d15),
+    ("D16", "D16", d16),
+    ("D17", "D17", d17),
     ("D18", "D18", d18),
+    ("D19", "D19", d19),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
 
@@ -285,7 +303,7 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert set(deviation.rules) <= set(RULES)
         assert deviation.condition
         assert deviation.stimulus
-    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14"}
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14", "D19"}
     assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)
 
 
@@ -316,6 +334,21 @@ def test_a_hypervisor_that_stops_without_leftovers_does_not_conform(stimulus: St
     stimulus(board)
     assert ended(board, False, destroyed=True) == [("LIFE-7", Outcome.FAIL, None)]
     assert ended(booted(frozenset()), True, destroyed=True) == []
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_whether_a_request_is_written_into_read_only_memory_is_the_versions(writes: bool) -> None:
+    board = booted(frozenset(), Limits(writes_read_only=writes))
+    regs = asked(board, ask(abi.RpcCmd.GET_TIME), ask(abi.RpcCmd.GET_TIME))
+    board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+    board.world.protect(1, RPC, PageKind.RAM_RO)
+    board.resume(1, regs)
+    state, verdicts = judge(board)
+    assert not verdicts
+    assert bool(state.tally.passes["RPC-11"]) is not writes
+    other = State(limits=Limits(writes_read_only=not writes))
+    found = [v.rule for event in board.events for v in step(other, event) if v.outcome is Outcome.FAIL]
+    assert found == ["RPC-11" if writes else "DISP-5"]
 
 
 @pytest.mark.parametrize(("memory_free", "outcome"), [(False, Outcome.NOT_CHECKED), (True, Outcome.FAIL)])

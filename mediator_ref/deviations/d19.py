@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""D19: a message may name by reference memory that another call brought, and that is released with that call."""
+
+from __future__ import annotations
+
+from mediator_ref.deviations.deviation import Deviation, Mismatch
+from mediator_ref.rules import DeviationId, RuleId, Severity
+
+
+def _explains(m: Mismatch) -> bool:
+    return m.fields == {"buffer of another call"}
+
+
+D19 = Deviation(
+    id=DeviationId.D19,
+    rules=(RuleId.MEM_11,),
+    title="a message may name by reference memory that another call brought, and that is released with that call",
+    condition="OP-TEE accepted a reference to a buffer of another call that had not ended",
+    where="translate_params",
+    severity=Severity.ISOLATION,
+    status="by reading Xen 4.17",
+    seen_in=(),
+    stimulus="while a call with a buffer under cookie C waits, call with a reference to C",
+    explains=_explains,
+    disclosure=True,
+)
