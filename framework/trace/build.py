@@ -50,7 +50,7 @@ def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
         layout = XenLayout.load(xen_syms).to_json()
         (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
 
-    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 2}, build) / _LAYOUT
+    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 3}, build) / _LAYOUT
     return XenLayout.from_json(json.loads(path.read_text(encoding="ascii")))
 
 

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,6 +51,10 @@ _TEE_OFFSETS = {
 }
 _TEE_UNIT = "tee/optee.c"
 _CORE_UNIT = "common/domain.c"
+_DISPATCH_UNIT = "tee/tee.c"
+_ACTIVE = "cur_mediator"
+"""The static of tee/tee.c that says which mediator is active; firmware/sci.c has another one of the same name."""
+_OP_ADDR, _OP_ADDRX = 0x03, 0xA1
 _HINT = "give the xen-syms of the very Xen that runs, not xen itself"
 
 CPU_S = 60
@@ -169,6 +173,7 @@ def _parse(stream: Any, where: str, budget: _Budget) -> XenLayout:
     tee: dict[str, int] = {}
     if _TEE_UNIT in units:
         tee = {name: _offset(structs, *path, budget) for name, path in _TEE_OFFSETS.items()}
+        tee |= _active_mediator(units, budget)
     if not all(type(value) is int and value in _NUMBER for value in (core | tee).values()):
         raise TraceError("a symbol or offset is no number of 64 bits", where=where, hint=_HINT)
     dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
@@ -266,6 +271,30 @@ def _offset(structs: dict[str, Any], struct_name: str, path: tuple[str, ...], bu
         else:
             raise TraceError(f"struct {struct_name} has no member {'.'.join(path)}", where=budget.where)
     return total
+
+
+def _active_mediator(units: Mapping[str, Any], budget: _Budget) -> dict[str, int]:
+    """Where Xen keeps which mediator is active, and the offset of the TEE's number in its description; empty where the
+    debug information does not tell."""
+    unit = units.get(_DISPATCH_UNIT)
+    if unit is None:
+        return {}
+    for die in budget.steps(unit.get_top_DIE().iter_children()):
+        place = die.attributes.get("DW_AT_location")
+        if die.tag == "DW_TAG_variable" and _name(die) == _ACTIVE and place is not None:
+            kind = _offset(_structs(unit, budget), "tee_mediator_desc", ("tee_type",), budget)
+            return {"xen_mediator": _address(unit, bytes(place.value)), "xen_tee_type": kind}
+    return {}
+
+
+def _address(unit: Any, expression: bytes) -> int:
+    """The address that a variable's location consists of. Raises ValueError for one that is computed."""
+    if expression[0] == _OP_ADDR and len(expression) == 9:
+        return int.from_bytes(expression[1:], "little")
+    if expression[0] == _OP_ADDRX and len(expression) == 2 and expression[1] < 0x80:
+        found: int = unit.dwarfinfo.get_addr(unit, expression[1])
+        return found
+    raise ValueError("the location of a static is no address")
 
 
 def _type(member: Any, budget: _Budget) -> Any:

@@ -12,12 +12,15 @@ import pytest
 from framework.artifacts.lock import Lock
 from framework.artifacts.overrides import Overrides
 from framework.artifacts.unpack import unpack_source
+from framework.artifacts.xen_image import XenImage
 from framework.artifacts.xen_tools import pinned_tools
 from framework.common.errors import ExitCode, GuestError
+from framework.common.paths import cache_root
 from framework.common.progress import Silent
 from framework.jobs.bisect import Bisection, Step
 from framework.jobs.run import RunOptions, RunResult, run
 from framework.target.stack import builder_here, open_store
+from framework.trace.xen_symbols import XenLayout
 from testcases.unit.artifacts.source_state import state
 
 pytestmark = [pytest.mark.artifacts, pytest.mark.slow]
@@ -111,3 +114,12 @@ def test_a_tool_that_crashes_in_dom0_is_named(tmp_path: Path) -> None:
     assert result.code == ExitCode.INFRASTRUCTURE
     assert isinstance(result.failure, GuestError)
     assert "xenstored did not start: killed by signal 11" in str(result.failure)
+
+
+def test_the_layout_of_every_release_that_was_built_here_is_found() -> None:
+    builder_here(open_store(offline=True), Silent()).xen("debug")
+    built = {XenImage.read(path).release: path for path in (cache_root() / "builds").glob("xen-*/xen")}
+    assert "4.17" in built
+    for release, path in built.items():
+        layout = XenLayout.load(path.with_name("xen-syms"))
+        assert {"xen_domain_tee", "xen_mediator", "xen_tee_type"} <= layout.tee.keys(), release

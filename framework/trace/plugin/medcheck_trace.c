@@ -31,7 +31,7 @@ static const struct { const char *name; uint64_t *value; } numbers[] = {
     {"xen_destroy", &xen.destroy}, {"xen_vcpu_domain", &xen.vcpu_domain}, {"xen_vcpu_id", &xen.vcpu_id},
     {"xen_domain_id", &xen.domain_id}, {"xen_domain_tee", &xen.domain_tee}, {"xen_tee_rpcs", &xen.tee_rpcs},
     {"xen_rpc_list", &xen.rpc_list}, {"xen_rpc_arg", &xen.rpc_arg}, {"xen_rpc_gfn", &xen.rpc_gfn},
-    {"xen_rpc_cookie", &xen.rpc_cookie}, {"xen_leave", &xen.leave},
+    {"xen_rpc_cookie", &xen.rpc_cookie}, {"xen_mediator", &xen.mediator}, {"xen_tee_type", &xen.tee_type}, {"xen_leave", &xen.leave},
 };
 
 static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {

@@ -103,6 +103,7 @@ struct xen_layout {
     uint64_t vcpu_domain, vcpu_id, domain_id, domain_tee; /* offsets in struct vcpu and struct domain */
     uint64_t tee_rpcs;                                    /* struct optee_domain: shm_rpc_list */
     uint64_t rpc_list, rpc_arg, rpc_gfn, rpc_cookie;      /* struct shm_rpc */
+    uint64_t mediator, tee_type; /* symbol: which mediator is active, 0 unknown; struct tee_mediator_desc */
     uint64_t leave;                                       /* symbol: the way out to guests; 0 unknown */
     bool known, tee_known;
 };

@@ -11,6 +11,7 @@
 #define FIRST_RESERVED_DOMAIN 0x7ff0 /* the idle domain and its like */
 #define CACHE 128
 #define LEARN_LIMIT 256
+#define TEE_OPTEE 1 /* XEN_DOMCTL_CONFIG_TEE_OPTEE, xen/include/public/arch-arm.h */
 
 struct xen_layout xen;
 
@@ -74,6 +75,15 @@ void xen_who(unsigned cpu, struct who *who)
     who->id = cache[slot].id;
 }
 
+/* Whether a domain's state in the mediator is a struct optee_domain: with FF-A's mediator active it is none. */
+static bool optee_mediates(unsigned cpu)
+{
+    uint64_t active;
+    uint16_t type;
+    return !xen.mediator || (xen_read(cpu, xen.mediator, &active, 8) && active &&
+                             xen_read(cpu, active + xen.tee_type, &type, 2) && type == TEE_OPTEE);
+}
+
 /*
  * A trace that begins on a restored board has not seen the guests hand out their RPC buffers. Xen's own list of them
  * is read once for each domain; only to find the pages, what they hold is recorded as it is.
@@ -84,7 +94,7 @@ void xen_learn(unsigned cpu, const struct who *who)
     if (!xen.tee_known || who->domain >= FIRST_RESERVED_DOMAIN || learned[who->domain / 64] >> (who->domain % 64) & 1)
         return;
     learned[who->domain / 64] |= 1ULL << (who->domain % 64);
-    if (!xen_read(cpu, who->vcpu + xen.vcpu_domain, &domain, 8) ||
+    if (!optee_mediates(cpu) || !xen_read(cpu, who->vcpu + xen.vcpu_domain, &domain, 8) ||
         !xen_read(cpu, domain + xen.domain_tee, &tee, 8) || !tee)
         return;
     head = tee + xen.tee_rpcs;

@@ -15,7 +15,7 @@ import pytest
 
 from framework.bench.trace import compile_sink_bench, sink_throughput
 from framework.common.errors import BuildError, TraceError, UsageError
-from framework.trace.build import PluginOptions, build_plugin, xen_layout
+from framework.trace.build import SOURCES, PluginOptions, build_plugin, xen_layout
 from framework.trace.reader import Reader
 from framework.trace.walk import Walked, stage2
 from framework.trace.xen_symbols import XenLayout
@@ -146,6 +146,98 @@ def test_xens_layout_comes_from_its_debug_information(tmp_path: Path) -> None:
     subprocess.run(["strip", "--strip-debug", output], check=True)
     with pytest.raises(TraceError, match="debug information"):
         XenLayout.load(output)
+
+
+DISPATCH = """
+struct tee_mediator_desc { const char *name; const void *ops; unsigned short tee_type; };
+static const struct tee_mediator_desc *cur_mediator;
+const void *active(void) { return &cur_mediator; }
+"""
+NAMESAKE = "static const void *cur_mediator; const void *other(void) { return &cur_mediator; }"
+
+
+@needs_compiler
+def test_the_active_mediator_is_that_of_tee_c_and_not_its_namesake(tmp_path: Path) -> None:
+    sources = {"tee/optee.c": XEN, "firmware/sci.c": NAMESAKE, "tee/tee.c": DISPATCH}
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    output = tmp_path / "xen-syms"
+    subprocess.run(["cc", "-g", "-shared", "-fPIC", "-o", output, *(tmp_path / name for name in sources)], check=True)
+    layout = XenLayout.load(output)
+    listed = subprocess.run(["nm", output], capture_output=True, text=True, check=True).stdout.splitlines()
+    namesakes = [int(line.split()[0], 16) for line in listed if line.endswith(" cur_mediator")]
+    assert len(set(namesakes)) == 2
+    # In the order of the sources.
+    assert layout.tee["xen_mediator"] == max(namesakes)
+    assert layout.tee["xen_tee_type"] == 16
+
+
+LEARNING = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "trace.h"
+/* Xen's memory: where cur_mediator is, its description, a vCPU, a domain, and its list with one buffer. */
+static uint64_t memory[64];
+static unsigned found;
+__thread bool inside = true;
+bool xen_read(unsigned cpu, uint64_t va, void *data, size_t length)
+{
+    (void)cpu;
+    memcpy(data, (char *)memory + va, length);
+    return true;
+}
+bool xen_va(unsigned cpu, uint64_t va, uint64_t *ma) { (void)cpu; *ma = va; return true; }
+bool ma_read(uint64_t ma, void *data, size_t length) { return xen_read(0, ma, data, length); }
+uint64_t reg_read(unsigned cpu, enum reg reg) { (void)cpu; (void)reg; return 0; }
+void tee_rpc_add(uint16_t owner, uint64_t cookie, uint64_t shadow, uint64_t ipa)
+{
+    (void)owner; (void)cookie; (void)shadow; (void)ipa;
+    found++;
+}
+int main(int count, char **words)
+{
+    (void)count;
+    xen.known = xen.tee_known = true;
+    xen.mediator = strtoull(words[1], NULL, 0);
+    xen.tee_type = 8;
+    memory[1] = 16;                         /* cur_mediator -> the description at 16 */
+    memory[3] = strtoull(words[2], NULL, 0); /* its tee_type */
+    memory[4] = 48;                         /* vcpu at 32 -> domain at 48 */
+    memory[6] = 64;                         /* domain -> its state in the mediator at 64 */
+    memory[8] = 80;                         /* the head of the list -> a node at 80 */
+    memory[10] = 64;                        /* and back */
+    xen.rpc_arg = 8; xen.rpc_gfn = 16; xen.rpc_cookie = 24;
+    struct who who = {.vcpu = 32, .domain = 1};
+    xen_learn(0, &who);
+    printf("%u", found);
+    return 0;
+}
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("symbol", "kind", "buffers"),
+    [("8", "1", "1"), ("8", "2", "0"), ("0", "2", "1")],
+    ids=["OP-TEE is active", "FF-A is active", "not known"],
+)
+def test_a_domain_of_another_mediator_is_not_taken_for_optees(
+    learning: Path, symbol: str, kind: str, buffers: str
+) -> None:
+    done = subprocess.run([learning, symbol, kind], capture_output=True, text=True, check=True)
+    assert done.stdout == buffers
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin's part that reads Xen's lists, over a memory of the test's own."""
+    folder = tmp_path_factory.mktemp("learning")
+    (folder / "main.c").write_text(LEARNING)
+    command = ["cc", "-std=gnu11", f"-I{SOURCES}", "-o", folder / "learning", folder / "main.c", SOURCES / "xen.c"]
+    subprocess.run(command, check=True)
+    return folder / "learning"
 
 
 def test_a_file_that_is_not_xen_syms_is_refused(tmp_path: Path) -> None:
