@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from elftools.dwarf.compileunit import CompileUnit
 
 from framework.bench.trace import compile_sink_bench, sink_throughput
 from framework.common.errors import BuildError, TraceError, UsageError
@@ -171,6 +172,29 @@ def test_the_active_mediator_is_that_of_tee_c_and_not_its_namesake(tmp_path: Pat
     # In the order of the sources.
     assert layout.tee["xen_mediator"] == max(namesakes)
     assert layout.tee["xen_tee_type"] == 16
+
+
+@needs_compiler
+def test_of_a_xen_only_the_units_that_matter_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"tee/optee.c": XEN, "tee/tee.c": DISPATCH, "arm/vsmc.c": "int v;", "common/domain.c": "int c;"}
+    # As in Xen the names that matter do not stand at the beginning of all strings: small numbers are everywhere.
+    others = [f"common/{'x' * 200}{number}.c" for number in range(5)]
+    sources = {**dict.fromkeys(others, "static int other;"), **wanted}
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    output = tmp_path / "xen-syms"
+    subprocess.run(["cc", "-g", "-shared", "-fPIC", "-o", output, *sources], cwd=tmp_path, check=True)
+    read: set[int] = set()
+    top = CompileUnit.get_top_DIE
+
+    def reading(unit: CompileUnit) -> object:
+        read.add(unit.cu_offset)
+        return top(unit)
+
+    monkeypatch.setattr(CompileUnit, "get_top_DIE", reading)
+    assert XenLayout.parse(output).tee["xen_mediator"]
+    assert len(read) == len(wanted)
 
 
 LEARNING = """
