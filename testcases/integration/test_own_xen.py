@@ -107,13 +107,13 @@ def test_a_tool_that_crashes_in_dom0_is_named(tmp_path: Path) -> None:
     )
     xenstored = tools / "lib/xen/bin/xenstored"
     program = bytearray(xenstored.read_bytes())
-    # Its first instruction lies where nothing is mapped (e_entry).
+    # It begins in the header of the file (e_entry).
     program[24:32] = bytes(8)
     xenstored.write_bytes(program)
     result = smoke(tmp_path / "report", xen_tools=tmp_path)
     assert result.code == ExitCode.INFRASTRUCTURE
     assert isinstance(result.failure, GuestError)
-    assert "xenstored did not start: killed by signal 11" in str(result.failure)
+    assert re.search(r"xenstored did not start: killed by signal \d", str(result.failure))
 
 
 def test_the_layout_of_every_release_that_was_built_here_is_found() -> None:
