@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from framework.trace.event import Event as Record
 from framework.trace.reader import Reader
 from mediator_ref import DEVIATIONS, RULES, Deviation, Limits, Outcome, State, Verdict, step
 from mediator_ref.events import DomainDestroyed, End, Event, Gap, GuestCall, Start
+from mediator_ref.verdict import Tally
 
 HISTORY = 12
 """Events of a domain that an explanation shows."""
@@ -93,6 +94,16 @@ class Checker:
     def gap(self, reason: str) -> None:
         """Note that records are missing here."""
         self._step(self._observer.gap(reason))
+
+    def resume(self) -> None:
+        """The board was saved here and restored: the next record follows the last one, in a new run of the plugin.
+
+        What came before is what the board's clones have in common. It is remembered, and its nonconformances stay;
+        nothing else of it counts for a clone.
+        """
+        self._observer.resume()
+        self._state.tally = Tally(fails=self._state.tally.fails)
+        self._evidence.clear()
 
     def finish(self, board_alive: bool | None = None) -> None:
         """The trace ends; ``board_alive`` says whether Xen was still running. Further calls do nothing."""
@@ -248,12 +259,10 @@ def check_file(
     """
     checker = Checker(limits=limits, deviations=deviations, source=str(path), memory_free=memory_free)
     reader = Reader(path, recover=True)
-    records = iter(reader.events())
+    records = _followed(reader, checker)
     with (progress or Silent()).task(f"checking {Path(path).name}", unit="records") as task:
-        while batch := list(islice(records, _STEP)):
-            for record in batch:
-                checker.feed(record)
-            task.advance(len(batch))
+        while count := sum(1 for _ in map(checker.feed, islice(records, _STEP))):
+            task.advance(count)
     checker.finish(board_alive)
     return checker.result(_file_gaps(reader))
 
@@ -272,11 +281,22 @@ def replay(
     """
     checker = Checker(limits=limits, deviations=deviations, source=str(path))
     reader = Reader(path, recover=True)
-    for event in reader.events():
+    for event in _followed(reader, checker):
         decided = checker.feed(event)
         if event.seq == record and len(reader.segments) == segment:
             return decided, [checker.explain(verdict) for verdict in decided]
     raise UsageError(f"the trace has no record {record} in run {segment}", where=str(path))
+
+
+def _followed(reader: Reader, checker: Checker) -> Iterator[Record]:
+    """Yield a file's records one by one, and tell the checker before where a restored board's begin."""
+    for record in reader.events():
+        if record.seq == 1 and len(reader.segments) > 1:
+            before, own = reader.segments[-2:]
+            # A run that was not closed may have lost what its continuation rests on.
+            if own.continues and own.records == 1 and before.complete:
+                checker.resume()
+        yield record
 
 
 def _file_gaps(reader: Reader) -> Iterable[str]:

@@ -104,6 +104,12 @@ class Observer:
         self._unannounced.clear()  # what OP-TEE said to their creation may be missing
         return Gap(self._base + self._last, reason)
 
+    def resume(self) -> None:
+        """Take the next record, number 1 of a new run of the plugin, as what follows the last one: its board was saved
+        there and restored."""
+        self._next_run(self._last)
+        self._last = 0
+
     def unburied(self) -> list[str]:
         """Domains that were killed and are not gone: still being torn down, or zombies."""
         return [

@@ -47,6 +47,7 @@ class Probe:
         self.transport = transport
         self.name = name
         self.domid = domid
+        self.memory_mib = memory_mib
         self.history: list[Program] = []
         self._next_page = HEAP
         self._end = RAM + memory_mib * _MIB - _DEVICE_TREE

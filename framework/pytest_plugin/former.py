@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from framework.probe.client import Probe
     from framework.target.provider import TargetProvider
     from framework.target.target import Target
 
@@ -117,3 +118,17 @@ def boards(request: pytest.FixtureRequest, target_provider: TargetProvider) -> T
         if "boards" in getattr(item, "fixturenames", ()):
             _tell(item, "fixture boards: target_provider")
     return target_provider
+
+
+@pytest.fixture
+def fast_probe(request: pytest.FixtureRequest, probe: Probe) -> Probe:
+    """The name of a ``probe`` with a doorbell until 0.2: each has one now."""
+    _tell(request.node, "fixture fast_probe: probe")
+    return probe
+
+
+@pytest.fixture
+def expendable_probe(request: pytest.FixtureRequest, probe: Probe) -> Probe:
+    """The name of a ``probe`` whose board the test may wreck until 0.2: any may."""
+    _tell(request.node, "fixture expendable_probe: probe")
+    return probe

@@ -10,6 +10,7 @@ import pytest
 from framework.common.safe_text import visible
 from framework.pytest_plugin.fixtures import failed_key, target_key
 from framework.pytest_plugin.former import translate_markers
+from framework.pytest_plugin.probes import WAITING
 from framework.pytest_plugin.verdict import BOARD_FIXTURES
 
 _TAIL_LINES = 25
@@ -19,8 +20,8 @@ _TAIL_LINES = 25
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the users of boards and probes, before pytest chooses by ``-m``.
 
-    A board's users carry ``mc_board``. A probe's board begins where dom0 is ready, unless another checkpoint was
-    asked for, and is traced.
+    A board's users carry ``mc_board``. A probe's board begins where that probe waits, or where dom0 is ready if it is
+    to be made, unless another checkpoint was asked for; and it is traced.
     """
     translate_markers(items)
     for item in items:
@@ -32,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "make_probe" in fixtures:
             item.add_marker(pytest.mark.mc_traced)
             if item.get_closest_marker("mc_checkpoint") is None:
-                item.add_marker(pytest.mark.mc_checkpoint("dom0"))
+                begins = next((WAITING[name] for name in WAITING if name in fixtures), "dom0")
+                item.add_marker(pytest.mark.mc_checkpoint(begins))
 
 
 @pytest.hookimpl(wrapper=True)

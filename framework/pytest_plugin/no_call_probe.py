@@ -31,8 +31,8 @@ class NoCallProbe(Probe):
     were given.
     """
 
-    def __init__(self, real: Probe, memory_mib: int, answer: str) -> None:
-        super().__init__(real.transport, name=real.name, domid=real.domid, memory_mib=memory_mib)
+    def __init__(self, real: Probe, answer: str) -> None:
+        super().__init__(real.transport, name=real.name, domid=real.domid, memory_mib=real.memory_mib)
         moves = [_MOV_ZERO | number for number in range(_REGISTERS)] if answer == "zeros" else []
         words = [*moves, _RET]
         super().execute(Program((Write(_STUB, struct.pack(f"<{len(words)}I", *words)),)))

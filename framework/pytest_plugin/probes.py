@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Probe guests as fixtures, and what a test that has one may tell its report.
 
-A test that uses a probe gets a clone of the checkpoint at which dom0 is ready, with every SMC recorded. When it is
-over and the board is gone, the trace is held against the reference (:mod:`framework.pytest_plugin.verdict`): a
-nonconformance that is not a listed deviation fails the test, whatever the guest itself saw.
+A test that uses a probe gets a clone of a checkpoint at which that probe waits for programs, with every SMC recorded.
+When it is over and the board is gone, the trace is held against the reference
+(:mod:`framework.pytest_plugin.verdict`): a nonconformance that is not a listed deviation fails the test, whatever the
+guest itself saw.
 """
 
 from __future__ import annotations
@@ -48,54 +49,75 @@ def probe_image() -> Path:
 def make_probe(request: pytest.FixtureRequest, target: Target, probe_image: Path) -> MakeProbe:
     """Make a probe domain: ``make_probe(name, vcpus, memory_mib, tee, slot)``; it ends with the test's board.
 
-    ``slot`` counts the board's console ports that no Linux guest has; a port whose domain is gone can be used again.
+    Takes two seconds, and its programs go over its console: for what the fixtures below do not have, and for tests
+    that are about a domain's creation. ``slot`` counts the board's console ports that neither a Linux guest nor a
+    waiting probe has; a port whose domain is gone can be used again.
     """
     from framework.probe.client import create_probe
 
     made: list[Probe] = []
+    taken = len(target.guests) + len(target.notes.get("probes", ()))
 
     def make(
         name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True, slot: int | None = None
     ) -> Probe:
-        # The first ports belong to the Linux guests of a board that is "ready".
-        port = f"guest{len(target.guests) + (len(made) if slot is None else slot)}"
+        port = f"guest{taken + (len(made) if slot is None else slot)}"
         console = target.board.consoles[port]
         probe = create_probe(target.dom0, name, port, console, probe_image, vcpus, memory_mib, tee)
-        answer = request.config.getoption("mc_no_stimulus")
-        if answer:
-            from framework.pytest_plugin.no_call_probe import NoCallProbe
-
-            probe = NoCallProbe(probe, memory_mib, answer)
-        made.append(probe)
-        return probe
+        made.append(_as_asked(request.config, probe))
+        return made[-1]
 
     return make
 
 
 @pytest.fixture
-def probe(make_probe: MakeProbe) -> Probe:
-    """A probe guest with one virtual CPU."""
-    return make_probe()
+def _probes(
+    request: pytest.FixtureRequest, target: Target, doorbells: DoorbellServer, make_probe: MakeProbe
+) -> list[Probe]:
+    """The probes that wait on the test's board; on one of a checkpoint without any, a new one."""
+    from framework.target.probes import take_over
 
-
-@pytest.fixture
-def fast_probe(make_probe: MakeProbe, doorbells: DoorbellServer) -> Probe:
-    """A probe guest with one virtual CPU that takes its programs through the doorbell; its board is expendable."""
+    if "probes" in target.notes:
+        return [_as_asked(request.config, probe) for probe in take_over(target, doorbells)]
     probe = make_probe()
     probe.transport = doorbells.transport(probe.domid)
-    return probe
+    return [probe]
 
 
 @pytest.fixture
-def probe_pair(make_probe: MakeProbe) -> tuple[Probe, Probe]:
-    """Two probe guests on one board."""
-    return make_probe("probe0"), make_probe("probe1")
+def probe(_probes: list[Probe]) -> Probe:
+    """A probe guest with one virtual CPU and 64 MiB, which waits for programs when the board is restored.
+
+    It takes them through the doorbell. A test may leave the mediator, Xen or OP-TEE unusable: the board is its own.
+    """
+    return _probes[0]
 
 
 @pytest.fixture
-def expendable_probe(make_probe: MakeProbe) -> Probe:
-    """A probe guest whose test may leave the mediator, Xen or OP-TEE unusable; no other test meets that board."""
-    return make_probe()
+def smp_probe(_probes: list[Probe]) -> Probe:
+    """A probe like ``probe`` with two virtual CPUs."""
+    return _probes[0]
+
+
+@pytest.fixture
+def probe_pair(_probes: list[Probe]) -> tuple[Probe, Probe]:
+    """Two probes like ``probe`` on one board."""
+    first, second = _probes
+    return first, second
+
+
+WAITING = {"probe_pair": "probe_pair", "smp_probe": "probe_smp", "probe": "probe"}
+"""Where the board of a test begins that has one of these fixtures."""
+
+
+def _as_asked(config: pytest.Config, probe: Probe) -> Probe:
+    """The probe, or with ``--mc-no-stimulus`` one whose calls are left out."""
+    answer = config.getoption("mc_no_stimulus")
+    if not answer:
+        return probe
+    from framework.pytest_plugin.no_call_probe import NoCallProbe
+
+    return NoCallProbe(probe, answer)
 
 
 class Deviations:

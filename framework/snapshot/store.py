@@ -2,8 +2,8 @@
 """Snapshots: boards saved at a checkpoint, each as a verified set of files that is cloned many times.
 
 Layout of ``<cache>/snapshots/<label>-<key>/``: ``ram`` (guest RAM, with holes), ``state`` (QEMU's device state),
-``consoles/*.log``, ``manifest.json`` (hashes, and what the board's maker wants to remember). A folder appears by
-one rename, complete, and is read-only to everything that follows.
+``consoles/*.log``, ``history.trace`` if the board was traced, ``manifest.json`` (hashes, and what the board's maker
+wants to remember). A folder appears by one rename, complete, and is read-only to everything that follows.
 
 Guest RAM is mapped by every clone, so a working copy on tmpfs saves the disk: see
 :mod:`framework.snapshot.tmpfs_cache`. RAM is hashed once per boot of the machine; after that its stamp (inode,
@@ -37,12 +37,14 @@ from framework.snapshot.tmpfs_cache import TMPFS, TmpfsCache, mib_of, reclaim
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+HISTORY = "history.trace"
+"""The trace of a board up to where it was saved."""
 DEFAULT_BOUND = 12 << 30
 """Bytes that all snapshots may take before the least recently used go; ``MEDCHECK_SNAPSHOTS_MIB`` overrides."""
 
 Maker = Callable[[Ram, Path], AbstractContextManager[tuple[Board, dict[str, Any]]]]
 """Boots a board with this RAM and run folder up to the checkpoint to save, gives it and what to remember about it
-(plain JSON), and takes it down afterwards."""
+(plain JSON), and takes it down afterwards. A trace that it leaves there as :data:`HISTORY` stays with the snapshot."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Snapshot:
     def state(self) -> Path:
         """QEMU's device state."""
         return self.folder / "state"
+
+    @property
+    def history(self) -> Path | None:
+        """The trace of the board up to where it was saved; None if it was not recorded."""
+        path = self.folder / HISTORY
+        return path if path.exists() else None
 
     @property
     def past(self) -> RestoredFrom:
@@ -219,6 +227,8 @@ class SnapshotStore:
                     state, woken = save_devices(board)
                     uptime = board.uptime
                     copy_logs(board, folder / "consoles")
+                if (run_dir / HISTORY).exists():
+                    shutil.copyfile(run_dir / HISTORY, folder / HISTORY)
                 shutil.rmtree(run_dir)
                 (folder / "state").write_bytes(state)
                 ram = sparse.digest(live) if fast is None else sparse.copy(live, folder / "ram")

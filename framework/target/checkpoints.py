@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,15 @@ from framework.common.paths import PACKAGE, cache_root
 from framework.common.progress import Progress, Silent
 from framework.diagnosis.hang import watch
 from framework.guests.restored import LostTimerError
-from framework.probe import parked
+from framework.probe import parked, waiting
 from framework.probe.build import build_probe
+from framework.probe.link import DoorbellServer
+from framework.probe.waiting import ProbeSpec
+from framework.snapshot import sparse
 from framework.snapshot.save import wait_until_calm
-from framework.snapshot.store import Snapshot, SnapshotStore
+from framework.snapshot.store import HISTORY, Snapshot, SnapshotStore
 from framework.target.target import Target, say_remarks
+from framework.trace.build import build_plugin
 
 _SOURCES = ("board/*.py", "guests/*.py", "snapshot/*.py", "target/*.py")
 """Sources that decide, beside files and options, which state a board is saved in: whole rooms, of which none is
@@ -40,15 +45,19 @@ forgotten."""
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A point of a board's life to save. ``further`` goes on from a board with all its guests ready (``guests``) or
+    """A point of a board's life to save. ``prepare`` goes on from a board with all its guests ready (``guests``) or
     with dom0 only; it may leave JSON in :attr:`Target.notes <framework.target.target.Target>` for the clones. It must
     be a plain function: its source is part of the snapshot's key, and so is the content of the ``files`` that it
-    uses."""
+    uses.
+
+    ``probes``: instead, a clone of :data:`DOM0` gets these and is saved when they wait for programs. Every SMC since
+    that clone's begin is recorded and stays with the snapshot: a trace of its clones begins with it."""
 
     name: str
     guests: bool = True
     prepare: Callable[[Target], None] | None = None
     files: Callable[[], Sequence[Path]] | None = None
+    probes: tuple[ProbeSpec, ...] = ()
 
     @property
     def source(self) -> str:
@@ -77,7 +86,16 @@ def _park_files() -> Sequence[Path]:
 PARKED = Checkpoint("parked", guests=False, prepare=_park, files=_park_files)
 """dom0 up, and a probe guest whose standard call is suspended in OP-TEE at an RPC: see :func:`take_over_parked`."""
 
-MOMENTS = {checkpoint.name: checkpoint for checkpoint in (READY, DOM0, PARKED)}
+PROBE = Checkpoint("probe", guests=False, probes=(ProbeSpec("probe0"),))
+"""dom0 up, and a probe guest that waits for programs: see :mod:`framework.target.probes`."""
+
+PROBE_PAIR = Checkpoint("probe_pair", guests=False, probes=(ProbeSpec("probe0"), ProbeSpec("probe1")))
+"""The same with two of them."""
+
+PROBE_SMP = Checkpoint("probe_smp", guests=False, probes=(ProbeSpec("probe0", vcpus=2),))
+"""The same with one of two virtual CPUs."""
+
+MOMENTS = {checkpoint.name: checkpoint for checkpoint in (READY, DOM0, PARKED, PROBE, PROBE_PAIR, PROBE_SMP)}
 
 
 def get_checkpoint(checkpoint: Checkpoint | str) -> Checkpoint:
@@ -104,7 +122,15 @@ def label_of(spec: BoardSpec, checkpoint: Checkpoint) -> str:
 def inputs_of(spec: BoardSpec, stack: Stack, checkpoint: Checkpoint) -> dict[str, object]:
     """Return everything that the content of a snapshot depends on."""
     fds = dict.fromkeys([*qemu.console_names(spec), "qmp"], 0)
-    return {
+    own: dict[str, object] = {}
+    if checkpoint.probes:
+        cache = BuildCache(cache_root())
+        own = {
+            "begins": inputs_of(spec, stack, DOM0),
+            "probes": checkpoint.probes,
+            "made by": [build_probe(cache), build_plugin(cache), *waiting.SOURCES],
+        }
+    return own | {
         "board": spec,
         "files": [stack.flash, stack.xen, stack.kernel, stack.dom0_ramdisk, Path(stack.qemu.argv()[-1])],
         "line": [*qemu.common_argv("id"), *qemu.machine_argv(spec, None), *qemu.device_argv(spec, fds)],
@@ -128,7 +154,12 @@ def snapshot(
 
     @contextmanager
     def make(ram: Ram, run_dir: Path) -> Iterator[tuple[Board, dict[str, Any]]]:
-        with _ready_to_save(spec, stack, checkpoint, ram, run_dir, shown) as target:
+        making = (
+            _with_probes(store, spec, stack, checkpoint.probes, ram, run_dir, shown)
+            if checkpoint.probes
+            else _ready_to_save(spec, stack, checkpoint, ram, run_dir, shown)
+        )
+        with making as target:
             yield target.board, target.about()
 
     with store.get(label_of(spec, checkpoint), inputs_of(spec, stack, checkpoint), make) as found:
@@ -159,6 +190,35 @@ def _ready_to_save(
         else:
             return target
     raise AssertionError("the last boot returns or raises")
+
+
+@contextmanager
+def _with_probes(
+    store: SnapshotStore,
+    spec: BoardSpec,
+    stack: Stack,
+    probes: Sequence[ProbeSpec],
+    ram: Ram,
+    run_dir: Path,
+    shown: Progress,
+) -> Iterator[Target]:
+    """A clone of :data:`DOM0` with these probes at their doorbells, calm, and all its SMCs in a trace."""
+    image = build_probe(BuildCache(cache_root()))
+    # Left last: a plugin that loses its consumer stops the board.
+    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, DoorbellServer(Path(folder) / "lockstep") as bells:
+        with snapshot(store, spec, stack, DOM0, shown) as base:
+            sparse.copy(base.ram, ram.path)
+            target = Target.from_snapshot(
+                base, spec, stack, run_dir, trace=True, lockstep=bells.socket, ram=ram, senses=frozenset()
+            )
+        with target:
+            target.notes["probes"] = waiting.leave(target.dom0, probes, target.board.consoles, bells, image)
+            target.prepare_to_save()
+            wait_until_calm(target.board)
+            yield target
+        assert target.trace is not None
+        # It is complete now that the board has ended.
+        target.trace.rename(run_dir / HISTORY)
 
 
 def clone_target(

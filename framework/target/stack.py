@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,20 +66,31 @@ def trace_options(
     trace: Path | None,
     lockstep: Path | None = None,
     senses: frozenset[Sense] | None = None,
+    history: Path | None = None,
 ) -> dict[str, Any]:
     """Return a Board's options to record every SMC into ``trace``, and to have ``lockstep``'s consumer attend.
 
     ``senses``: None stands for those of the environment (:func:`framework.trace.senses.chosen`).
+    ``history``: the trace of the same board up to where it begins as this one; ``trace`` becomes its continuation.
     """
     out = None if trace is None else trace.absolute()
     if out is None and lockstep is None:
         return {}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if history is not None:
+            shutil.copyfile(history, out)
     cache = BuildCache(cache_root())
     layout = None
     if stack.xen_syms is not None and unchecked(stack.xen_syms) is None:
         layout = xen_layout(cache, stack.xen_syms)
     senses = chosen() if senses is None else senses
-    options = PluginOptions(out=out, lockstep=lockstep, xen=layout, label=spec.name, senses=senses)
+    options = PluginOptions(
+        out=out,
+        continues=out is not None and history is not None,
+        lockstep=lockstep,
+        xen=layout,
+        label=spec.name,
+        senses=senses,
+    )
     return options.for_board(build_plugin(cache))

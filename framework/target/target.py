@@ -14,6 +14,7 @@ from typing import Any
 
 from framework.artifacts.stack import Stack
 from framework.board.board import Board
+from framework.board.qemu import Ram
 from framework.board.spec import BoardSpec, GuestSpec
 from framework.common.errors import GuestCrash, InfrastructureError, MedcheckError
 from framework.common.progress import Progress
@@ -112,16 +113,19 @@ class Target(AbstractContextManager["Target"]):
         lockstep: Path | None = None,
         icount: bool = False,
         wake: bool = True,
+        ram: Ram | None = None,
+        senses: frozenset[Sense] | None = None,
     ) -> Target:
         """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
 
         SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
-        ``icount``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing is typed.
+        Where the snapshot has a trace of what led to it, the clone's begins with that.
+        ``icount``, ``ram``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing is typed.
         """
         path = run_dir / "trace" / "board.trace" if trace else None
-        options = trace_options(spec, stack, path, lockstep)
-        board = clone(snapshot, spec, stack, run_dir, icount=icount, **options)
+        options = trace_options(spec, stack, path, lockstep, senses, snapshot.history)
+        board = clone(snapshot, spec, stack, run_dir, icount=icount, ram=ram, **options)
         with ExitStack() as undo:
             undo.callback(board.kill)
             target = undo.enter_context(cls(spec, stack, run_dir, board=board))

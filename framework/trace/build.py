@@ -100,11 +100,13 @@ class PluginOptions:
     ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
     each memory parameter at most. ``max_mib``: the trace file never grows beyond this many MiB (0: no limit);
     what comes then is lost, counted, and the trace is cut. ``senses``: coverage needs ``xen``, and goes to the file
-    beside ``out`` (:func:`coverage_beside`).
+    beside ``out`` (:func:`coverage_beside`). ``append``: the file stays, and the run is a further segment of it;
+    ``continues``: of the same board, restored from where the segment before it ended.
     """
 
     out: Path | None = None
     append: bool = False
+    continues: bool = False
     lockstep: Path | None = None
     xen: XenLayout | None = None
     others: bool = False
@@ -137,7 +139,8 @@ class PluginOptions:
 
         found = []
         if self.out is not None:
-            found += [f"out={self.out}", f"append={switch(self.append)}"]
+            found += [f"out={self.out}", f"append={switch(self.append or self.continues)}"]
+            found += ["continues=on"] if self.continues else []
         if self.lockstep is not None:
             found += [
                 f"lockstep={self.lockstep}",

@@ -68,6 +68,11 @@ class Segment:
         """Whether the plugin wrote its last record and its counts agree with what was read."""
         return self.counters is not None and not self.disagreements()
 
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on where the segment before it ended: a board that was saved there and restored."""
+        return self.meta.get("continues") is True
+
     def disagreements(self) -> list[str]:
         """Return the differences between the plugin's counters and the records read; empty when they agree or none were
         written."""

@@ -19,7 +19,7 @@ QEMU_EXPORT int qemu_plugin_version = QEMU_API_VERSION;
 QEMU_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
 
 static const char *out, *lockstep, *coverage, *label = "";
-static bool append;
+static bool append, continues;
 static int codec = CODEC_AUTO;
 static uint64_t flush_ms = 100, timeout_ms = 60000, list_pages = 40, max_mib = 4096;
 static bool stop_on_loss = true;
@@ -35,7 +35,7 @@ static const struct { const char *name; uint64_t *value; } numbers[] = {
 };
 
 static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {
-    {"append", &append, "on", "off"}, {"memory", &options.memory, "on", "off"},
+    {"append", &append, "on", "off"}, {"continues", &continues, "on", "off"}, {"memory", &options.memory, "on", "off"},
     {"doorbell", &options.doorbell, "on", "off"}, {"others", &options.others, "record", "count"},
     {"on_error", &options.stop_on_error, "stop", "continue"}, {"on_loss", &stop_on_loss, "stop", "continue"},
     {"reads", &options.reads, "on", "off"}, {"time", &options.time, "on", "off"},
@@ -154,11 +154,12 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     clean_label(clean, sizeof clean);
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
-             "\"lockstep\":%s,\"coverage\":%s,\"reads\":%s,\"time\":%s,\"max_mib\":%llu,\"label\":\"%s\"}",
+             "\"lockstep\":%s,\"coverage\":%s,\"reads\":%s,\"time\":%s,\"max_mib\":%llu,\"continues\":%s,\"label\":\"%s\"}",
              info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
              lockstep ? "true" : "false", coverage ? "true" : "false", options.reads ? "true" : "false",
-             options.time ? "true" : "false", (unsigned long long)max_mib, clean);
+             options.time ? "true" : "false", (unsigned long long)max_mib,
+             continues ? "true" : "false", clean);
     wrong = out ? sink_open(out, append, codec, (unsigned)flush_ms, max_mib << 20, json, sink_failed) : NULL;
     if (!wrong && lockstep)
         wrong = lockstep_open(lockstep, json, (unsigned)timeout_ms, stop_on_loss);

@@ -102,12 +102,11 @@ def test_r3_shm_alloc_refused(probe: Probe) -> None:
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-8", "RPC-9", "R8", "R18", "D3")
-def test_r18_shm_alloc_answered_with_bad_pages(expendable_probe: Probe) -> None:
+def test_r18_shm_alloc_answered_with_bad_pages(probe: Probe) -> None:
     """A reply whose list names memory the guest does not have: the mediator asks the guest to free it (SHM_FREE).
 
     On a board of its own: D3 makes a debug Xen assert when the domain is destroyed.
     """
-    probe = expendable_probe
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
     listed = probe.pages(1)
     probe.write(listed, (0x7000_0000).to_bytes(8, "little"))
@@ -137,14 +136,11 @@ def test_r7_foreign_interrupts_are_the_guests_to_resume(probe: Probe) -> None:
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-4", "RPC-7", "D4", "R2", "R4")
-def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(
-    expendable_probe: Probe, deviations: Deviations
-) -> None:
+def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(probe: Probe, deviations: Deviations) -> None:
     """The ABI says a1 and a2 are not used on return from RPC_CMD: with zeros there the call goes on all the same.
 
     On a board of its own: where the call is lost, a debug Xen asserts when the domain is destroyed.
     """
-    probe = expendable_probe
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
     call.answer(ret=Tee.OUT_OF_MEMORY, x1=0, x2=0)
     if call.x0 == RETURN_FROM_RPC:
@@ -157,14 +153,13 @@ def test_d4_x1_and_x2_are_not_used_when_returning_from_a_command(
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("RPC-4", "RPC-9", "R18", "D15")
-def test_d15_unreadable_answer_to_the_mediators_own_request(expendable_probe: Probe) -> None:
+def test_d15_unreadable_answer_to_the_mediators_own_request(probe: Probe) -> None:
     """The mediator asks for memory to be freed and gets an answer that does not fit a page: that request is over.
 
     What a guest sees of it: the answer to OP-TEE's next command, SHM_FREE of other memory, is a command's answer again.
     Whether it reached OP-TEE is in the trace only, for OP-TEE does not look at it; the checker judges that. On a board
     of its own because of D3.
     """
-    probe = expendable_probe
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.LOAD_TA])
     # "The TA has 8192 bytes": OP-TEE asks for memory to load it to.
     uuid, _ = call.request().params

@@ -15,7 +15,7 @@ from framework.probe.message import (
     value,
 )
 from framework.probe.ops import Call, Drive, Join, Loop, Op, Read, Run, SetFlag, WaitFlag, Write
-from medcheck import MakeProbe
+from medcheck import Probe
 from mediator_ref.abi import (
     CALL_WITH_ARG,
     FID,
@@ -36,14 +36,13 @@ def meet(index: int, count: int) -> tuple[Op, ...]:
 
 
 @pytest.mark.mc_rule("R5", "R14", "STD-6")
-def test_r14_two_calls_at_once(make_probe: MakeProbe) -> None:
+def test_r14_two_calls_at_once(smp_probe: Probe) -> None:
     """Two vCPUs invoke a TA at the same time, again and again: each gets its own result in its own page."""
-    probe = make_probe("pair", vcpus=2)
-    session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
-    pages = [probe.pages(1), probe.pages(1)]
+    session = smp_probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
+    pages = [smp_probe.pages(1), smp_probe.pages(1)]
     bodies = []
     for number, page in enumerate(pages):
-        content, _ = Invoke(session, PTA_CMD_PARAMS, [value(100 * (number + 1), 7)]).place(probe)
+        content, _ = Invoke(session, PTA_CMD_PARAMS, [value(100 * (number + 1), 7)]).place(smp_probe)
         bodies.append(
             (
                 Write(page, content),
@@ -52,7 +51,7 @@ def test_r14_two_calls_at_once(make_probe: MakeProbe) -> None:
                 Read(page, 4096),
             )
         )
-    *_, own, joined = probe.run(SetFlag(1, 0), Run(1, bodies[1]), *bodies[0], Join(1, 60.0), timeout_s=90)
+    *_, own, joined = smp_probe.run(SetFlag(1, 0), Run(1, bodies[1]), *bodies[0], Join(1, 60.0), timeout_s=90)
     results = [decode_arg(own.data), decode_arg(joined.inner[-1].data)]
     assert [(arg.ret, arg.params[0].a) for arg in results] == [
         (0, 100 * (number + 1) + 7 * ROUNDS) for number in range(2)
@@ -60,26 +59,24 @@ def test_r14_two_calls_at_once(make_probe: MakeProbe) -> None:
 
 
 @pytest.mark.mc_rule("R12", "R14", "RPC-1")
-def test_r12_a_call_moves_to_another_vcpu(make_probe: MakeProbe) -> None:
+def test_r12_a_call_moves_to_another_vcpu(smp_probe: Probe) -> None:
     """A call that one vCPU began is resumed by another: the thread is the domain's, not the vCPU's."""
-    probe = make_probe("pair", vcpus=2)
-    call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+    call = smp_probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     parked = call.regs[:8]
-    *_, joined = probe.run(Run(1, (Drive(parked, answer=True), Read(call.arg_page, 4096))), Join(1, 60.0))
+    *_, joined = smp_probe.run(Run(1, (Drive(parked, answer=True), Read(call.arg_page, 4096))), Join(1, 60.0))
     moved, page = joined.inner
     assert moved.x0 == 0
     assert decode_arg(page.data).ret == TEE_ITEM_NOT_FOUND
 
 
 @pytest.mark.mc_rule("R12", "R14", "RPC-1")
-def test_r12_only_one_of_two_resumes_a_call(make_probe: MakeProbe) -> None:
+def test_r12_only_one_of_two_resumes_a_call(smp_probe: Probe) -> None:
     """Two vCPUs resume the same thread at the same time: one goes on with the call, the other gets ERESUME."""
-    probe = make_probe("pair", vcpus=2)
     for attempt in range(10):
-        call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
-        page = split(probe.pages(1))
+        call = smp_probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+        page = split(smp_probe.pages(1))
         resume = Call((RETURN_FROM_RPC, *page, call.thread, *page))
-        *_, mine, joined = probe.run(
+        *_, mine, joined = smp_probe.run(
             SetFlag(2, 0), Run(1, (*meet(2, 2), resume)), *meet(2, 2), resume, Join(1, 20.0), timeout_s=60
         )
         answers = [mine, joined.inner[-1]]
@@ -91,7 +88,7 @@ def test_r12_only_one_of_two_resumes_a_call(make_probe: MakeProbe) -> None:
         call.regs = going_on[-1].regs if len(going_on) == 1 else max(going_on, key=lambda record: record.regs[0]).regs
         call.rpc_pages[(page[0] << 32) | page[1]] = (page[0] << 32) | page[1]
         if len(refused) == 1:
-            probe.run(*_known(page))
+            smp_probe.run(*_known(page))
             call.finish()
             assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND), attempt
         else:
@@ -106,11 +103,10 @@ def _known(page: tuple[int, int]) -> tuple[Op, ...]:
 
 
 @pytest.mark.mc_rule("R5", "R7", "R14")
-def test_r5_fast_calls_while_a_call_waits(make_probe: MakeProbe) -> None:
+def test_r5_fast_calls_while_a_call_waits(smp_probe: Probe) -> None:
     """One vCPU's call is suspended in the guest; another's calls are answered meanwhile, each within a second."""
-    probe = make_probe("pair", vcpus=2)
-    with probe.parked_at(RpcFunc.ALLOC) as call:
-        *_, joined = probe.run(Run(1, tuple(Call((FID["CALLS_UID"],)) for _ in range(20))), Join(1, 60.0))
+    with smp_probe.parked_at(RpcFunc.ALLOC) as call:
+        *_, joined = smp_probe.run(Run(1, tuple(Call((FID["CALLS_UID"],)) for _ in range(20))), Join(1, 60.0))
         assert all(record.x0 == 0x384FB3E0 for record in joined.inner)
         assert max(record.ticks for record in joined.inner) < 62_500_000
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)

@@ -60,25 +60,24 @@ def test_r11_sessions_and_cookies_are_per_domain(probe_pair: tuple[Probe, Probe]
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "MEM-2")
 @pytest.mark.parametrize("readonly", [False, True])
-def test_r8_granted_pages_are_not_a_guests_own(expendable_probe: Probe, readonly: bool) -> None:
+def test_r8_granted_pages_are_not_a_guests_own(probe: Probe, readonly: bool) -> None:
     """A page mapped by a grant can be used by the guest, but not shared on with OP-TEE.
 
     The probe grants it to itself: Xen's SILO policy, the default on Arm, lets no two domUs do that, and to the mediator
     the mapping is the same. On a board of its own because of D3.
     """
-    borrower = expendable_probe
-    page = borrower.pages(1)
-    borrower.write(page, b"granted")
-    given = grant(borrower, page, borrower.domid or 0, readonly=readonly)
-    mapping = map_grant(borrower, given, FREE_SPACE, readonly=readonly)
-    assert borrower.read(FREE_SPACE, 7) == b"granted"
-    call = borrower.call_with_arg(RegisterShm(tmem(ipas=[FREE_SPACE], ref=1)))
+    page = probe.pages(1)
+    probe.write(page, b"granted")
+    given = grant(probe, page, probe.domid or 0, readonly=readonly)
+    mapping = map_grant(probe, given, FREE_SPACE, readonly=readonly)
+    assert probe.read(FREE_SPACE, 7) == b"granted"
+    call = probe.call_with_arg(RegisterShm(tmem(ipas=[FREE_SPACE], ref=1)))
     assert (call.x0, call.arg.ret) == (0, Tee.BAD_PARAMETERS)
-    waiting = borrower.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+    waiting = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     waiting.give_page(FREE_SPACE)
     assert waiting.done
     assert waiting.arg.ret != 0
-    unmap_grant(borrower, mapping)
+    unmap_grant(probe, mapping)
 
 
 @pytest.mark.mc_core

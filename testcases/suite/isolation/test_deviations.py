@@ -19,7 +19,7 @@ from framework.probe.message import (
     null_tmem,
     tmem,
 )
-from medcheck import Deviations, MakeProbe, Probe
+from medcheck import Deviations, Probe
 from mediator_ref.abi import RETURN_FROM_RPC, RPC_ALLOC_ATTR, Attr, Param, RpcCmd, RpcFunc, Tee
 from mediator_ref.events import PAGE_SIZE
 
@@ -67,13 +67,12 @@ def test_d2_a_call_releases_only_its_own_buffers(probe: Probe, deviations: Devia
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "RPC-4", "RPC-8", "D11")
-def test_d11_shm_alloc_answered_under_another_name(make_probe: MakeProbe, deviations: Deviations) -> None:
+def test_d11_shm_alloc_answered_under_another_name(probe: Probe, deviations: Deviations) -> None:
     """OP-TEE asked for memory: a page list in the reply is translated or refused, whatever the reply's ``cmd`` says.
 
     The list lies at the guest's address that is, as a machine address, OP-TEE's static shared memory: where the list
     goes to OP-TEE as it is, OP-TEE reads a harmless place, finds no list there and has no memory.
     """
-    probe = make_probe("liar", memory_mib=64)
     listed, data, cookie = RESERVED_SHM, probe.pages(1), probe.cookie()
     probe.fill(listed, PAGE_SIZE)
     probe.write(listed, data.to_bytes(8, "little"))
@@ -91,9 +90,8 @@ def test_d11_shm_alloc_answered_under_another_name(make_probe: MakeProbe, deviat
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "R18", "RPC-4", "MEM-6", "MEM-7", "D11")
-def test_d11_another_answer_passed_off_as_memory(make_probe: MakeProbe, deviations: Deviations) -> None:
+def test_d11_another_answer_passed_off_as_memory(probe: Probe, deviations: Deviations) -> None:
     """OP-TEE asked for a file: a reply that calls itself SHM_ALLOC's shares no memory, and costs no slot."""
-    probe = make_probe("liar")
     call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.FS])
     data, listed = probe.pages(1), probe.pages(1)
     probe.write(listed, data.to_bytes(8, "little"))
@@ -114,12 +112,11 @@ def test_d11_another_answer_passed_off_as_memory(make_probe: MakeProbe, deviatio
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "RPC-2", "RPC-13", "MEM-10", "D13")
-def test_d13_a_refused_page_does_not_release_anothers(expendable_probe: Probe, deviations: Deviations) -> None:
+def test_d13_a_refused_page_does_not_release_anothers(probe: Probe, deviations: Deviations) -> None:
     """An ALLOC answered with the cookie of another call's RPC page is refused, and that page lives on.
 
     On a board of its own: where it does not, its call can never be answered, and OP-TEE keeps using a page of Xen's.
     """
-    probe = expendable_probe
     first = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     cookie = probe.cookie()
     first.give_page(cookie=cookie, park=[RpcCmd.FS])

@@ -68,11 +68,9 @@ def test_r21_destroyed_with_everything_it_may_have(make_probe: MakeProbe, target
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R1", "R2", "R18", "LIFE-3", "D3")
-def test_d3_destroyed_after_a_failed_registration(
-    expendable_probe: Probe, target: Target, deviations: Deviations
-) -> None:
+def test_d3_destroyed_after_a_failed_registration(probe: Probe, target: Target, deviations: Deviations) -> None:
     """One refused page list, then the domain's end: its bookkeeping is back at zero, and Xen lives."""
-    probe, dom0 = expendable_probe, target.dom0
+    dom0 = target.dom0
     call = probe.call_with_arg(RegisterShm(tmem(ipas=[0x7000_0000], ref=1)))
     assert (call.x0, call.arg.ret) == (0, Tee.BAD_PARAMETERS)
     try:

@@ -82,9 +82,8 @@ def exhaust(probe: Probe) -> int:
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R4", "R18", "MEM-6", "MEM-8", "MEM-10", "D12")
-def test_d12_what_optee_turned_away_is_not_done(expendable_probe: Probe, deviations: Deviations) -> None:
+def test_d12_what_optee_turned_away_is_not_done(probe: Probe, deviations: Deviations) -> None:
     """EBADADDR from OP-TEE: a buffer is not registered then, and one that was to be unregistered still is."""
-    probe = expendable_probe
     registered = exhaust(probe)
     assert registered
     refused = probe.call_with_arg(preset(RegisterShm(tmem(ref=100))))

@@ -94,13 +94,12 @@ def test_r3_one_cookie_one_buffer(probe: Probe) -> None:
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "R18", "MEM-2", "D3")
-def test_r8_pages_that_are_not_the_guests_ram(expendable_probe: Probe) -> None:
+def test_r8_pages_that_are_not_the_guests_ram(probe: Probe) -> None:
     """A list that names a device, nothing, or an address beyond memory, or that itself lies there: BAD_PARAMETERS.
 
     More than sixteen times, and then sixteen good ones: a refusal costs no slot. On a board of its own: D3 makes a
     debug Xen assert when a domain is destroyed after any refusal.
     """
-    probe = expendable_probe
     data = probe.pages(4)
     good = [data + 4096 * i for i in range(4)]
     for bad in (0x0900_0000, 0x7000_0000, 0xFFFF_FFFF_F000):
@@ -156,12 +155,11 @@ def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations: D
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R4", "R18", "MEM-7", "D3")
-def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations: Deviations) -> None:
+def test_d3_failed_registrations_leave_the_count_alone(probe: Probe, deviations: Deviations) -> None:
     """140 registrations of 129 pages whose first page is bad, then a good one of one page.
 
     On a board of its own: where the count is wrong, a debug Xen asserts when the domain is destroyed.
     """
-    probe = expendable_probe
     data = probe.pages(1)
     pages = [0x7000_0000, *[data] * (PAGES - 1)]
     first = probe.begin(RegisterShm(tmem(ipas=pages, ref=1000)))

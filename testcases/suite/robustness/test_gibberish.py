@@ -41,25 +41,25 @@ def everybody_lives(probe: Probe, target: Target) -> None:
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
-def test_r3_thousands_of_argument_pages(fast_probe: Probe, target: Target) -> None:
+def test_r3_thousands_of_argument_pages(probe: Probe, target: Target) -> None:
     """Each message by itself, so that each answer is seen before the next: x0 is a defined return code."""
     rng = random.Random(20)
-    page = fast_probe.pages(1)
+    page = probe.pages(1)
     for number in range(PAGES):
         content = message(rng)
-        record = fast_probe.run(Write(page, content), Drive((CALL_WITH_ARG, *split(page))))[0]
+        record = probe.run(Write(page, content), Drive((CALL_WITH_ARG, *split(page))))[0]
         assert record.x0 & U32 in DEFINED_X0, f"page {number}: {record.x0:#x} for {decode_arg(content)}"
-    everybody_lives(fast_probe, target)
+    everybody_lives(probe, target)
 
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R3", "R6", "DISP-2", "REGS-1")
-def test_r6_thousands_of_function_ids(fast_probe: Probe, target: Target) -> None:
+def test_r6_thousands_of_function_ids(probe: Probe, target: Target) -> None:
     """Any function id with any registers: unknown ones give -1 and change nothing else, calls a defined return code."""
     rng = random.Random(21)
     for number in range(FUNCTION_IDS):
         regs = (function_id(rng), *(word(rng) & U64 for _ in range(17)))
-        found = fast_probe.run(Drive(regs, rng.choice(["hvc", "smc"])))[0].regs
+        found = probe.run(Drive(regs, rng.choice(["hvc", "smc"])))[0].regs
         row = FUNCTIONS.get(fid_of(regs[0]))
         told = f"call {number}: {', '.join(map(hex, regs))} gave {', '.join(map(hex, found))}"
         if row is None or row.handling in (Handling.UNKNOWN, Handling.HYPERVISOR):
@@ -68,4 +68,4 @@ def test_r6_thousands_of_function_ids(fast_probe: Probe, target: Target) -> None
             assert found[0] & U32 in DEFINED_X0, told
         elif row.handling is Handling.RESUME:
             assert found == (SmcReturn.ERESUME, *regs[1:]), told
-    everybody_lives(fast_probe, target)
+    everybody_lives(probe, target)

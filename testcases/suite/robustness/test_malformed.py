@@ -20,12 +20,11 @@ BATCH = 20
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R3", "R18", "STD-2", "STD-4", "MEM-2")
 @pytest.mark.parametrize("seed", range(2))
-def test_r3_gibberish_in_the_argument_page(expendable_probe: Probe, seed: int) -> None:
+def test_r3_gibberish_in_the_argument_page(probe: Probe, seed: int) -> None:
     """Random messages from a seed: x0 is a defined return code, and the guest is answered afterwards.
 
     On a board of its own: random lists are bad lists, and D3 makes a debug Xen assert when the domain is destroyed.
     """
-    probe = expendable_probe
     rng = random.Random(seed)
     page = probe.pages(1)
     for _ in range(10):
@@ -41,9 +40,8 @@ def test_r3_gibberish_in_the_argument_page(expendable_probe: Probe, seed: int) -
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R3", "RPC-4", "RPC-8", "RPC-9")
 @pytest.mark.parametrize("seed", range(2))
-def test_r3_gibberish_in_answers(expendable_probe: Probe, seed: int) -> None:
+def test_r3_gibberish_in_answers(probe: Probe, seed: int) -> None:
     """Random answers to OP-TEE's commands: every call ends with a defined return code."""
-    probe = expendable_probe
     rng = random.Random(1000 + seed)
     for _ in range(5):
         call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.CMD])

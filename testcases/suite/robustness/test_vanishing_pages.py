@@ -29,12 +29,11 @@ def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations: Devi
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R15", "RPC-11", "D6")
-def test_d6_command_page_that_is_gone(expendable_probe: Probe, deviations: Deviations) -> None:
+def test_d6_command_page_that_is_gone(probe: Probe, deviations: Deviations) -> None:
     """A command cannot be delivered: the mediator tells OP-TEE so by CALL_RETURN_FROM_RPC, and the call ends.
 
     On a board of its own: where the mediator resumes with a wrong function, OP-TEE loses a thread.
     """
-    probe = expendable_probe
     call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
     page = probe.pages(1)
     call.give_page(page, park=[RpcCmd.SHM_ALLOC])

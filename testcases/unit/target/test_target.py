@@ -37,7 +37,7 @@ def clone(monkeypatch: pytest.MonkeyPatch) -> Running:
 
 
 def from_snapshot(stack: Any) -> Target:
-    snapshot: Any = SimpleNamespace(about={"notes": {}, "guests": [{"name": "vm1"}]})
+    snapshot: Any = SimpleNamespace(history=None, about={"notes": {}, "guests": [{"name": "vm1"}]})
     spec: Any = SimpleNamespace()
     return Target.from_snapshot(snapshot, spec, stack, Path("/nowhere"))
 
