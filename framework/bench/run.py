@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.artifacts.stack import Overrides
+from framework.bench import stimuli
 from framework.bench.boots import cold_boot, first_run
 from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
@@ -48,6 +49,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "live_check_ratio": Benchmark("x", "xtest traced and checked live to only traced", cost_of(checked, traced)),
     "probe_calls_per_s": Benchmark("1/s", "calls by a probe guest, each a program of its own", probe_calls()),
     "probe_batched_calls_per_s": Benchmark("1/s", f"… {BATCH} of them in a program", probe_calls(BATCH)),
+    "stimulus_s": Benchmark("s", "one stimulus of profile standard: its board, its calls, its verdict", stimuli.each),
+    "standard_stimuli_s": Benchmark("s", "all stimuli of profile standard", stimuli.together),
     "cold_boot_s": Benchmark("s", "power-on to three domUs ready", cold_boot),
     "clone_running_s": Benchmark("s", "a clone asked for to its virtual CPUs running", clones(running)),
     "clone_running_pair_s": Benchmark("s", "… two side by side", clones(running, at_once=2)),

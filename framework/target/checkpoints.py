@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from framework.common.paths import PACKAGE, cache_root
 from framework.common.progress import Progress, Silent
 from framework.diagnosis.hang import watch
 from framework.guests.restored import LostTimerError
+from framework.guests.xen_console import free_kib
 from framework.probe import parked, waiting
 from framework.probe.build import build_probe
 from framework.probe.link import DoorbellServer
@@ -148,8 +149,11 @@ def snapshot(
     stack: Stack,
     checkpoint: Checkpoint = READY,
     progress: Progress | None = None,
+    inputs: Mapping[str, object] | None = None,
 ) -> Iterator[Snapshot]:
-    """The verified snapshot of this checkpoint, made now if need be; its files stay while the context lasts."""
+    """The verified snapshot of this checkpoint, made now if need be; its files stay while the context lasts.
+
+    ``inputs``: those of :func:`inputs_of`, where they are known already."""
     shown = progress or Silent()
 
     @contextmanager
@@ -162,7 +166,7 @@ def snapshot(
         with making as target:
             yield target.board, target.about()
 
-    with store.get(label_of(spec, checkpoint), inputs_of(spec, stack, checkpoint), make) as found:
+    with store.get(label_of(spec, checkpoint), inputs or inputs_of(spec, stack, checkpoint), make) as found:
         yield found
 
 
@@ -212,6 +216,8 @@ def _with_probes(
                 base, spec, stack, run_dir, trace=True, lockstep=bells.socket, ram=ram, senses=frozenset()
             )
         with target:
+            # Before there were any: what is free again when they are gone.
+            target.notes["free_kib"] = free_kib(target.board.consoles["xen"])
             target.notes["probes"] = waiting.leave(target.dom0, probes, target.board.consoles, bells, image)
             target.prepare_to_save()
             wait_until_calm(target.board)
@@ -231,12 +237,13 @@ def clone_target(
     trace: bool = False,
     lockstep: Path | None = None,
     progress: Progress | None = None,
+    inputs: Mapping[str, object] | None = None,
 ) -> Target:
     """Return a running target of the caller's own at this checkpoint; the caller closes it.
 
-    ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`.
+    ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`; ``inputs``: see :func:`snapshot`.
     """
-    with snapshot(store, spec, stack, checkpoint, progress) as found:
+    with snapshot(store, spec, stack, checkpoint, progress, inputs) as found:
         target = Target.from_snapshot(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)
     say_remarks(target.board, progress or Silent())
     return target

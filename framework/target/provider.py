@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from framework.artifacts.stack import Stack
 from framework.board.janitor import Janitor
 from framework.board.spec import BoardSpec
+from framework.common.content_hash import plain
 from framework.common.errors import BoardError, MedcheckError
 from framework.common.progress import SilentTask, Task
 from framework.snapshot.store import SnapshotStore
-from framework.target.checkpoints import READY, Checkpoint, clone_target, get_checkpoint
+from framework.target.checkpoints import READY, Checkpoint, clone_target, get_checkpoint, inputs_of
 from framework.target.slots import BoardSlots, slots_here
 from framework.target.target import Target
 
@@ -45,6 +46,14 @@ class TargetProvider:
         self._store = SnapshotStore(progress=self._progress)
         self._slots = BoardSlots(slots_here(spec.smp), say=say)
         self._janitor = Janitor()
+        self._inputs: dict[tuple[BoardSpec, Checkpoint], Mapping[str, object]] = {}
+
+    def _inputs_of(self, spec: BoardSpec, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """What a snapshot depends on, hashed once: a run's boards have the files with which it began."""
+        key = spec, checkpoint
+        if key not in self._inputs:
+            self._inputs[key] = plain(inputs_of(spec, self.stack, checkpoint))
+        return self._inputs[key]
 
     @contextmanager
     def clone(
@@ -61,16 +70,18 @@ class TargetProvider:
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
         """
         which = get_checkpoint(checkpoint)
+        board = spec or self.spec
         with self._slots.slot():
             target = clone_target(
                 self._store,
-                spec or self.spec,
+                board,
                 self.stack,
                 folder,
                 which,
                 trace=trace,
                 lockstep=lockstep,
                 progress=self._progress,
+                inputs=self._inputs_of(board, which),
             )
             with self._gone(target):
                 yield target

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
 from framework.trace.build import PluginOptions, build_plugin, xen_layout
 from framework.trace.senses import Sense, chosen
+from framework.trace.xen_symbols import XenLayout
 
 MEDIATOR_TRACE = b"Using TEE mediator for OP-TEE"
 """Xen's message at boot when its OP-TEE mediator has found OP-TEE (xen/arch/arm/tee/tee.c)."""
@@ -80,17 +82,25 @@ def trace_options(
         out.parent.mkdir(parents=True, exist_ok=True)
         if history is not None:
             shutil.copyfile(history, out)
-    cache = BuildCache(cache_root())
-    layout = None
-    if stack.xen_syms is not None and unchecked(stack.xen_syms) is None:
-        layout = xen_layout(cache, stack.xen_syms)
-    senses = chosen() if senses is None else senses
+    plugin, layout = _plugin(cache_root(), stack.xen_syms, _changed(stack.xen_syms))
     options = PluginOptions(
         out=out,
         continues=out is not None and history is not None,
         lockstep=lockstep,
         xen=layout,
         label=spec.name,
-        senses=senses,
+        senses=chosen() if senses is None else senses,
     )
-    return options.for_board(build_plugin(cache))
+    return options.for_board(plugin)
+
+
+@cache
+def _plugin(root: Path, xen_syms: Path | None, _changed: int) -> tuple[Path, XenLayout | None]:
+    """The plugin and what it has to know of a Xen; found in the cache ``root``, or made, once for all boards."""
+    builds = BuildCache(root)
+    known = xen_syms is not None and unchecked(xen_syms) is None
+    return build_plugin(builds), xen_layout(builds, xen_syms) if known and xen_syms is not None else None
+
+
+def _changed(path: Path | None) -> int:
+    return 0 if path is None else path.stat().st_mtime_ns

@@ -76,13 +76,14 @@ class Target(AbstractContextManager["Target"]):
         if board is None:
             board = watch(Board(spec, stack, run_dir, **trace_options(spec, stack, self.trace, lockstep, senses)))
         self.board = board
-        self.dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
+        self._dom0 = Dom0(self.board, stack.ssh_key, host_key=stack.keys.host_public.read_text())
         self.guests: dict[str, LinuxGuest] = {}
         self.phases: list[Phase] = []
         self.notes: dict[str, Any] = {}
         """Notes of a checkpoint's maker for its clones; plain JSON."""
         self.idle_timeout = 30.0
         """Seconds (scaled by the host's speed) without a byte from the firmware or Xen that mean it hangs."""
+        self._asleep = False
         self._begin = time.monotonic()
         self._abort: MedcheckError | None = None
 
@@ -98,8 +99,16 @@ class Target(AbstractContextManager["Target"]):
         """End connections, then the board; may be called twice."""
         for guest in self.guests.values():
             guest.close()
-        self.dom0.close()
+        self._dom0.close()
         self.board.stop()
+
+    @property
+    def dom0(self) -> Dom0:
+        """The control domain. On a restored board without Linux guests it wakes when it is first asked for."""
+        if self._asleep:
+            self._asleep = False
+            restored.wake(self._dom0.console, [])
+        return self._dom0
 
     @classmethod
     def from_snapshot(
@@ -153,7 +162,8 @@ class Target(AbstractContextManager["Target"]):
         self.dom0.close()
 
     def adopt(self, about: Mapping[str, Any], *, wake: bool = True) -> None:
-        """Take over a restored board whose saver remembered ``about``, and wake its guests.
+        """Take over a restored board whose saver remembered ``about``, and wake its guests; dom0 alone sleeps on until
+        it is needed.
 
         Without ``wake`` nothing is typed: the guests of a postmortem snapshot may be dead.
         """
@@ -163,7 +173,8 @@ class Target(AbstractContextManager["Target"]):
             self.guests[item["name"]] = LinuxGuest(
                 self.dom0, item["name"], item["number"], item["domid"], console, tee=item["tee"]
             )
-        if wake:
+        self._asleep = wake and not self.guests
+        if wake and self.guests:
             restored.wake(self.dom0.console, [guest.console for guest in self.guests.values()])
         self.phases.append(Phase("restored", time.monotonic() - self._begin))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from framework.common.errors import GuestError, MedcheckError
+from framework.guests.xen_console import free_kib
 from framework.guests.xl import GuestConfig
 from framework.probe.client import IMAGE_IN_DOM0
 from framework.probe.message import (
@@ -22,9 +23,14 @@ from mediator_ref.abi import RETURN_FROM_RPC, RpcCmd, RpcFunc, Tee
 from ..lib.domains import REQUESTS, free_pages
 
 
-def free_memory(dom0: Dom0) -> int:
+def free_memory(target: Target) -> int:
     """Xen's free memory in MiB."""
-    return int(dom0.xl.info()["free_memory"])
+    return free_kib(target.board.consoles["xen"]) >> 10
+
+
+def free_before(target: Target) -> int:
+    """The same before a waiting probe's domain was created."""
+    return int(target.notes["free_kib"]) >> 10
 
 
 def destroyed(dom0: Dom0, probe: Probe) -> bool:
@@ -37,14 +43,13 @@ def destroyed(dom0: Dom0, probe: Probe) -> bool:
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R1", "R21", "LIFE-2", "LIFE-3")
 @pytest.mark.parametrize("point", REQUESTS, ids=lambda point: point.name)
-def test_r1_destroyed_while_a_call_waits(make_probe: MakeProbe, target: Target, point: RpcFunc | RpcCmd) -> None:
+def test_r1_destroyed_while_a_call_waits(
+    probe: Probe, make_probe: MakeProbe, target: Target, point: RpcFunc | RpcCmd
+) -> None:
     """A domain destroyed at each of OP-TEE's requests goes away whole, and its successor works."""
-    dom0 = target.dom0
-    before = free_memory(dom0)
-    probe = make_probe("doomed")
     probe.begin(OpenSession(NO_TA), park=[point])
-    assert destroyed(dom0, probe)
-    assert free_memory(dom0) == before
+    assert destroyed(target.dom0, probe)
+    assert free_memory(target) == free_before(target)
     successor = make_probe("heir")
     call = successor.call_with_arg(OpenSession(NO_TA))
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
@@ -52,18 +57,15 @@ def test_r1_destroyed_while_a_call_waits(make_probe: MakeProbe, target: Target, 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R1", "R8", "R18", "R21", "LIFE-3")
-def test_r21_destroyed_with_everything_it_may_have(make_probe: MakeProbe, target: Target) -> None:
+def test_r21_destroyed_with_everything_it_may_have(probe: Probe, target: Target) -> None:
     """Sixteen registered buffers of 129 pages, all threads waiting: all of it comes back."""
-    dom0 = target.dom0
-    before = free_memory(dom0)
-    probe = make_probe("doomed")
     data = probe.pages(1)
     for ref in range(16):
         assert probe.call_with_arg(RegisterShm(tmem(ipas=[data] * 129, ref=ref))).arg.ret == 0
     while not probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC]).done:
         pass
-    assert destroyed(dom0, probe)
-    assert free_memory(dom0) == before
+    assert destroyed(target.dom0, probe)
+    assert free_memory(target) == free_before(target)
 
 
 @pytest.mark.mc_core

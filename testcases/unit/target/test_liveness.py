@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from framework.common.errors import GuestError
+from framework.common.errors import BoardError, GuestError
+from framework.target import liveness
 from framework.target.liveness import Hypervisor, hypervisor_of
 
 
-def target(alive: bool, problems: tuple[tuple[str, bool], ...] = (), info: Any = None) -> Any:
+def target(alive: bool, problems: tuple[tuple[str, bool], ...] = (), info: Any = None, told: int | None = None) -> Any:
+    """A board whose Xen tells ``told`` KiB on its console, or nothing, and ``info`` to dom0."""
+
     def ask() -> dict[str, str]:
         if isinstance(info, Exception):
             raise info
@@ -20,13 +23,27 @@ def target(alive: bool, problems: tuple[tuple[str, bool], ...] = (), info: Any =
 
     found = [SimpleNamespace(kind=kind, fatal=fatal) for kind, fatal in problems]
     return SimpleNamespace(
-        board=SimpleNamespace(alive=alive, problems=found), dom0=SimpleNamespace(xl=SimpleNamespace(info=ask))
+        board=SimpleNamespace(alive=alive, problems=found, consoles={"xen": told}),
+        dom0=SimpleNamespace(xl=SimpleNamespace(info=ask)),
     )
+
+
+@pytest.fixture(autouse=True)
+def _console(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free_kib(told: int | None) -> int:
+        if told is None:
+            raise BoardError("no answer")
+        return told
+
+    monkeypatch.setattr(liveness, "free_kib", free_kib)
 
 
 @pytest.mark.parametrize(
     ("board", "seen"),
     [
+        (target(True, told=1800 << 10), Hypervisor(True, True)),
+        (target(True, told=3 << 10), Hypervisor(True, False)),
+        (target(True, (("xen-panic", True),), told=1800 << 10), Hypervisor(False)),
         (target(True, info={"free_memory": "1800"}), Hypervisor(True, True)),
         (target(True, info={"free_memory": "3"}), Hypervisor(True, False)),
         (target(True, info={"free_memory": "9" * 5000}), Hypervisor(True, False)),

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Probes that wait in a clone: usable at once, their past known, dom0 asleep until it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framework.conformance.checker import check_file
+from framework.conformance.result import ConformanceResult
+from framework.probe.message import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from framework.target.liveness import hypervisor_of
+from framework.target.probes import waiting_probes
+from framework.trace.format import Kind
+from framework.trace.reader import Reader
+from medcheck import TargetProvider
+from mediator_ref.abi import CALLS_UID, OPTEE_MSG_UID
+
+pytestmark = pytest.mark.mc_board
+
+
+def passes(result: ConformanceResult, rule: str) -> int:
+    return next(found.passed for found in result.rules if found.id == rule)
+
+
+@pytest.mark.parametrize(("checkpoint", "vcpus"), [("probe", [1]), ("probe_pair", [1, 1]), ("probe_smp", [2])])
+def test_they_answer_and_the_trace_knows_their_past(
+    target_provider: TargetProvider, tmp_path: Path, checkpoint: str, vcpus: list[int]
+) -> None:
+    with waiting_probes(target_provider, tmp_path, checkpoint) as (target, probes):
+        for probe in probes:
+            assert probe.smc(CALLS_UID)[:4] == OPTEE_MSG_UID
+            assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+        assert hypervisor_of(target).memory_free
+        # It wakes now.
+        domains = {domain.domid: domain.vcpus for domain in target.dom0.xl.list()}
+        assert [domains[probe.domid] for probe in probes if probe.domid is not None] == vcpus
+    assert target.trace is not None
+    reader = Reader(target.trace)
+    created = [event.subject for event in reader.events() if event.kind == Kind.DOMAIN_CREATE]
+    assert created == [probe.domid for probe in probes]
+    assert [segment.complete for segment in reader.segments] == [True, True]
+    whole = check_file(target.trace, board_alive=True)
+    assert whole.verdict == "pass"
+    alone = tmp_path / "alone.trace"
+    alone.write_bytes(target.trace.read_bytes()[reader.segments[1].offset :])
+    # That OP-TEE did not refuse a domain is known of one only whose creation was seen.
+    assert passes(whole, "LIFE-5") == len(probes)
+    assert passes(check_file(alone, board_alive=True), "LIFE-5") == 0
