@@ -79,8 +79,15 @@ class Tally:
     """Reasons of ``not_checked`` that anything may hide behind: with one the evidence is incomplete."""
     instructions: dict[str, int] = field(default_factory=dict)
     """The most instructions that the hypervisor took at once, by what for."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Occasions for outcomes of the specification (:data:`mediator_ref.compare.outcomes.OUTCOMES`)."""
     deviations_not_seen: Counter[str] = field(default_factory=Counter)
     """Deviations whose stimulus was there and whose defect was not, by deviation id."""
+
+    def saw(self, outcome: str | None) -> None:
+        """Count an occasion for an outcome of the specification, if it is known."""
+        if outcome is not None:
+            self.outcomes[outcome] += 1
 
     def outcome(self, rule: str) -> Outcome:
         """Worst outcome of a rule; ``NOT_CHECKED`` when it never passed and never failed."""

@@ -31,6 +31,7 @@ from framework.conformance.result import (
 from framework.trace.event import Event as Record
 from framework.trace.reader import Reader
 from mediator_ref import DEVIATIONS, RULES, Deviation, Limits, Outcome, State, Verdict, step
+from mediator_ref.compare.outcomes import OUTCOMES
 from mediator_ref.events import DomainDestroyed, End, Event, Gap, GuestCall, Start
 from mediator_ref.verdict import Tally
 
@@ -123,6 +124,8 @@ class Checker:
             gaps=(*self._observer.gaps, *(self._observer.unburied() if self._finished else ()), *broken),
             notes=tuple(self._notes),
             incomplete=bool(broken),
+            outcomes={name: tally.outcomes[name] for name in OUTCOMES},
+            instructions=dict(tally.instructions),
         )
 
     def _step(self, event: Event) -> Sequence[Verdict]:

@@ -43,7 +43,25 @@ def merge(parts: Mapping[str, ConformanceResult]) -> ConformanceResult:
         gaps=tuple(f"{name}: {gap}" for name, part in parts.items() for gap in part.gaps),
         notes=tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes),
         incomplete=any(part.incomplete or part.verdict == NOT_CHECKED for part in parts.values()),
+        outcomes=_sums(part.outcomes for part in parts.values()),
+        instructions=_largest(part.instructions for part in parts.values()),
     )
+
+
+def _sums(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _largest(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    largest: dict[str, int] = {}
+    for part in parts:
+        for name, number in part.items():
+            largest[name] = max(largest.get(name, 0), number)
+    return largest
 
 
 def _rule(id_: str, parts: Mapping[str, ConformanceResult]) -> RuleResult:

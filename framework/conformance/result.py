@@ -102,6 +102,8 @@ class ConformanceResult:
     ``gaps`` names what is missing from the trace and what was assumed instead; ``incomplete``: records are or may be
     missing that were once written, so that the whole proves nothing. ``nonconformances`` holds the
     first of each rule up to a limit; :attr:`failed` counts all. ``notes`` are defects of medcheck itself.
+    ``outcomes`` counts the occasions for each outcome of the specification, 0 included. ``instructions``: the most
+    that the hypervisor executed at once, by what for; empty when that was not observed.
     """
 
     events_checked: int
@@ -111,6 +113,8 @@ class ConformanceResult:
     gaps: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     incomplete: bool = False
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    instructions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
@@ -150,6 +154,8 @@ class ConformanceResult:
             tuple(data["gaps"]),
             tuple(data["notes"]),
             data["incomplete"],
+            dict(data["outcomes"]),
+            dict(data["instructions"]),
         )
 
 

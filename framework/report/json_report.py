@@ -92,6 +92,8 @@ def _conformance(result: ConformanceResult) -> dict[str, Any]:
         "gaps": result.gaps,
         "incomplete": result.incomplete,
         "requirements": [dataclasses.asdict(requirement) for requirement in judge_requirements(result)],
+        "outcomes": dict(result.outcomes),
+        "instructions": dict(result.instructions),
     }
 
 

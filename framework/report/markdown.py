@@ -159,19 +159,28 @@ def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -
     if "conformance" not in content:
         return
     conformance = content["conformance"]
-    seen = sum(deviation["status"] == "seen" for deviation in conformance["deviations"])
+    shown = sum(deviation["status"] == "seen" for deviation in conformance["deviations"])
     rules = Counter(rule["verdict"] for rule in conformance["rules"])
     counted = ", ".join(f"{rules[verdict]} {word}" for verdict, word in _RULES.items() if rules[verdict])
     yield ""
     yield (
         f"Conformance: {plural(conformance['events_checked'], 'event')} checked, "
         f"{plural(len(conformance['nonconformances']), 'nonconformance')}, "
-        f"{plural(seen, 'known deviation')} seen. Of {plural(len(conformance['rules']), 'rule')}: {counted or '–'}."
+        f"{plural(shown, 'known deviation')} seen. Of {plural(len(conformance['rules']), 'rule')}: {counted or '–'}."
     )
     requirements = Counter(one["verdict"] for one in conformance.get("requirements", ()))
     if requirements:
         held = ", ".join(f"{requirements[verdict]} {word}" for verdict, word in _RULES.items() if requirements[verdict])
         yield f"Of {plural(requirements.total(), 'requirement')} of the review: {held}."
+    if outcomes := conformance.get("outcomes"):
+        unseen = [name for name, times in outcomes.items() if not times]
+        rest = f"; not: {', '.join(unseen[:_LISTED])}" if unseen else ""
+        more = f" and {len(unseen) - _LISTED} more" if len(unseen) > _LISTED else ""
+        seen = share(len(outcomes) - len(unseen), len(outcomes))
+        yield f"- {seen} of the specification's outcomes had an occasion{rest}{more}"
+    if longest := conformance.get("instructions"):
+        what = max(longest, key=lambda name: longest[name])
+        yield f"- the hypervisor's longest stretch: {longest[what]:,} instructions ({what})"
     for word in ("unexpected", "vanished"):
         if names := content.get("conclusion", {}).get(word):
             yield f"- against the baseline, {word}: {text(', '.join(names))}"

@@ -51,6 +51,14 @@ class Exchange:
         return sum(back.time_ns - there.time_ns for there, back in self.el3 if back is not None)
 
     @property
+    def el2_instructions(self) -> int | None:
+        """What the hypervisor executed, in all its stretches; None when one was not seen."""
+        ends = [there for there, _ in self.el3] + ([self.guest_return] if self.guest_return is not None else [])
+        taken = [event.instructions() for event in ends]
+        known = [number for number in taken if number is not None]
+        return sum(known) if taken and len(known) == len(taken) else None
+
+    @property
     def rpc(self) -> int | None:
         """The RPC function (``abi.RpcFunc``) this exchange ended with; None when it ended the call."""
         last = self.guest_return

@@ -28,6 +28,8 @@ class Latency:
 
     whole: list[int] = field(default_factory=list)
     el3: list[int] = field(default_factory=list)
+    el2: list[int] = field(default_factory=list)
+    """Instructions of the hypervisor for a whole call, of those calls for which they are known."""
 
     def to_json(self) -> dict[str, Any]:
         """Percentiles in microseconds."""
@@ -36,6 +38,9 @@ class Latency:
             ordered = sorted(values)
             found[name] = {f"p{p}": round(percentile(ordered, p) / 1000, 3) for p in _PERCENTILES}
             found[name]["max"] = round(ordered[-1] / 1000, 3)
+        if self.el2:
+            ordered = sorted(self.el2)
+            found["el2_instructions"] = {f"p{p}": percentile(ordered, p) for p in _PERCENTILES} | {"max": ordered[-1]}
         return found
 
 
@@ -77,13 +82,15 @@ class Stats:
         yield f"{sum(self.records.values())} records in {found['seconds']:.3f} s of board time: " + ", ".join(
             f"{count} {name}" for name, count in self.records.most_common()
         )
-        titles = ("p50 us", "p90 us", "p99 us", "max us", "EL3 p50")
+        titles = ("p50 us", "p90 us", "p99 us", "max us", "EL3 p50", "EL2 insns", "EL2 max")
         yield f"{'domain':<7} {'function':<34} {'count':>7}" + "".join(f" {title:>11}" for title in titles)
         for row in found["calls"]:
             whole = row["whole_us"]
             values = (whole["p50"], whole["p90"], whole["p99"], whole["max"], row["el3_us"]["p50"])
             head = f"{_domain(row['domain']):<7} {row['function']:<34} {row['count']:>7}"
-            yield head + "".join(f" {value:>11.1f}" for value in values)
+            spent = row.get("el2_instructions")
+            known = f" {spent['p50']:>11,} {spent['max']:>11,}" if spent else f" {'–':>11} {'–':>11}"
+            yield head + "".join(f" {value:>11.1f}" for value in values) + known
         for row in found["rpcs"]:
             yield f"{_domain(row['domain']):<7} RPC {row['rpc']:<30} {row['count']:>7}"
         for row in found["unfinished"]:
@@ -131,6 +138,9 @@ def _add(stats: Stats, call: Call) -> None:
     latency = stats.calls[domain, name]
     latency.whole.append(duration)
     latency.el3.append(sum(exchange.el3_ns for exchange in call.exchanges))
+    spent = [exchange.el2_instructions for exchange in call.exchanges]
+    if None not in spent:
+        latency.el2.append(sum(filter(None, spent)))
 
 
 def _domain(domain: int | None) -> str:

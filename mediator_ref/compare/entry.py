@@ -8,6 +8,7 @@ from mediator_ref.compare import call_return, fast_call, lifecycle, rpc, std_cal
 from mediator_ref.compare.checks import check_client_id, check_guest_regs, register_differences
 from mediator_ref.compare.effort import check_instructions
 from mediator_ref.compare.guest_access import check_accesses
+from mediator_ref.compare.outcomes import outcome_of_answer, outcome_of_call
 from mediator_ref.events import El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
@@ -73,9 +74,11 @@ def _leave(pending: Pending) -> None:
 def _expected(state: State, pending: Pending) -> Expected:
     """Ask the specification what has to follow the guest's call."""
     try:
-        return vsmccc_handle_call(pending.domain, pending.event, state.limits, state.threads)
+        expected = vsmccc_handle_call(pending.domain, pending.event, state.limits, state.threads)
     except NotObserved as missing:
         return Unknown(missing.reason)
+    state.tally.saw(outcome_of_call(expected))
+    return expected
 
 
 # The mediator enters EL3
@@ -192,6 +195,7 @@ def el3_return(state: State, event: El3Return) -> None:
         call_return.do_call_with_arg_returned(state, pending, event)
     else:
         fast_call.fast_call_returned(state, pending, event)
+    state.tally.saw(outcome_of_answer(pending.answer))
 
 
 # The guest continues
