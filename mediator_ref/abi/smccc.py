@@ -13,6 +13,11 @@ TRUSTED_OWNERS = range(48, 64)
 """SMCCC owners Xen passes to the active mediator: 48..49 trusted applications, 50..63 trusted OS."""
 
 
+def is_ffa(fid: int) -> bool:
+    """True for a function of the Arm Firmware Framework: owner 4, numbers 0x60 to 0xFF (DEN 0077)."""
+    return fid & 0xBFFFFF00 == 0x84000000 and fid & 0xFF >= 0x60
+
+
 def fid_of(x0: int) -> int:
     """Function id in ``x0``: the low 32 bits, whatever stands above them (SMCCC 2.4)."""
     return x0 & U32

@@ -34,7 +34,7 @@ def guest_call(state: State, event: GuestCall) -> None:
     fid = event.regs[0] & _U32
     pending = Pending(event, domain, _FUNCTIONS.get(fid), event.mem)
     if pending.function is None:
-        pending.ignored = abi.owner_of(fid) not in abi.TRUSTED_OWNERS and not event.imm
+        pending.ignored = not (abi.owner_of(fid) in abi.TRUSTED_OWNERS or abi.is_ffa(fid) or event.imm)
     if domain.tee is None and not domain.history_unknown:
         domain.tee = False  # seen from its beginning, and OP-TEE was never told of it
     _enter(pending)
@@ -87,9 +87,12 @@ def _expected(state: State, pending: Pending) -> Expected:
 def el3_call(state: State, event: El3Call) -> None:
     """The hypervisor calls OP-TEE."""
     fid = event.regs[0] & _U32
-    if fid not in _FUNCTIONS and abi.owner_of(fid) not in abi.TRUSTED_OWNERS and fid >> 16 != 0xFFFF:
+    ffa = abi.is_ffa(fid)
+    if fid not in _FUNCTIONS and abi.owner_of(fid) not in abi.TRUSTED_OWNERS and fid >> 16 != 0xFFFF and not ffa:
         return
     pending = state.pending.get((event.domid, event.vcpu))
+    if pending is None and ffa:
+        return  # the hypervisor may look for another kind of TEE
     if pending is None:
         lifecycle.hypervisor_call(state, event)
         return

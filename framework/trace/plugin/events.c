@@ -41,7 +41,8 @@ static struct { /* what EL2 asked of EL3 and has not been answered */
 static bool is_tee(uint64_t x0)
 {
     unsigned owner = x0 >> 24 & 0x3f; /* SMCCC: 48-49 trusted applications, 50-63 trusted OS */
-    return owner >= 48;
+    bool ffa = (x0 & 0xbfffff00) == 0x84000000 && (x0 & 0xff) >= 0x60; /* the other way to a TEE, of owner 4 */
+    return owner >= 48 || ffa;
 }
 
 /* Whose threads and buffers these are: the domain, or, when it is not known, the VMID. */

@@ -336,6 +336,23 @@ def test_a_hypervisor_that_stops_without_leftovers_does_not_conform(stimulus: St
     assert ended(booted(frozenset()), True, destroyed=True) == []
 
 
+def test_functions_of_ffa_are_unknown_and_never_reach_el3() -> None:
+    ffa_version = 0x84000063
+    board = booted(frozenset())
+    board.call(1, 0, (ffa_version, 0x10001))
+    state, verdicts = judge(board)
+    assert not verdicts
+    assert state.tally.passes["DISP-2"] == 1
+    answer = board.events.pop()
+    assert isinstance(answer, GuestReturn)
+    board.events.append(El3Call(answer.seq, 0, 1, (ffa_version, 0x10001, 0, 0, 0, 0, 0, 2)))
+    _, verdicts = judge(board)
+    assert [(v.rule, v.outcome) for v in verdicts] == [("DISP-2", Outcome.FAIL)]
+    own = booted(frozenset())
+    own.hypervisor_smc((ffa_version, 0x10001, 0, 0, 0, 0, 0, 0), domid=None)
+    assert not judge(own)[1]
+
+
 @pytest.mark.parametrize("writes", [True, False])
 def test_whether_a_request_is_written_into_read_only_memory_is_the_versions(writes: bool) -> None:
     board = booted(frozenset(), Limits(writes_read_only=writes))
