@@ -65,9 +65,8 @@ class BuildCache:
 
         :raises BuildError: the disk is full, or whatever ``build`` raises.
         """
-        plain = {key: _canonical(value) for key, value in sorted(inputs.items())}
-        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.root / "builds" / f"{name}-{key}"
+        plain = _plain(inputs)
+        folder = self._folder(name, plain)
         if self._intact(folder):
             return folder
         try:
@@ -92,13 +91,16 @@ class BuildCache:
             raise
         return folder
 
+    def find(self, name: str, inputs: Mapping[str, object]) -> Path | None:
+        """Return the folder that :meth:`get` built from these inputs; None if it is not there, or damaged."""
+        folder = self._folder(name, _plain(inputs))
+        return folder if self._intact(folder) else None
+
     @contextmanager
     def workspace(self, name: str, inputs: Mapping[str, object]) -> Iterator[Path]:
         """Yield a folder that stays, for what a build can use again next time; its content is not verified. It is this
         process's alone until the end of the context, and removed like other builds when it was not used for long."""
-        plain = {key: _canonical(value) for key, value in sorted(inputs.items())}
-        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.root / "builds" / f"{name}-{key}"
+        folder = self._folder(name, _plain(inputs))
         make_writable_parent(self.root / "locks")
         with self._locked(folder.name):
             make_writable_parent(folder)
@@ -133,6 +135,10 @@ class BuildCache:
             total -= entry.size
             removed.append(entry)
         return removed
+
+    def _folder(self, name: str, plain: Mapping[str, object]) -> Path:
+        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
+        return self.root / "builds" / f"{name}-{key}"
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -224,8 +230,13 @@ def _manifest(folder: Path) -> dict[str, dict[str, object]]:
     return files
 
 
-def _canonical(value: object) -> object:
-    """``value`` as plain JSON in which every path stands for content."""
+def _plain(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {key: canonical(value) for key, value in sorted(inputs.items())}
+
+
+def canonical(value: object) -> object:
+    """``value`` as plain JSON in which every path stands for content. Raises TypeError for what a build cannot depend
+    on, BuildError for a file that cannot be read."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):
@@ -233,11 +244,11 @@ def _canonical(value: object) -> object:
     if isinstance(value, Path):
         return _content(value)
     if isinstance(value, Mapping):
-        return {str(key): _canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+        return {str(key): canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [canonical(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     raise TypeError(f"a build's input cannot be a {type(value).__name__}")
 
 

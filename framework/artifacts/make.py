@@ -98,6 +98,11 @@ def build_environment() -> dict[str, str]:
     }
 
 
+def cross_compiler(name: str) -> str:
+    """The compiler for arm64 that a short name means: ``gcc-11`` is ``aarch64-linux-gnu-gcc-11``."""
+    return f"{CROSS}{name}" if re.fullmatch(r"gcc(-\d+)?", name) else name
+
+
 def compiler_version(compiler: str = f"{CROSS}gcc") -> str:
     """The first line that a compiler prints about itself; part of every build's key.
 

@@ -99,7 +99,7 @@ OPTIONS: Mapping[str, Option] = {
         tools_choice, "WHICH", "dom0's tools: auto (default), tree, pinned, or a folder they are installed in",
         default="auto",
     ),
-    "cc": Option(some_text, "COMPILER", "the compiler of Xen: another gcc, or clang"),
+    "cc": Option(some_text, "COMPILER", "the compiler of Xen: another gcc (gcc-11), or clang"),
     "optee": Option(some_path, "DIR", "folder with tee-{header,pager,pageable}_v2.bin"),
     "optee-tree": Option(some_path, "DIR", "an OP-TEE OS source tree: built as it is, with the board's variables"),
     "kernel": Option(some_path, "FILE", "an arm64 Image for dom0 and domUs"),

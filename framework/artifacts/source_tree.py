@@ -188,12 +188,21 @@ def _names_without_git(kind: TreeKind, folder: Path) -> Iterator[str]:
                 yield path
 
 
+def commit_of(folder: Path, rev: str, option: str) -> str:
+    """The hash of a commit that ``option`` names.
+
+    :raises UsageError: the repository has no such commit.
+    """
+    commit = None if rev.startswith("-") else _git(folder, "rev-parse", "--verify", "-q", f"{rev}^{{commit}}")
+    if commit is None:
+        raise UsageError(f"{option}: {folder} has no commit {rev}", hint="`git fetch` it there, or correct its name")
+    return commit.decode().strip()
+
+
 def _commit(kind: TreeKind, folder: Path, rev: str) -> tuple[dict[str, File], str]:
     """The files of one commit, and its name."""
     option = kind.option.replace("-tree", "-rev")
-    if rev.startswith("-") or (commit := _git(folder, "rev-parse", "--verify", "-q", f"{rev}^{{commit}}")) is None:
-        raise UsageError(f"{option}: {folder} has no commit {rev}", hint="`git fetch` it there, or correct its name")
-    name = commit.decode().strip()
+    name = commit_of(folder, rev, option)
     top = (_git(folder, "rev-parse", "--show-prefix") or b"").decode().strip()
     packed = _git(folder, "archive", "--format=tar", f"{name}:{top}" if top else name)
     if packed is None:
@@ -208,7 +217,7 @@ def _commit(kind: TreeKind, folder: Path, rev: str) -> tuple[dict[str, File], st
                 assert content is not None, "a regular member has content"
                 files[member.name] = File(content.read(), bool(member.mode & stat.S_IXUSR))
     described = _git(folder, "describe", "--always", "--tags", "--abbrev=12", name)
-    return files, (described or commit[:12]).decode().strip()
+    return files, (described or name[:12].encode()).decode().strip()
 
 
 def _label(folder: Path) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from framework.artifacts.firmware import Builder
 from framework.artifacts.firmware_config import FirmwareConfig
+from framework.artifacts.make import compiler_version, cross_compiler
 from framework.artifacts.overrides import Overrides
 from framework.artifacts.pinned_tree import pinned_tree
-from framework.artifacts.xen_build import build_hypervisor, choose_config
+from framework.artifacts.xen_build import XenConfig, build_hypervisor, choose_config
 from framework.artifacts.xen_image import XenImage, arguments_for, unchecked
 from framework.artifacts.xen_source import XenSource, read_tree
 from framework.artifacts.xen_tools import Toolstack, built_tools, given_tools, pinned_tools
@@ -89,6 +90,23 @@ def version_of(overrides: Overrides, say: Callable[[str], None]) -> str | None:
     return None if overrides.xen is None else XenImage.read(overrides.xen).release
 
 
+def inputs_of(overrides: Overrides, builder: Builder) -> dict[str, object]:
+    """All that decides which hypervisor and tools :func:`provide` makes, by content: where a tree lies, and what a
+    commit is called, are no part of it.
+
+    :raises UsageError: options contradict each other, a tree is none, or a patch does not apply.
+    """
+    _check_options(overrides)
+    source = _source(overrides, builder)
+    config = None if source is None else _config(overrides).text
+    return {
+        "source": None if source is None else source.digest(),
+        "config": config,
+        "compiler": [overrides.cc, compiler_version(cross_compiler(overrides.cc or "gcc"))],
+        **{name: getattr(overrides, name) for name in ("xen", "xen_syms", "xen_tools", "xen_variant")},
+    }
+
+
 def _check_options(overrides: Overrides) -> None:
     if overrides.xen_rev is not None and overrides.xen_tree is None:
         raise UsageError("--xen-rev goes with --xen-tree", hint="name the repository that has the commit")
@@ -128,14 +146,17 @@ def _hypervisor(
         built = builder.xen(overrides.xen_variant)
         version = builder.version(FirmwareConfig.load().xen.group)
         return built / "xen", built / "xen-syms", f"Xen ({overrides.xen_variant})", version, "built"
-    config = choose_config(
-        overrides.xen_config, overrides.xen_tree if overrides.xen_rev is None else None, overrides.xen_variant
-    )
+    config = _config(overrides)
     built = build_hypervisor(source, config, overrides.cc, builder.cache, builder.progress)
     words = [source.version, source.label, f"configuration {config.origin}"]
     words += [f"with {patch.name}" for patch in overrides.xen_patch]
     words += [overrides.cc] if overrides.cc else []
     return built / "xen", built / "xen-syms", "Xen", ", ".join(words), "user"
+
+
+def _config(overrides: Overrides) -> XenConfig:
+    tree = overrides.xen_tree if overrides.xen_rev is None else None
+    return choose_config(overrides.xen_config, tree, overrides.xen_variant)
 
 
 def _tools(overrides: Overrides, source: XenSource | None, release: str | None, builder: Builder) -> Toolstack:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
-from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, compiler_version, run_make
+from framework.artifacts.make import CROSS, MAKE_KEY, XEN_IDENTITY, compiler_version, cross_compiler, run_make
 from framework.artifacts.workspace import build_again
 from framework.artifacts.xen_source import XenSource
 from framework.common.errors import UsageError
@@ -60,6 +60,7 @@ def build_hypervisor(
     :raises UsageError: the configuration has no OP-TEE mediator, or the compiler does not run.
     :raises CompileError: the compiler refuses the source. :raises BuildError: the build fails otherwise.
     """
+    compiler = None if compiler is None else cross_compiler(compiler)
     parts = source.only(lambda name: name.startswith(("xen/", "config/")) or "/" not in name)
     identity = {
         "config": config.text,

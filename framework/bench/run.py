@@ -16,6 +16,7 @@ from framework.bench.boots import cold_boot, first_run
 from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
+from framework.bench.matrix import column
 from framework.bench.own_xen import edit_to_verdict
 from framework.bench.probe import BATCH, probe_calls
 from framework.bench.replay import cost
@@ -63,6 +64,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "snapshot_beyond_boot_s": Benchmark("s", "making a snapshot beyond booting its board", build_beyond_boot),
     "replay_cost_ratio": Benchmark("x", "xtest 4001 in two guests, on the instruction clock to on the host's", cost),
     "edit_to_verdict_s": Benchmark("s", "an edit of optee.c to the smoke profile's verdict on it", edit_to_verdict),
+    "matrix_column_s": Benchmark("s", "a column of a matrix, smoke profile, its Xen built", column(known=False)),
+    "matrix_known_s": Benchmark("s", "… whose result is known already", column(known=True)),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }
 

@@ -15,7 +15,7 @@ from framework.common.terminal import Output
 
 def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
     """Add ``compare``; it sets ``handler``, a function of options and output."""
-    text = "show what differs between two reports"
+    text = "show what differs between two reports, or two matrices"
     command: argparse.ArgumentParser = subparsers.add_parser(
         "compare",
         help=text,
@@ -24,14 +24,17 @@ def add_parser(subparsers: Any, parents: Sequence[argparse.ArgumentParser] = ())
         parents=list(parents),
     )
     for name in ("A", "B"):
-        command.add_argument(name.lower(), type=Path, metavar=name, help="a report's folder, or its report.json")
+        command.add_argument(
+            name.lower(), type=Path, metavar=name, help="a report's folder or its report.json, or a matrix's"
+        )
     command.set_defaults(handler=_compare)
 
 
 def _compare(options: argparse.Namespace, output: Output) -> int:
-    from framework.jobs.compare import compare, load_report
+    from framework.jobs.compare import compare_all
+    from framework.report.facts import load_facts
 
-    found = compare(load_report(options.a), load_report(options.b))
+    found = compare_all(load_facts(options.a), load_facts(options.b))
     worse = sum(difference.worse for difference in found)
     summary = f"{len(found)} differences, {worse} for the worse" if found else "no differences"
     rows = [asdict(difference) for difference in found]

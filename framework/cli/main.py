@@ -12,7 +12,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -20,13 +19,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from framework.artifacts.overrides import add_options
 from framework.cli import former
-from framework.cli.check import add_policy
+from framework.cli import run as run_cli
 from framework.common.errors import ExitCode, InfrastructureError, MedcheckError, UsageError
 from framework.common.terminal import Output, mib
 
 if TYPE_CHECKING:
     from framework.artifacts.stack import Overrides
-    from framework.jobs.run import RunOptions, RunResult
 
 Handler = Callable[[argparse.Namespace, Output], int]
 _WITHOUT_JSON = ("test", "boot")
@@ -187,31 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(handler=handler)
         return command
 
-    command = add("run", _run, "boot the board, run xtest in all domUs at once, write a report", stack)
-    command.add_argument("--profile", default="standard", help="smoke, standard (default) or nightly")
-    command.add_argument("--board", default="default", help="a name of `medcheck boards` or a YAML file")
-    command.add_argument("--domus", type=int, metavar="N", help="number of Linux domUs")
-    command.add_argument("--xtest", metavar="CASES", help="xtest regression cases, comma separated, e.g. 1004,6001")
-    command.add_argument("--report", type=_path, metavar="DIR", help="default: reports/<time>")
-    command.add_argument("--no-tests", action="store_true", help="leave out the profile's exact and hostile stimuli")
-    command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
-    command.add_argument(
-        "--senses", metavar="WORDS",
-        help="what the trace shows beside the calls: coverage, reads, time, comma separated; all or none (default: the "
-        "profile's, else all)",
-    )  # fmt: skip
-    command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
-    command.add_argument(
-        "--reruns", type=_count, default=3, metavar="N", help="runs again of what failed, on fresh boards (default 3)"
-    )
-    command.add_argument(
-        "--bisect",
-        action="store_true",
-        help="exit codes for `git bisect run`: 0 good, 1 bad, 125 cannot be decided here",
-    )
-    command.add_argument("--expect", metavar="RULE", help="with --bisect: bad is where this rule (STD-6, D8) is broken")
-    add_policy(command)
-
+    run_cli.add_parser(commands, as_json, stack)
     command = add("test", _test, "run the project's tests (further arguments go to pytest)", stack, base=common)
     command.add_argument("--unit", action="store_true", help="only the tests that need no board")
 
@@ -253,13 +227,6 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _count(text: str) -> int:
-    """argparse's type of a small number."""
-    if not text.isdecimal() or len(text) > 2:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 99, found '{text}'")
-    return int(text)
-
-
 def _mirror(text: str) -> str:
     """argparse's type of ``--mirror``: an empty one (of an unset variable, say) does not override apt's default."""
     if not text.replace(",", "").strip():
@@ -271,10 +238,12 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     """The commands that parts of the framework bring themselves."""
     from framework.cli import check as conformance
     from framework.cli import compare as compare_cli
+    from framework.cli import matrix as matrix_cli
     from framework.cli import replay as replay_cli
     from framework.cli import snapshot as snapshot_cli
     from framework.cli import trace
 
+    matrix_cli.add_parser(commands, common, stack)
     snapshot_cli.add_parser(commands, common, stack=stack)
     replay_cli.add_parser(commands, common, stack=stack)
     trace.add_parser(commands, [common])
@@ -283,73 +252,6 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
 
 
 # Each handler imports what it needs: `--help` and a usage error answer at once.
-
-
-def _run(options: argparse.Namespace, output: Output) -> int:
-    from framework.jobs.bisect import Bisection, Step, bisect_step
-    from framework.jobs.run import RunOptions, run
-
-    if options.expect is not None and not options.bisect:
-        raise UsageError("--expect goes with --bisect", hint="--fail-on says what makes other runs fail")
-    chosen = _run_options(options, RunOptions)
-    if not options.bisect:
-        return _show_run(run(chosen, output.progress), options, output)
-    try:
-        bisection = Bisection(options.expect)
-    except UsageError as error:
-        output.error(error)
-        return Step.ABORT
-    step, result = bisect_step(bisection, lambda: run(chosen, output.progress), output.say)
-    if result is not None:
-        _show_run(replace(result, failure=None), options, output)
-    return step
-
-
-def _run_options(options: argparse.Namespace, make: type[RunOptions]) -> RunOptions:
-    from framework.conformance.policy import FailOn
-
-    return make(
-        profile=options.profile,
-        board=options.board,
-        domus=options.domus,
-        xtest=None if options.xtest is None else tuple(filter(None, options.xtest.split(","))),
-        report=options.report or _report_beside(options.xen_tree, options.optee_tree),
-        overrides=_overrides(options),
-        offline=options.offline,
-        mirrors=options.mirror,
-        trace=not options.no_trace,
-        tests=not options.no_tests,
-        senses=options.senses,
-        fail_on=FailOn(options.fail_on),
-        baseline=options.baseline,
-        fail_fast=options.fail_fast,
-        reruns=options.reruns,
-        command=options.arguments,
-    )
-
-
-def _report_beside(*trees: Path | None) -> Path | None:
-    """Where the report goes when this folder lies in one of the user's trees, where it would become a part of it."""
-    if not any(tree is not None and Path.cwd().is_relative_to(tree.resolve()) for tree in trees):
-        return None
-    from framework.common.paths import cache_root
-
-    return cache_root() / "reports" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-
-
-def _show_run(result: RunResult, options: argparse.Namespace, output: Output) -> int:
-    from framework.report.markdown import summary
-
-    if options.json:
-        output.document(result.document)
-    else:
-        output.result(summary(result.document))
-        output.result(f"report: {result.folder / 'index.html'}")
-    if isinstance(result.failure, KeyboardInterrupt | OSError):
-        raise result.failure
-    if isinstance(result.failure, MedcheckError):
-        output.error(result.failure)
-    return result.code
 
 
 def _version(_options: argparse.Namespace, output: Output) -> int:

@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two reports side by side: what one run found and the other did not."""
+"""Two reports, or two matrices, side by side: what one found and the other did not."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from framework.common.errors import UsageError
+from framework.report.facts import Facts
 
 _SLOWER, _SLOWER_BY = 1.5, 5.0
 """A phase is told of as slower from this factor and these seconds on: boots on a busy host differ that much."""
 
-_MOST_BYTES = 64 << 20
-"""Of a report; that of a whole nightly run has a few MB."""
-_HINT = "give a report's folder or its report.json"
-
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: ``kind`` is stack, verdict, rule, deviation, xtest, test or timing; ``worse`` than
-    before, or not."""
+    """One thing that differs: ``kind`` is stack, verdict, rule, deviation, xtest, test, timing or column; ``worse``
+    than before, or not."""
 
     kind: str
     name: str
@@ -35,88 +29,28 @@ class Difference:
         return f"{mark} {self.kind:<9} {self.name}: {self.before} -> {self.after}"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What of a report is compared: words by kind and name, the seconds of each phase, and why it is no pass."""
+def compare_all(before: Mapping[str, Facts], after: Mapping[str, Facts]) -> list[Difference]:
+    """All differences between two reports, or column by column between two matrices; a column that is no more is for
+    the worse.
 
-    words: Mapping[str, Mapping[str, str]]
-    seconds: Mapping[str, float]
-    reason: str
-
-
-def load_report(path: Path) -> Facts:
-    """``report.json``, given itself or by its folder; it may be anybody's.
-
-    :raises UsageError: there is none, or it is no report.
+    :raises UsageError: one is a report and the other a matrix.
     """
-    file = path / "report.json" if path.is_dir() else path
-    try:
-        # A pipe or a device has no end.
-        if file.exists() and not file.is_file():
-            raise ValueError("this is not a file")
-        with file.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-        document = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is no report: {error}", hint=_HINT) from error
-    try:
-        return facts_of(document)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is no report of medcheck, or a damaged one: {error!r}"[:400], hint=_HINT) from error
-
-
-def facts_of(report: Mapping[str, Any]) -> Facts:
-    """What is compared of a ``report.json`` document.
-
-    Raises KeyError, TypeError or AttributeError for one that is malformed.
-    """
-    conformance = report.get("conformance", {"rules": [], "deviations": []})
-    cases = [
-        (f"{guest['name']} {case['id']}", case["status"])
-        for guest in report["guests"]
-        for case in (guest["xtest"] or {"cases": []})["cases"]
-    ]
-    words = {
-        "stack": _words((_name(part), f"{part['version']} [{part['sha256'][:8]}]") for part in report["stack"]),
-        "verdict": _words([("run", report["verdict"])]),
-        "rule": _words((rule["id"], rule["verdict"]) for rule in conformance["rules"]),
-        "deviation": _words((deviation["id"], deviation["status"]) for deviation in conformance["deviations"]),
-        "xtest": _words(cases),
-        "test": _words((test["id"], test["status"]) for test in report.get("tests", ())),
-    }
-    seconds = {_text(phase["name"]): _seconds(phase["seconds"]) for phase in report.get("timings", ())}
-    return Facts(words, seconds, _text(report.get("reason") or ""))
+    if ("" in before) != ("" in after):
+        raise UsageError("one of them is a report and the other a matrix", hint="compare two reports, or two matrices")
+    found = []
+    for column in dict.fromkeys([*before, *after]):
+        if column not in before or column not in after:
+            one, other = (("there" if column in side else "missing") for side in (before, after))
+            found.append(Difference("column", column, one, other, column not in after))
+            continue
+        differences = compare(before[column], after[column])
+        found += [replace(item, name=f"{column}: {item.name}" if column else item.name) for item in differences]
+    return found
 
 
 def compare(before: Facts, after: Facts) -> list[Difference]:
     """All differences between two reports, those of the parts under test first."""
     return [*_differences(before, after), *_timings(before, after)]
-
-
-def _words(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    return {_text(name): _text(word) for name, word in pairs}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a {type(value).__name__} stands where a text belongs")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    """JSON has no number for what cannot be measured: a report says null."""
-    if value is None:
-        return 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"a {type(value).__name__} stands where seconds belong")
-    return float(value)
-
-
-def _name(part: Mapping[str, Any]) -> str:
-    """The name of a part under test without its variant."""
-    return _text(part["name"]).split(" (")[0]
 
 
 def _sinks(*worst_first: str) -> Callable[[str, str], bool]:

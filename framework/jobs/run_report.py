@@ -61,13 +61,14 @@ def covered(folder: Path, stack: Stack, started: datetime) -> Covered:
     return Covered(tuple(file.report() for file in files), extra)
 
 
-_CODES: Mapping[model.Verdict, ExitCode] = {
+CODES: Mapping[model.Verdict, ExitCode] = {
     "pass": ExitCode.GOOD,
     # What the trace of a flaky run shows of the mediator conforms.
     "flaky": ExitCode.GOOD,
     "fail": ExitCode.FAILED,
     "infrastructure": ExitCode.INFRASTRUCTURE,
 }
+"""What each verdict means to whatever started the program."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def report_of(
         profile=profile,
         started=started.isoformat(timespec="seconds"),
         seconds=seconds,
-        host=_host(),
+        host=host_facts(),
         stack=tuple(model.ComponentReport(c.name, c.version, c.sha256, c.origin) for c in target.stack.components),
         guests=(*_dom0(found), *(_guest(guest.name, target, found) for guest in target.spec.guests)),
         timings=tuple(model.Timing(phase.name, phase.end) for phase in target.phases),
@@ -118,7 +119,7 @@ def report_of(
         coverage=coverage,
         reproduce=redacted(shlex.join(["./medcheck", *command])),
     )
-    return report, _CODES[verdict]
+    return report, CODES[verdict]
 
 
 def version_of(stack: Stack) -> str | None:
@@ -185,7 +186,8 @@ def _guest(name: str, target: Target, found: Found) -> model.GuestReport:
     return model.GuestReport(name, domid, found.xtest.get(name), slowdown_of(name, found.tests))
 
 
-def _host() -> dict[str, object]:
+def host_facts() -> dict[str, object]:
+    """What a report tells of the machine: never its name."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": psutil.virtual_memory().total >> 20,

@@ -28,7 +28,7 @@ _LISTED = 200
 _CHUNK = 100
 """Console lines that a browser lays out together; it skips those that are out of sight."""
 
-_VERDICTS = {
+VERDICTS = {
     "pass": ("✓", "Pass"),
     "flaky": ("~", "Flaky"),
     "fail": ("✗", "Fail"),
@@ -41,16 +41,16 @@ _RULES = {"pass": "pass", "fail": "fail", "deviation": "lost", "not checked": "s
 def render(content: Mapping[str, Any], folder: Path) -> str:
     """Render a ``report.json`` document; console logs are read from ``folder``."""
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    icon, verdict = _VERDICTS[content["verdict"]]
+    icon, verdict = VERDICTS[content["verdict"]]
     lines = timeline.merged(content, folder)
-    return _environment().get_template("index.html.j2").render(
+    return environment().get_template("index.html.j2").render(
         r=content,
         icon=icon,
         verdict=verdict,
         headline=headline(content),
         more=_more(content["reason"]),
-        host=_host(content["host"]),
-        started=_start_time(content["started"]),
+        host=host_words(content["host"]),
+        started=start_time(content["started"]),
         guests=[_guest(number, guest) for number, guest in enumerate(content["guests"])],
         slowdowns=any(guest.get("slowdown") is not None for guest in content["guests"]),
         failures=list(failures(content)),
@@ -74,7 +74,8 @@ def _private(deviation: str) -> bool:
     return TELL_FIRST in deviation
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of pages, in which whatever is printed is escaped and made visible."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -93,7 +94,7 @@ def _href(file: str) -> str:
     return "./" + quote(file.encode("utf-8", "replace"))
 
 
-def _host(host: Mapping[str, Any]) -> list[str]:
+def host_words(host: Mapping[str, Any]) -> list[str]:
     """The machine in words; what this does not know is shown by its key."""
     known: Mapping[str, Callable[[Any], str]] = {
         "cores": lambda value: plural(value, "core"),
@@ -108,7 +109,8 @@ def _more(reason: str | None) -> str:
     return "\n".join((reason or "").strip().splitlines()[1:])
 
 
-def _start_time(started: str) -> str:
+def start_time(started: str) -> str:
+    """A time of ISO 8601 in words; what is none, as it is."""
     try:
         at = datetime.fromisoformat(started)
     except ValueError:

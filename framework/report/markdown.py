@@ -30,7 +30,7 @@ def summary(content: Mapping[str, Any], *, terminal: bool = True) -> str:
 
     The two differ only in that Markdown's own characters are escaped where guests or users wrote them.
     """
-    return "\n".join(_lines(content, one_line if terminal else _escaped)) + "\n"
+    return "\n".join(_lines(content, one_line if terminal else escaped)) + "\n"
 
 
 def headline(content: Mapping[str, Any]) -> str:
@@ -195,7 +195,7 @@ def _conformance_lines(content: Mapping[str, Any], text: Callable[[str], str]) -
             yield f"- known deviation {deviation['id']} ({deviation['rule']}){private}"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Guest text as one line that Markdown shows as it is: CI summaries render this file."""
     plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     escaped = "".join(f"\\{char}" if char in "\\`*[]|!~" else char for char in plain)

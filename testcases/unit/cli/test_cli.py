@@ -17,6 +17,7 @@ import pytest
 
 from framework.artifacts.overrides import OPTIONS, Overrides
 from framework.cli import main as cli
+from framework.cli import run as run_cli
 from framework.common.paths import ROOT
 from framework.conformance.conclusion import Conclusion, conclude
 from framework.conformance.result import ConformanceResult
@@ -325,13 +326,13 @@ def test_a_report_does_not_become_a_part_of_the_tree_under_test(
     monkeypatch.setenv("MEDCHECK_CACHE", str(tmp_path / "cache"))
     (tmp_path / "xen/docs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "xen")
-    assert cli._report_beside(None, tmp_path / "xen/docs", tmp_path / "xen") is not None
+    assert run_cli._report_beside(None, tmp_path / "xen/docs", tmp_path / "xen") is not None
     for folder, inside in (("xen", True), ("xen/docs", True), (".", False)):
         monkeypatch.chdir(tmp_path / folder)
-        found = cli._report_beside(tmp_path / "xen")
+        found = run_cli._report_beside(tmp_path / "xen")
         assert (found is not None) is inside
         assert found is None or found.is_relative_to(tmp_path / "cache")
-    assert cli._report_beside(None) is None
+    assert run_cli._report_beside(None) is None
 
 
 def test_a_bisection_wants_a_rule_that_exists() -> None:

@@ -45,11 +45,22 @@ ELSEWHERE = {
     "replay": "testcases/integration/test_replay.py",
     "bench": "testcases/unit/bench/test_bench.py",
     "compare": "testcases/unit/jobs/test_compare.py",
+    "matrix": "testcases/unit/jobs/test_matrix.py",
 }
 """Forms that need a board, a network or minutes, and the file that runs them or the work behind them."""
 
 OTHER_PROGRAMS = frozenset(
-    {".venv/bin/coverage", ".venv/bin/pip", ".venv/bin/pre-commit", "cp", "export", "git", "pip", "python3"}
+    {
+        ".venv/bin/coverage",
+        ".venv/bin/dask",
+        ".venv/bin/pip",
+        ".venv/bin/pre-commit",
+        "cp",
+        "export",
+        "git",
+        "pip",
+        "python3",
+    }
 )
 """What else may stand in a shell block; the options are theirs, but files of ours are looked for."""
 

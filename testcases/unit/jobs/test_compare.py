@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from framework.common.errors import UsageError
-from framework.jobs.compare import Difference, facts_of, load_report
+from framework.jobs.compare import Difference
 from framework.jobs.compare import compare as compare_facts
+from framework.report.facts import facts_of, load_facts
 
 REPORT: dict[str, Any] = {
     "verdict": "pass",
@@ -97,7 +98,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None) -> No
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(UsageError, match="is no report"):
-        load_report(tmp_path)
+        load_facts(tmp_path)
 
 
 def broken(change: Any) -> bytes:
@@ -126,17 +127,17 @@ def broken(change: Any) -> bytes:
 def test_a_damaged_report_is_wrong_use_and_no_defect(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(UsageError, match="is no report"):
-        load_report(tmp_path)
+        load_facts(tmp_path)
 
 
 def test_what_has_no_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "report.json")
     with pytest.raises(UsageError, match="this is not a file"):
-        load_report(tmp_path / "report.json")
-    monkeypatch.setattr("framework.jobs.compare._MOST_BYTES", 100)
+        load_facts(tmp_path / "report.json")
+    monkeypatch.setattr("framework.report.facts._MOST_BYTES", 100)
     (tmp_path / "long.json").write_text(json.dumps(REPORT))
     with pytest.raises(UsageError, match="more than"):
-        load_report(tmp_path / "long.json")
+        load_facts(tmp_path / "long.json")
 
 
 def test_the_command_ends_with_one_when_something_is_worse(tmp_path: Path) -> None:
