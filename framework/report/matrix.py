@@ -130,7 +130,9 @@ def times(content: Mapping[str, Any]) -> list[Row]:
     """When each phase ended, since power-on, and how long the whole run took."""
     columns = content["columns"]
     names = dict.fromkeys(name for item in columns for name in item["timings"])
-    found = [Row(name, "", tuple(duration(item["timings"].get(name)) for item in columns), True) for name in names]
+    found = [
+        Row(f"until {name}", "", tuple(duration(item["timings"].get(name)) for item in columns), True) for name in names
+    ]
     return [*found, Row("whole run", "", tuple(duration(item["seconds"]) for item in columns), True)]
 
 

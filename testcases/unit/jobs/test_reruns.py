@@ -80,7 +80,7 @@ def test_a_case_that_passes_on_a_fresh_clone_is_flaky_and_its_rate_is_told(monke
     assert done["vm1"].cases[1].reruns == ("ok", "failed", "ok")
     assert done["vm2"].cases[1].reruns == ()
     word, reason = verdict(done)
-    assert (word, run_report._CODES["flaky"]) == ("flaky", ExitCode.GOOD)
+    assert (word, run_report.CODES["flaky"]) == ("flaky", ExitCode.GOOD)
     assert reason == "regression_2 in vm1 failed 2 of 4 times, and passed on fresh boards"
 
 
