@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.common.errors import BuildError, UsageError
@@ -66,11 +68,8 @@ def run_logged(
     """Run one command of a build; see :func:`run_make`."""
     with log.open("ab") as sink:
         begin = sink.tell()
-        result = subprocess.run(
-            command, cwd=folder, env={**build_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
-            stdout=sink, stderr=sink, check=False,
-        )  # fmt: skip
-    if result.returncode == 0:
+        code = _run_as_a_group(command, folder, {**build_environment(), **(environment or {})}, sink)
+    if code == 0:
         return
     with log.open("rb") as stream:
         stream.seek(begin)
@@ -78,11 +77,24 @@ def run_logged(
     # The linker, and make itself, name things that are not at a line's beginning.
     complaints = [below + line if _FILE.match(line) else line for line in lines if _COMPLAINT.search(line)]
     shown = (complaints[:_MOST_LINES] if complaints else lines[-_MOST_LINES:]) or ["(it printed nothing)"]
-    what = f"building {title} failed ({Path(command[0]).name} exited with {result.returncode}):\n    "
+    what = f"building {title} failed ({Path(command[0]).name} exited with {code}):\n    "
     what += "\n    ".join(shown)
     if complaints:
         raise CompileError(what, hint="the compiler refuses these lines; the whole log is kept in the cache's logs")
     raise BuildError(what, hint="`./medcheck doctor` checks the compilers; the log is kept in the cache's logs folder")
+
+
+def _run_as_a_group(command: Sequence[str], folder: Path, environment: Mapping[str, str], sink: BinaryIO) -> int:
+    """Run a command and return its exit code; when this process is told to end, all that it started ends first: a
+    compiler that goes on would write into what the next build begins with."""
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, process_group=0
+    ) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def build_environment() -> dict[str, str]:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from framework.artifacts import firmware
 from framework.artifacts.cache import BuildCache
 from framework.artifacts.firmware_config import FirmwareConfig
 from framework.artifacts.lock import Lock
+from framework.artifacts.make import run_logged
 from framework.common.errors import BuildError, ConfigError
 from framework.common.paths import IMAGES
 from framework.common.progress import Silent, SilentTask
@@ -95,6 +99,26 @@ def test_a_failed_step_ends_the_build(builder: firmware.Builder, tmp_path: Path)
     (tmp_path / "tools/make").write_text("#!/bin/sh\necho no such board\nexit 2\n")
     with pytest.raises(BuildError, match=r"exited with 2.*\n +no such board"):
         builder.xen("debug")
+
+
+def test_what_a_build_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "held")
+    held: list[int] = []
+    wait = subprocess.Popen.wait
+
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if not held:
+            # There is a reader as soon as the child has it open.
+            held.append(os.open(tmp_path / "held", os.O_RDONLY))
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_logged("x", ["sh", "-c", f"sleep 1000 >{tmp_path / 'held'} & wait"], tmp_path, tmp_path / "log")
+    # Its end is seen when the last holder is gone.
+    assert select.select(held, [], [], 30)[0] and os.read(held[0], 1) == b""
+    os.close(held[0])
 
 
 GOOD = (IMAGES / "firmware.yaml").read_text()
