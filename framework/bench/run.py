@@ -22,11 +22,12 @@ from framework.bench.probe import BATCH, probe_calls
 from framework.bench.replay import cost
 from framework.bench.snapshots import answer, build_beyond_boot, clones, private, private_busy, running, smc, xtest
 from framework.bench.trace import trace_read, trace_written
-from framework.bench.workloads import checked, cost_of, lockstep, traced
+from framework.bench.workloads import checked, cost_of, lockstep, sensing, traced
 from framework.common.errors import ExitCode, UsageError
 from framework.common.paths import atomic_write_text
 from framework.common.terminal import Output
 from framework.target.checkpoints import PARKED
+from framework.trace.senses import Sense
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "trace_read_per_s": Benchmark("1/s", "records read from a trace file", trace_read),
     "check_events_per_s": Benchmark("1/s", "events checked offline: traces of 10^4, 10^5, 10^6", check_speed),
     "trace_overhead_ratio": Benchmark("x", "xtest with every SMC traced to without", cost_of(traced)),
+    "coverage_overhead_ratio": Benchmark(
+        "x", "xtest traced, with the coverage of the mediator, to only traced", cost_of(sensing(Sense.COVERAGE), traced)
+    ),
+    "senses_overhead_ratio": Benchmark(
+        "x", "xtest traced, with all senses, to only traced", cost_of(sensing(*Sense), traced)
+    ),
     "lockstep_overhead_ratio": Benchmark("x", "xtest with every call in lock-step to without", cost_of(lockstep)),
     "live_check_ratio": Benchmark("x", "xtest traced and checked live to only traced", cost_of(checked, traced)),
     "probe_calls_per_s": Benchmark("1/s", "calls by a probe guest, each a program of its own", probe_calls()),

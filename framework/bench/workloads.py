@@ -31,9 +31,12 @@ from framework.snapshot.restore import clone
 from framework.snapshot.store import SnapshotStore
 from framework.target.checkpoints import READY, snapshot
 from framework.target.target import Target
-from framework.trace.build import PluginOptions, build_plugin, xen_layout
+from framework.trace.build import PluginOptions, build_plugin, coverage_beside, xen_layout
+from framework.trace.coverage import read_coverage
+from framework.trace.format import Kind
 from framework.trace.live import LiveConsumer
 from framework.trace.reader import Reader
+from framework.trace.senses import Sense
 from framework.trace.xen_symbols import XenLayout
 
 CASES = ("1001", "1002", "1004", "1005", "1012", "1016", "1017", "1025", "6001")
@@ -55,9 +58,11 @@ class Rig:
     plugin: Path
     layout: XenLayout | None
 
-    def plugged(self, out: Path | None = None, lockstep: Path | None = None) -> dict[str, Any]:
+    def plugged(
+        self, out: Path | None = None, lockstep: Path | None = None, senses: frozenset[Sense] = frozenset()
+    ) -> dict[str, Any]:
         """Options of a board that the plugin watches."""
-        options = PluginOptions(out=out, lockstep=lockstep, xen=self.layout, label="bench")
+        options = PluginOptions(out=out, lockstep=lockstep, xen=self.layout, label="bench", senses=senses)
         return options.for_board(self.plugin)
 
 
@@ -77,6 +82,22 @@ def traced(rig: Rig, folder: Path) -> Iterator[dict[str, Any]]:
     yield rig.plugged(out=trace)
     if not any(True for _ in Reader(trace, recover=True).events()):
         raise InfrastructureError("nothing was traced", where=str(trace))
+
+
+def sensing(*senses: Sense) -> Wiring:
+    """As :func:`traced`, with these senses on."""
+
+    @contextmanager
+    def wiring(rig: Rig, folder: Path) -> Iterator[dict[str, Any]]:
+        trace = folder / "board.trace"
+        yield rig.plugged(out=trace, senses=frozenset(senses))
+        calls = [event for event in Reader(trace, recover=True).events() if event.kind == Kind.GUEST_RETURN]
+        if Sense.READS in senses and not any(event.accesses() is not None for event in calls):
+            raise InfrastructureError("no access was recorded", where=str(trace))
+        if Sense.COVERAGE in senses and read_coverage(coverage_beside(trace)) is None:
+            raise InfrastructureError("no coverage was written", where=str(trace))
+
+    return wiring
 
 
 @contextmanager
