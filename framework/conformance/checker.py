@@ -165,11 +165,15 @@ class Checker:
         """Explain a verdict of the latest event: rule, event, difference, state, what came before, replay."""
         event = self._latest
         segment, record = self._observer.place(event.seq)
-        place = f"record {record}" if segment == 1 else f"record {record} of run {segment}"
         history = list(self._history.get(_domain_of(event), (event,)))
         cause = next((e for e in history if type(e) is GuestCall and e.seq == verdict.cause), None)
         command = replay_command(self._source, segment, record)
-        return explain_verdict(verdict, event, cause, history[:-1], place, command)
+        return explain_verdict(verdict, event, cause, history[:-1], self._place, command)
+
+    def _place(self, event: Event) -> str:
+        """The number of an event's record, as the trace file has it."""
+        segment, record = self._observer.place(event.seq)
+        return str(record) if segment == 1 else f"{record} of run {segment}"
 
     def _take(self, verdict: Verdict, event: Event) -> None:
         if verdict.outcome is Outcome.DEVIATION and verdict.deviation in self._evidence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from framework.common.disclosure import TELL_FIRST
 from framework.common.errors import UsageError
@@ -107,27 +107,32 @@ def replay_command(source: str, segment: int, record: int) -> str:
 
 
 def explain_verdict(
-    verdict: Verdict, event: Event, cause: Event | None, history: Iterable[Event], place: str, replay: str
+    verdict: Verdict,
+    event: Event,
+    cause: Event | None,
+    history: Iterable[Event],
+    place: Callable[[Event], str],
+    replay: str,
 ) -> str:
     """Explain one nonconformance or deviation in full.
 
-    ``place`` names the record, ``history`` are the domain's last events, oldest first, ``replay`` a command.
+    ``place`` names an event's record, ``history`` are the domain's last events, oldest first, ``replay`` a command.
     """
     rule = RULES[verdict.rule]
     lines = [f"{rule.id} ({rule.severity.value}): {rule.title}", f"  source: {rule.source}"]
     if verdict.deviation is not None:
         lines.append(f"  known deviation {verdict.deviation}: {DEVIATIONS[verdict.deviation].title}")
-    lines.append(f"  {place}: {describe_event(event)}")
+    lines.append(f"  record {place(event)}: {describe_event(event)}")
     lines += [f"    {line}" for line in _messages(event)]
     if cause is not None and cause is not event:
-        lines.append(f"  because of record {cause.seq}: {describe_event(cause)}")
+        lines.append(f"  because of record {place(cause)}: {describe_event(cause)}")
         lines += [f"    {line}" for line in _messages(cause)]
     if verdict.reason:
         lines.append(f"  what is wrong: {verdict.reason}")
     lines += [f"  {d.field}: expected {d.expected}, observed {d.observed}" for d in verdict.differences]
     if verdict.state:
         lines.append(f"  domain {verdict.domid}: {verdict.state}")
-    recent = [f"    {e.seq}: {describe_event(e)}" for e in history]
+    recent = [f"    {place(e)}: {describe_event(e)}" for e in history]
     if recent:
         lines += ["  last events of the domain:", *recent]
     if replay:

@@ -79,3 +79,5 @@ def test_a_nonconformance_is_found_in_its_own_run(tmp_path: Path) -> None:
     before, after = events_of_one_board()
     result = check_file(write(tmp_path / "board.trace", before, with_register(after, El3Call, 3, 0)))
     assert [(found.rule, found.segment) for found in result.nonconformances] == [("STD-5", 2)]
+    # What led to it has the numbers of its own run, too.
+    assert "because of record 1 of run 2: " in result.nonconformances[0].explanation
