@@ -24,6 +24,9 @@ _FROM_OUTSIDE = frozenset(rule.id for rule in RULES.values() if rule.needs)
 
 KEPT = 20
 """Nonconformances of one rule that are kept with their explanations; all are counted."""
+SAID = "nonconformance: "
+"""The beginning of the line by which a running job says so."""
+
 RESULT_FILE = "conformance.json"
 """File beside the trace of a test's board: the test's id as ``test``, and its result."""
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from framework.common.errors import NonconformanceError
 from framework.common.progress import Progress
 from framework.conformance.live import LiveCheck
+from framework.conformance.result import SAID
 from framework.target.target import Target
 from framework.trace.live import Held
 from mediator_ref import RULES, Verdict
@@ -67,7 +68,7 @@ class LiveWatch(AbstractContextManager["LiveWatch"]):
         count = self._seen[verdict.rule]
         if count == 1:
             where = f"record {held.event.seq}" + ("" if verdict.domid is None else f", domain {verdict.domid}")
-            self._progress.say(f"nonconformance: {verdict.rule} ({RULES[verdict.rule].title}) at {where}")
+            self._progress.say(f"{SAID}{verdict.rule} ({RULES[verdict.rule].title}) at {where}")
         if self._target is not None and (self._fail_fast or count == HOPELESS):
             how = "at the first" if self._fail_fast else f"after {count} of its kind"
             self._target.abort(

@@ -18,6 +18,7 @@ from framework.conformance.checker import check_file
 from framework.conformance.result import ConformanceResult
 from framework.guests.xtest import XtestGuest, XtestResult, run_xtest_in_all
 from framework.report.model import BoardTestReport, Case, outcome
+from framework.target.liveness import Hypervisor, hypervisor_of
 from framework.target.target import Target
 
 DEFAULT = 3
@@ -120,6 +121,7 @@ def _finish_hung(done: Rerun, wanted: Sequence[str] | None, clone: Clone) -> Non
 
 def _run_once(done: Rerun, name: str, cases: Mapping[str, Sequence[str]], clone: Clone) -> Mapping[str, XtestResult]:
     """Run ``cases`` by guest on a clone, and have its trace checked; no results if the clone died."""
+    hypervisor = Hypervisor(None)
     with clone(name) as target:
         everyone: list[XtestGuest] = [target.dom0, *target.guests.values()]
         guests = [guest for guest in everyone if cases.get(guest.name)]
@@ -129,8 +131,11 @@ def _run_once(done: Rerun, name: str, cases: Mapping[str, Sequence[str]], clone:
             results = run_xtest_in_all(guests, own=cases, alive=target.check_alive)
         except MedcheckError:
             results = {}
+        if target.trace is not None:
+            hypervisor = hypervisor_of(target)
     if target.trace is not None and target.trace.exists():
-        done.traces[f"rerun {name}"] = check_file(target.trace)
+        seen = check_file(target.trace, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free)
+        done.traces[f"rerun {name}"] = seen
     return results
 
 

@@ -135,7 +135,8 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
             same = stack.frozen(options.overrides)
 
             def stimuli(selection: Sequence[str], place: Path) -> tuple[BoardTestReport, ...]:
-                return run_stimuli(selection, same, options.board, options.domus, place, progress, senses)
+                where = options.board, options.domus, place
+                return run_stimuli(selection, same, *where, progress, senses, fail_fast=options.fail_fast)
 
             tests = stimuli(profile.tests, folder)
             traces |= results_of_stimuli(folder)

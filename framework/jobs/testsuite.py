@@ -16,7 +16,8 @@ from framework.common import safe_files
 from framework.common.errors import InfrastructureError
 from framework.common.paths import ROOT, SUITE
 from framework.common.progress import Progress
-from framework.conformance.result import RESULT_FILE, ConformanceResult
+from framework.common.safe_text import decode
+from framework.conformance.result import RESULT_FILE, SAID, ConformanceResult
 from framework.jobs.pytest_process import follow
 from framework.report.model import BoardTestReport
 from framework.trace.coverage import SUFFIX
@@ -25,6 +26,7 @@ from mediator_ref import RULES
 
 _PROGRESS = frozenset(b".FEsx []%0123456789")
 _TAIL_BYTES = 64 * 1024
+_LINE_BYTES = 1000
 _STATUS = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
@@ -36,8 +38,11 @@ def run_stimuli(
     folder: Path,
     progress: Progress,
     senses: frozenset[Sense] = ALL,
+    *,
+    fail_fast: bool = False,
 ) -> tuple[BoardTestReport, ...]:
-    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``, or tests) chooses.
+    """Run pytest on the part of the suite that ``selection`` (its own arguments: ``-m``, ``-k``, or tests) chooses. A
+    nonconformance is said as soon as a stimulus is judged, and with ``fail_fast`` is the last thing that is.
 
     Logs and traces go to ``folder/testcases``. Raises InfrastructureError when pytest itself breaks, KeyboardInterrupt
     when it was interrupted and has ended.
@@ -55,6 +60,7 @@ def run_stimuli(
         board = str(Path(board).absolute())
     command += ["--mc-board", board, *([] if domus is None else [f"--mc-domus={domus}"])]
     command += [f"--mc-{word}" for word in overrides.words()]
+    command += ["--mc-fail-fast"] if fail_fast else []
     # The run has fetched and built everything: a test that would download is a defect.
     environment = {**os.environ, "MEDCHECK_OFFLINE": "1", VARIABLE: ",".join(sorted(senses)) or "none"}
     with (
@@ -64,10 +70,17 @@ def run_stimuli(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process,
     ):
+        unfinished = b""
 
         def take(piece: bytes) -> None:
+            nonlocal unfinished
             sink.write(piece)
             task.advance(_dots(piece))
+            *lines, unfinished = (unfinished + piece).split(b"\n")
+            unfinished = unfinished[:_LINE_BYTES]
+            for line in lines:
+                if line.startswith(SAID.encode()):
+                    progress.say(decode(line[:_LINE_BYTES]))
 
         try:
             interrupted = follow(process, take)

@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--mc-save-on-failure", action="store_true", help="save a failed test's board, for `medcheck resume`"
     )
+    group.addoption("--mc-fail-fast", action="store_true", help="end the run at the first nonconformance")
     group.addoption(
         "--mc-board-source",
         choices=("clone", "cold-shared"),

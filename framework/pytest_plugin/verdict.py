@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from framework.pytest_plugin.options import say
+
 if TYPE_CHECKING:
     from framework.conformance.result import ConformanceResult
     from framework.target.liveness import Hypervisor
@@ -138,7 +140,19 @@ def _judge(node: pytest.Item, trace: Trace) -> str:
         if deviation.status == "seen":
             private = f" ({TELL_FIRST})" if deviation.report_privately else ""
             note(node, f"{deviation.id} seen by the checker: {deviation.evidence}{private}")
+    if result.failed:
+        _speak_up(node, result)
     return _objection(result, trace)
+
+
+def _speak_up(node: pytest.Item, result: ConformanceResult) -> None:
+    """Say at once which rules a test's boards broke; with ``--mc-fail-fast``, that ends the run."""
+    from framework.conformance.result import SAID
+
+    broken = ", ".join(f"{rule.id} ({rule.title})" for rule in result.rules if rule.verdict == "fail")
+    say(node.config)(f"{SAID}{broken} in {node.nodeid}")
+    if node.config.getoption("mc_fail_fast"):
+        node.session.shouldfail = f"{broken} broken"
 
 
 def _objection(result: ConformanceResult, trace: Trace) -> str:

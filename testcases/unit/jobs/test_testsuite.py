@@ -8,7 +8,9 @@ import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from framework.common.progress import Silent
 from framework.conformance.checker import check_file
 from framework.conformance.result import RESULT_FILE
 from framework.conformance.rules_doc import board_tests
+from framework.jobs import testsuite
 from framework.jobs.profiles import profiles
 from framework.jobs.run_report import slowdown_of
 from framework.jobs.testsuite import identifier, path_of, read_results, results_of_stimuli, run_stimuli
@@ -47,6 +50,31 @@ def test_a_tests_slowdown_is_read(tmp_path: Path) -> None:
     first, second = read_results(path)
     assert (first.id, first.slowdowns, first.rules) == ("isolation/test_x::test_a", {"vm1": 1.83}, ("STD-1=pass",))
     assert second.slowdowns == {}
+
+
+def test_what_a_stimulus_proves_is_said_while_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the run is asked to end there with ``--fail-fast``."""
+    said: list[str] = []
+    commands: list[list[str]] = []
+    results(tmp_path, ("test_a", {}))
+
+    def started(command: list[str], **_: object) -> Any:
+        commands.append(command)
+        return nullcontext(SimpleNamespace(returncode=0))
+
+    def follow(_process: Any, take: Callable[[bytes], object]) -> bool:
+        for piece in (b"..\nnonconf", b"ormance: STD-5 (\x1b[31mtitle) in x::y\nanother line\n.", b"."):
+            take(piece)
+        (tmp_path / "results.xml").rename(tmp_path / "testcases.xml")
+        return False
+
+    progress = Silent()
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr("framework.jobs.testsuite.subprocess.Popen", started)
+    monkeypatch.setattr(testsuite, "follow", follow)
+    run_stimuli((), Overrides(), "default", None, tmp_path, progress, fail_fast=True)
+    assert said == ["nonconformance: STD-5 (^[[31mtitle) in x::y"]
+    assert "--mc-fail-fast" in commands[0]
 
 
 def test_a_test_that_silence_failed_hangs(tmp_path: Path) -> None:

@@ -96,6 +96,17 @@ def test_any_other_trace_fails_the_test(pytester: pytest.Pytester, tmp_path: Pat
     result.stdout.fnmatch_lines([words])
 
 
+def test_a_nonconformance_is_said_at_once_and_may_end_the_run(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    bad(tmp_path / "board.trace")
+    text = TRACED.format(str(tmp_path / "board.trace")) + "\n    def test_next():\n        pass\n"
+    result = run(pytester, text)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["nonconformance: STD-5 (*) in *::test_it"])
+    result = run(pytester, text, "--mc-fail-fast")
+    result.assert_outcomes(passed=1, errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
 def test_the_verdict_is_added_to_another_failure_of_the_teardown(pytester: pytest.Pytester, tmp_path: Path) -> None:
     text = f"""
         from pathlib import Path
