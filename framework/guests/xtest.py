@@ -44,8 +44,7 @@ _FIRST_CHECK = 5.0
 
 LONGEST_SILENCE: dict[str, float] = {}
 """Longest time (seconds) in which a good run of a case makes no SMC and gives no CPU work, where that is more than
-:data:`_SHORT_SILENCE`. None of the standard set is (docs/numbers.md); the longest is that of 1009, which
-waits in OP-TEE for 1.8 s."""
+:data:`_SHORT_SILENCE`. None of the standard set is; the longest are those of 1008 and 1009, 1.8 s (docs/numbers.md)."""
 _SHORT_SILENCE = 2.0
 MANY_TIMES = 10
 _IDLE_SHOWN = 1.0

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 
 import pytest
 
 from framework.common.errors import BoardError, GuestCrash, GuestError
+from framework.common.paths import IMAGES
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, address_of, create_linux_guest
 from framework.guests.ssh import Completed
@@ -226,6 +228,18 @@ def test_dom0_without_a_console_of_its_own_is_told_by_what_its_init_said_on_xens
     board.consoles["xen"] = _Console("xen", tmp_path, said)
     with pytest.raises(GuestError, match=r"^dom0: no console of its own for dom0: its kernel.*virtio_console"):
         dom0.wait_ready()
+
+
+def test_dom0_becomes_a_client_by_its_own_script(parts, monkeypatch):
+    _, dom0 = parts
+    asked = []
+    answer = Completed("x", "dom0", 1, b"", b"medcheck: no OP-TEE in dom0")
+    monkeypatch.setattr(dom0, "run", lambda command: asked.append(command) or answer)
+    with pytest.raises(GuestError, match="no OP-TEE in dom0"):
+        dom0.become_client()
+    script = IMAGES / "rootfs/dom0" / asked[0].lstrip("/")
+    assert os.access(script, os.X_OK)
+    assert "/boot/domu/ramdisk" in script.read_text()
 
 
 def test_dom0_panicking_at_boot_is_a_crash(parts):
