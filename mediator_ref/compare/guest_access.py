@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mediator_ref import abi
+from mediator_ref.compare.checks import patched
 from mediator_ref.deviations.d18 import HEADER_AGAIN
 from mediator_ref.events import Access, El3Call, GuestReturn
 from mediator_ref.knowledge import Pending, Phase
@@ -19,6 +20,7 @@ from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
 _MOST = 4
+_NO_RESULTS = [(abi.ARG_FIELDS[name], bytes(4)) for name in ("session", "ret", "ret_origin")]
 
 
 def check_accesses(state: State, pending: Pending, event: El3Call | GuestReturn) -> None:
@@ -29,9 +31,13 @@ def check_accesses(state: State, pending: Pending, event: El3Call | GuestReturn)
     if event.accesses is None:
         state.reads_missing = True
         return
+    if not event.accesses:  # most stretches: nothing to copy
+        state.ok(RuleId.FETCH_1)
+        state.ok(RuleId.FETCH_2)
+        return
     named = _named(pending)
     if named is None:
-        if event.accesses and not pending.tainted:
+        if not pending.tainted:
             for rule in (RuleId.FETCH_1, RuleId.FETCH_2):
                 state.unchecked(rule, "the pages that the call names were not observed", event)
         return
@@ -54,7 +60,8 @@ def check_accesses(state: State, pending: Pending, event: El3Call | GuestReturn)
             ambiguous = "the guest names one page as two things"
         elif twice is not None:
             again.append(_twice(page, twice, access))
-    _judge(state, pending, event, again, outside, ambiguous)
+    written = pending.phase is Phase.HYPERVISOR and _guest_wrote(pending, event) if outside else False
+    _judge(state, pending, event, again, outside, ambiguous, written=written)
 
 
 def _named(pending: Pending) -> Named | None:
@@ -72,6 +79,22 @@ def _named(pending: Pending) -> Named | None:
     if call is None or call.tainted:
         return None
     return for_reply(pending.domain, call, (abi.pair(*call.rpc_params), pending.arg_ipa), mem)
+
+
+def _guest_wrote(pending: Pending, event: El3Call | GuestReturn) -> bool:
+    """Whether the guest may have written its message while the mediator read it, so that other bytes were needed."""
+    domain, call = pending.domain, pending.domain.calls.get(pending.thread)
+    pages = [pending.arg_ipa]
+    if pending.function is not None and pending.function.handling is abi.Handling.RESUME:
+        cookies = (*((abi.pair(*call.rpc_params),) if call is not None else ()), pending.arg_ipa)
+        pages = [domain.rpcs[cookie].ipa for cookie in dict.fromkeys(cookies) if cookie in domain.rpcs]
+    for ipa in pages:
+        before, now = pending.event.mem.get(ipa), event.mem.get(ipa)
+        if before is None or now is None or before.data is None or now.data is None:
+            return True
+        if patched(before.data, _NO_RESULTS) != patched(now.data, _NO_RESULTS):
+            return True
+    return False
 
 
 def _within(span: Span, allowed: Sequence[Span]) -> bool:
@@ -120,6 +143,8 @@ def _judge(
     again: Sequence[Difference],
     outside: Sequence[Difference],
     ambiguous: str,
+    *,
+    written: bool,
 ) -> None:
     if again:
         state.fail(RuleId.FETCH_1, event, "guest memory is read a second time", *again[:_MOST], pending=pending)
@@ -131,7 +156,9 @@ def _judge(
             call = pending.domain.calls.get(pending.thread)
             if pending.function is not None and pending.function.handling is abi.Handling.RESUME and call is not None:
                 state.deviation_not_seen(DeviationId.D18)
-    if outside:
+    if outside and written:
+        state.unchecked(RuleId.FETCH_2, "the guest wrote its page while the mediator read it", event)
+    elif outside:
         state.fail(RuleId.FETCH_2, event, "guest memory that the call does not name", *outside[:_MOST], pending=pending)
     else:
         state.ok(RuleId.FETCH_2)
