@@ -114,6 +114,8 @@ class _Make:
             variables["CC"] = self.compiler
             if "clang" in Path(self.compiler).name:
                 variables |= {"clang": "y", "CC": f"{self.compiler} --target=aarch64-linux-gnu"}
+                # With clang=y the build's own programs would want a clang of no version.
+                variables |= {"HOSTCC": "gcc", "HOSTCXX": "g++"}
         run_make(self.title, tree / "xen", variables, [targets], log, self.progress, below="xen/")
 
 

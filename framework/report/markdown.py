@@ -100,7 +100,7 @@ def _lines(content: Mapping[str, Any], text: Callable[[str], str]) -> Iterator[s
     yield from _coverage_lines(content, text)
     yield from _test_lines(content, text)
     yield ""
-    again = _code(content["reproduce"])
+    again = code(content["reproduce"])
     yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{again}`"
 
 
@@ -204,5 +204,6 @@ def escaped(text: str) -> str:
     return _LIVE.sub(r"\g<0><!-- -->", escaped)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """A text between backquotes, where nothing else needs escaping."""
     return one_line(text).replace("`", "'")

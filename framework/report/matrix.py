@@ -133,7 +133,9 @@ def times(content: Mapping[str, Any]) -> list[Row]:
     found = [
         Row(f"until {name}", "", tuple(duration(item["timings"].get(name)) for item in columns), True) for name in names
     ]
-    return [*found, Row("whole run", "", tuple(duration(item["seconds"]) for item in columns), True)]
+    if found:
+        found.append(Row("whole run", "", tuple(duration(item["seconds"]) for item in columns), True))
+    return found
 
 
 def _counts(words: Mapping[str, str]) -> str:
@@ -174,14 +176,17 @@ def _lines(content: Mapping[str, Any], text: Any) -> Iterator[str]:
     if any(item["isolation"] for item in columns):
         yield f"- {', '.join(_isolation(content))}: {TELL_FIRST}"
     yield ""
-    yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{text(content['reproduce'])}`"
+    again = markdown.code(content["reproduce"])
+    yield f"{duration(content['seconds'])}, profile {text(content['profile'])}. Again: `{again}`"
 
 
 def _about(item: Mapping[str, Any]) -> str:
     """One column in a sentence: which Xen, and its conclusion or why it has none."""
     named = item["facts"]["stack"].get("Xen")
-    lines = (item["reason"] or item["conclusion"] or item["verdict"]).strip().splitlines() or [""]
-    return f"Xen {named}: {lines[0]}" if named else lines[0]
+    lines = (item["reason"] or item["conclusion"] or item["verdict"]).strip().splitlines()
+    # Of a compiler's complaints, the first stands on the second line.
+    why = " ".join(line.strip() for line in lines[:2])
+    return f"Xen {named}: {why}" if named else why
 
 
 def _isolation(content: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ D18 = Deviation(
     where="handle_rpc_cmd",
     severity=Severity.CORRECTNESS,
     status="seen",
+    seen_in=("4.17", "4.18"),
     stimulus="answer any RPC command",
     explains=_explains,
 )

@@ -49,7 +49,7 @@ class Runs:
         self.made.append(cell.options.overrides.xen_rev or "")
         verdict = self.verdicts.pop(0) if self.verdicts else "pass"
         if verdict == "broken":
-            return Outcome(error="optee.c:1: error: no such thing\n  -> correct it")
+            return Outcome(error="building Xen failed:\n    optee.c:1: error: no such thing\n  -> correct it")
         if verdict == "interrupted":
             raise KeyboardInterrupt
         report = {**REPORT, "verdict": verdict, "reason": None if verdict == "pass" else "STD-1 broken", "seconds": 1.0}
