@@ -241,6 +241,7 @@ def _not_forwarded(state: State, pending: Pending, event: GuestReturn) -> None:
     elif isinstance(expected, Refuse) and expected.rule in _NOT_OFFERED:
         check_guest_regs(state, pending, event, expected.rule, (expected.x0,))
     elif pending.domain.tee is None and event.regs[0] == abi.SMCCC_UNKNOWN_FUNCTION:
+        # Hidden: a known function that is refused to a domain older than the trace, at its first call.
         state.unchecked(RuleId.DISP_4, "whether the domain has a mediator is not known", event)
     else:
         assert pending.function is not None

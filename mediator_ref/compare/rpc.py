@@ -35,7 +35,9 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
     call = domain.calls.pop(thread, None)
     if call is None:
         why = _may_be_suspended(state, pending)
-        if why:  # the call began before the trace did; from OP-TEE's next answer on it is known
+        if why:
+            # The call began before the trace did; from OP-TEE's next answer on it is known. Hidden is a mediator that
+            # resumes what is not suspended, until the trace has seen each thread once.
             state.unchecked(RuleId.RPC_5, why, event)
             pending.call = domain.running[pending.event.vcpu] = StdCall(pending.event.seq, None, None)
             return
@@ -147,13 +149,13 @@ def _check_offer(state: State, pending: Pending, event: El3Call, offer: Offer, m
     if offer.reason and not ma:
         state.ok(rule)
     elif offer.reason:
-        if offer.cookie_in_use and why:
+        if offer.cookie_in_use and why:  # hidden: a cookie accepted twice, while another vCPU may give it back
             state.unchecked(rule, why, event)
             return
         difference = Difference("x1:x2", "0", f"{ma:#x}")
         reason = f"a shadow page although {offer.reason}"
         state.fail(rule, event, reason, difference, pending=pending, expected=offer)
-    elif not ma and why:
+    elif not ma and why:  # hidden: a good page turned down, where its cookie may be in use
         state.unchecked(rule, why, event)
     elif not ma:
         difference = Difference("x1:x2", "a shadow page", "0")

@@ -96,7 +96,7 @@ def _forwarded_but_should_have_been_refused(
 ) -> None:
     """A call reached OP-TEE that should have been refused."""
     why = uncertain(pending) if expected.rule in STATEFUL else ""
-    if why:
+    if why:  # hidden: a limit that is passed by as much as the domain's other vCPUs, or its past, may have changed
         state.unchecked(expected.rule, why, event)
         return
     refusal = None
@@ -149,7 +149,9 @@ def _shadow_argument_differs(
     state: State, pending: Pending, event: El3Call, request: Request, expected: bytes, actual: bytes
 ) -> None:
     now = event.mem.get(pending.arg_ipa)
-    if now is not None and now.data is not None and now.data != request.page:
+    later = now.data if now is not None and now.data is not None else expected
+    if later != request.page and all(a in (e, n) for a, e, n in zip(actual, expected, later, strict=False)):
+        # Each byte is of before or of after. Hidden is a mediator that reads twice what the guest changes in between.
         state.unchecked(RuleId.STD_6, "the guest wrote its page while the mediator copied it", event)
         return
     found = page_differences(expected, actual)

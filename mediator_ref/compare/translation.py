@@ -68,6 +68,8 @@ def check_translated(
 ) -> None:
     """MEM-2 and STD-7 on one translated buffer; the pages of its shadow list are noted in ``list_pages``."""
     differences, pages, why = check_list(where, guest_pointer, shadow_pointer, buffer, event.shadow)
+    if not differences and why and shadow_pointer == guest_pointer and not set(pages) & event.shadow.keys():
+        differences = [Difference(f"{where}.buf_ptr", "a shadow page list", f"{shadow_pointer:#x}, the guest's own")]
     if differences:
         state.fail(RuleId.MEM_2, event, "the shadow page list", *differences, pending=pending)
     elif why:

@@ -333,6 +333,28 @@ def test_a_guest_that_writes_while_it_is_copied_is_told_from_a_wrong_copy() -> N
     board.events[at] = replace(call, mem={**call.mem, ARG: replace(view, data=view.data[:4] + b"\7" + view.data[5:])})
     _, verdicts = judge(board.events)
     assert ("STD-6", Outcome.NOT_CHECKED) in {(v.rule, v.outcome) for v in verdicts}
+    # What stood in the page neither before nor after is no copy of it.
+    at += 1
+    entered = board.events[at]
+    assert isinstance(entered, El3Call)
+    ma = abi.pair(*entered.regs[1:3])
+    page = entered.shadow[ma]
+    board.events[at] = replace(entered, shadow={**entered.shadow, ma: page[:4] + b"\x99" + page[5:]})
+    _, verdicts = judge(board.events)
+    assert ("STD-6", Outcome.FAIL) in {(v.rule, v.outcome) for v in verdicts}
+
+
+def test_an_address_that_is_not_translated_is_no_list_that_was_not_observed() -> None:
+    board = booted()
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, 2)))
+    at = max(i for i, event in enumerate(board.events) if isinstance(event, El3Call))
+    entered = board.events[at]
+    assert isinstance(entered, El3Call)
+    ma, pointer = abi.pair(*entered.regs[1:3]), abi.HEADER_SIZE + 8
+    page = entered.shadow[ma]
+    untranslated = page[:pointer] + LIST.to_bytes(8, "little") + page[pointer + 8 :]
+    _, verdicts = judge([*board.events[:at], replace(entered, shadow={ma: untranslated})])
+    assert ("MEM-2", Outcome.FAIL) in {(v.rule, v.outcome) for v in verdicts}
 
 
 def test_32_bit_guests_are_judged_by_32_bits() -> None:
