@@ -23,8 +23,7 @@ D16 = Deviation(
     condition="the attributes at EL3 are those of the guest's message",
     where="translate_params",
     severity=Severity.ABI,
-    status="by reading Xen 4.17",
-    seen_in=(),
+    status="seen",
     stimulus="a parameter with bit 63 of its attributes set",
     explains=_explains,
 )

@@ -23,6 +23,7 @@ UNDEFINED = 1 << 63 | 1 << 32 | 1 << 24 | 1 << 10
 """Attribute bits that no version of the ABI defines."""
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "MEM-11", "D19")
 def test_d19_memory_of_another_call_by_reference(probe: Probe, deviations: Deviations) -> None:
     """A buffer that a call brought ends with that call: no other call may name it by reference.
@@ -42,6 +43,7 @@ def test_d19_memory_of_another_call_by_reference(probe: Probe, deviations: Devia
             assert (call.x0, call.arg.ret) == (SmcReturn.OK, TEE_ITEM_NOT_FOUND)
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("R3", "R6", "STD-12", "D16")
 def test_d16_undefined_attribute_bits(probe: Probe) -> None:
     """Bits of an attribute that the ABI does not define do not reach OP-TEE, or the message is refused.

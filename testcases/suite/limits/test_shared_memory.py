@@ -7,9 +7,12 @@ import pytest
 
 from framework.probe.message import (
     INVOKE_TESTS,
+    NO_TA,
     PTA_CMD_PARAMS,
+    TEE_ITEM_NOT_FOUND,
     Buffer,
     Invoke,
+    Message,
     OpenSession,
     Plain,
     RegisterShm,
@@ -19,7 +22,7 @@ from framework.probe.message import (
 )
 from framework.probe.ops import Add, Break, Drive, If, Loop
 from medcheck import Deviations, Probe
-from mediator_ref.abi import CALL_WITH_ARG, Param, Tee, split
+from mediator_ref.abi import CALL_WITH_ARG, MsgCmd, Param, RpcFunc, Tee, decode_arg, split
 
 BUFFERS = 16
 PAGES = 129
@@ -84,23 +87,57 @@ def test_d9_size_that_overflows(probe: Probe, deviations: Deviations, offset: in
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("R3", "MEM-4", "MEM-10")
-def test_r3_one_cookie_one_buffer(probe: Probe) -> None:
-    """A cookie that is in use names nothing else; afterwards it may."""
-    assert register(probe, ref=7) == 0
-    assert register(probe, ref=7) == Tee.BAD_PARAMETERS
+@pytest.mark.mc_rule("R3", "R4", "R18", "MEM-6", "MEM-7", "MEM-8")
+def test_r18_one_cookie_one_buffer(probe: Probe) -> None:
+    """A cookie that is in use names nothing else, and a refusal for its sake, or for a limit's, costs nothing.
+
+    Refused 140 times with 129 pages each: were one count left, no buffer would have room any more.
+    """
+    data = probe.pages(1)
+    large = tmem(ipas=[data] * PAGES, ref=7)
+    made = probe.call_with_arg(RegisterShm(large))
+    assert (made.x0, made.arg.ret) == (0, 0)
+    again = Drive((CALL_WITH_ARG, *split(made.arg_page)), quiet=True)
+    probe.run(Loop(140, (again,)), timeout_s=120)
+    assert decode_arg(probe.read(made.arg_page, 4096)).ret == Tee.BAD_PARAMETERS
+    others = [register(probe, ipas=[data] * PAGES, ref=100 + i) for i in range(BUFFERS - 1)]
+    assert others == [0] * (BUFFERS - 1)
+    refused = probe.begin(RegisterShm(tmem(ipas=[data] * PAGES, ref=8)))
+    probe.run(Loop(140, (Drive((CALL_WITH_ARG, *split(refused.arg_page)), quiet=True),)), timeout_s=120)
+    assert decode_arg(probe.read(refused.arg_page, 4096)).ret == Tee.OUT_OF_MEMORY
     assert unregister(probe, 7) == 0
-    assert register(probe, ref=7) == 0
+    assert register(probe, ipas=[data] * PAGES, ref=8) == 0
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R18", "MEM-6", "MEM-8", "MEM-10")
+def test_r18_what_optee_refuses_is_not_done(probe: Probe) -> None:
+    """A registration that OP-TEE refuses is released; memory that it did not unregister is not.
+
+    OP-TEE takes no memory to be registered that it may only read, and unregisters nothing that belongs to a call.
+    """
+    for number in range(BUFFERS + 4):
+        call = probe.call_with_arg(Message(MsgCmd.REGISTER_SHM, params=(tmem(ref=number, direction="in"),)))
+        assert (call.x0, call.arg.ret, call.arg.ret_origin != COMMS) == (0, Tee.BAD_PARAMETERS, True)
+    assert unregister(probe, 99) == Tee.BAD_PARAMETERS
+    waiting = probe.begin(OpenSession(NO_TA, [tmem(ref=0xC0)]), park=[RpcFunc.ALLOC])
+    assert unregister(probe, 0xC0) == Tee.BAD_PARAMETERS
+    call = probe.call_with_arg(RegisterShm(tmem(ref=0xC0)))
+    assert (call.x0, call.arg.ret, call.arg.ret_origin) == (0, Tee.BAD_PARAMETERS, COMMS)
+    waiting.finish()
+    assert (waiting.x0, waiting.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
+    assert [register(probe, ref=100 + i) for i in range(BUFFERS)] == [0] * BUFFERS
 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R8", "R18", "MEM-2", "D3")
-def test_r8_pages_that_are_not_the_guests_ram(probe: Probe) -> None:
+def test_r8_pages_that_are_not_the_guests_ram(expendable_probe: Probe) -> None:
     """A list that names a device, nothing, or an address beyond memory, or that itself lies there: BAD_PARAMETERS.
 
     More than sixteen times, and then sixteen good ones: a refusal costs no slot. On a board of its own: D3 makes a
     debug Xen assert when a domain is destroyed after any refusal.
     """
+    probe = expendable_probe
     data = probe.pages(4)
     good = [data + 4096 * i for i in range(4)]
     for bad in (0x0900_0000, 0x7000_0000, 0xFFFF_FFFF_F000):
@@ -156,11 +193,12 @@ def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations: D
 
 @pytest.mark.slow
 @pytest.mark.mc_rule("R2", "R4", "R18", "MEM-7", "D3")
-def test_d3_failed_registrations_leave_the_count_alone(probe: Probe, deviations: Deviations) -> None:
+def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations: Deviations) -> None:
     """140 registrations of 129 pages whose first page is bad, then a good one of one page.
 
     On a board of its own: where the count is wrong, a debug Xen asserts when the domain is destroyed.
     """
+    probe = expendable_probe
     data = probe.pages(1)
     pages = [0x7000_0000, *[data] * (PAGES - 1)]
     first = probe.begin(RegisterShm(tmem(ipas=pages, ref=1000)))
