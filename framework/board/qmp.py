@@ -70,6 +70,15 @@ class Qmp:
 
         return f"/dev/fdset/{self._run(send(), 'add-fd')['fdset-id']}"
 
+    def lend_fd(self, fd: int, name: str) -> None:
+        """Give QEMU a file descriptor under a name, for one character device to take over."""
+
+        async def send() -> Any:
+            self._client.send_fd_scm(fd)
+            return await self._client.execute("getfd", {"fdname": name})
+
+        self._run(send(), "getfd")
+
     def events(self) -> list[dict[str, Any]]:
         """Return the last 1000 events, oldest first, each as QMP describes it (``event``, ``data``,
         ``timestamp``)."""

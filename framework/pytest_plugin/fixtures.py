@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ target_key = pytest.StashKey["Target"]()
 """The target that a test has, for its report."""
 failed_key = pytest.StashKey[bool]()
 """Whether a phase of the test has failed."""
+before_run_key = pytest.StashKey[Callable[["Board"], object]]()
+"""In a configuration's stash: what gets each restored board before its first instruction."""
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +66,7 @@ def target_provider(request: pytest.FixtureRequest, stack: Stack, spec: BoardSpe
     from framework.target.provider import TargetProvider
 
     with wrong_use(request.config):
-        return TargetProvider(stack, spec, say(request.config))
+        return TargetProvider(stack, spec, say(request.config), request.config.stash.get(before_run_key, None))
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from framework.probe.build import build_probe
 from framework.probe.link import DoorbellServer
 from framework.probe.waiting import ProbeSpec
 from framework.snapshot import sparse
+from framework.snapshot.restore import BeforeRun
 from framework.snapshot.save import wait_until_calm
 from framework.snapshot.store import HISTORY, Snapshot, SnapshotStore
 from framework.target.target import Target, say_remarks
@@ -238,12 +239,15 @@ def clone_target(
     lockstep: Path | None = None,
     progress: Progress | None = None,
     inputs: Mapping[str, object] | None = None,
+    before_run: BeforeRun | None = None,
 ) -> Target:
     """Return a running target of the caller's own at this checkpoint; the caller closes it.
 
-    ``trace``, ``lockstep``: see :meth:`Target.from_snapshot`; ``inputs``: see :func:`snapshot`.
+    ``trace``, ``lockstep``, ``before_run``: see :meth:`Target.from_snapshot`; ``inputs``: see :func:`snapshot`.
     """
     with snapshot(store, spec, stack, checkpoint, progress, inputs) as found:
-        target = Target.from_snapshot(found, spec, stack, run_dir, trace=trace, lockstep=lockstep)
+        target = Target.from_snapshot(
+            found, spec, stack, run_dir, trace=trace, lockstep=lockstep, before_run=before_run
+        )
     say_remarks(target.board, progress or Silent())
     return target

@@ -14,6 +14,7 @@ from framework.board.spec import BoardSpec
 from framework.common.content_hash import plain
 from framework.common.errors import BoardError, MedcheckError
 from framework.common.progress import SilentTask, Task
+from framework.snapshot.restore import BeforeRun
 from framework.snapshot.store import SnapshotStore
 from framework.target.checkpoints import READY, Checkpoint, clone_target, get_checkpoint, inputs_of
 from framework.target.slots import BoardSlots, slots_here
@@ -37,11 +38,19 @@ class _LineProgress:
 
 
 class TargetProvider:
-    """Makes the boards of one process. ``say`` receives progress messages."""
+    """Makes the boards of one process. ``say`` receives progress messages, ``before_run`` each restored board before
+    its first instruction."""
 
-    def __init__(self, stack: Stack, spec: BoardSpec, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        spec: BoardSpec,
+        say: Callable[[str], None] | None = None,
+        before_run: BeforeRun | None = None,
+    ) -> None:
         self.stack = stack
         self.spec = spec
+        self._before_run = before_run
         self._progress = _LineProgress(say or (lambda _text: None))
         self._store = SnapshotStore(progress=self._progress)
         self._slots = BoardSlots(slots_here(spec.smp), say=say)
@@ -82,6 +91,7 @@ class TargetProvider:
                 lockstep=lockstep,
                 progress=self._progress,
                 inputs=self._inputs_of(board, which),
+                before_run=self._before_run,
             )
             with self._gone(target):
                 yield target

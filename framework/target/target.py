@@ -22,7 +22,7 @@ from framework.diagnosis.hang import watch
 from framework.guests import restored
 from framework.guests.dom0 import Dom0
 from framework.guests.linux import LinuxGuest, create_linux_guest
-from framework.snapshot.restore import clone
+from framework.snapshot.restore import BeforeRun, clone
 from framework.snapshot.store import Snapshot
 from framework.target.stack import MEDIATOR_TRACE, trace_options
 from framework.trace.senses import Sense
@@ -124,17 +124,19 @@ class Target(AbstractContextManager["Target"]):
         wake: bool = True,
         ram: Ram | None = None,
         senses: frozenset[Sense] | None = None,
+        before_run: BeforeRun | None = None,
     ) -> Target:
         """A private copy of a saved board, running, its guests awake: clocks set, random numbers their own.
 
         SSH connects at first use. ``trace``: every SMC from the clone's first instruction on.
         ``lockstep``: the socket of a consumer that listens (:class:`framework.trace.live.LiveConsumer`).
         Where the snapshot has a trace of what led to it, the clone's begins with that.
-        ``icount``, ``ram``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing is typed.
+        ``icount``, ``ram``, ``before_run``: as in :func:`framework.snapshot.restore.clone`. Without ``wake``, nothing
+        is typed.
         """
         path = run_dir / "trace" / "board.trace" if trace else None
         options = trace_options(spec, stack, path, lockstep, senses, snapshot.history)
-        board = clone(snapshot, spec, stack, run_dir, icount=icount, ram=ram, **options)
+        board = clone(snapshot, spec, stack, run_dir, icount=icount, ram=ram, before_run=before_run, **options)
         with ExitStack() as undo:
             undo.callback(board.kill)
             target = undo.enter_context(cls(spec, stack, run_dir, board=board))
