@@ -128,6 +128,18 @@ def _source(overrides: Overrides, builder: Builder) -> XenSource | None:
     return pinned_source(builder).patched(overrides.xen_patch)
 
 
+def source_of(overrides: Overrides, builder: Builder) -> tuple[XenSource, XenConfig]:
+    """The tree and the configuration that the user chose, or the pinned ones.
+
+    :raises UsageError: a hypervisor's image was chosen, which has no source; or the tree or configuration is none.
+    """
+    _check_options(overrides)
+    if overrides.xen is not None:
+        raise UsageError("--xen is an image; its source is needed", hint="name the tree with --xen-tree DIR instead")
+    source = _source(overrides, builder) or pinned_source(builder)
+    return source, _config(overrides)
+
+
 def pinned_source(builder: Builder) -> XenSource:
     """The pinned source as a tree."""
     group = FirmwareConfig.load().xen.group

@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +63,40 @@ def build_hypervisor(
     :raises CompileError: the compiler refuses the source. :raises BuildError: the build fails otherwise.
     """
     compiler = None if compiler is None else cross_compiler(compiler)
-    parts = source.only(lambda name: name.startswith(("xen/", "config/")) or "/" not in name)
-    identity = {
+
+    def build(out: Path) -> None:
+        with built_tree(source, config, compiler, cache, progress, out):
+            return
+
+    return cache.get("xen-own", {"source": _parts(source).digest(), **_identity(config, compiler)}, build)
+
+
+@contextmanager
+def built_tree(
+    source: XenSource, config: XenConfig, compiler: str | None, cache: BuildCache, progress: Progress, out: Path
+) -> Iterator[Path]:
+    """Build in the tree that the hypervisors of one release share, copy what a board needs to ``out``, and give the
+    tree, with its objects and the commands that made them; no other process builds there while the context lasts.
+
+    Errors as of :func:`build_hypervisor`.
+    """
+    compiler = None if compiler is None else cross_compiler(compiler)
+    parts, title = _parts(source), f"Xen {source.version}"
+    # One for all trees of a release: another worktree, or a commit beside, differs in a few files.
+    with cache.workspace("xen-tree", {"release": source.release, **_identity(config, compiler)}) as workspace:
+        make = _Make(workspace, title, config, compiler, progress)
+        build_again(workspace, title, parts, lambda tree: make.build(tree, parts, out), progress)
+        yield workspace / "tree"
+
+
+def _parts(source: XenSource) -> XenSource:
+    """The files that a hypervisor is built from."""
+    return source.only(lambda name: name.startswith(("xen/", "config/")) or "/" not in name)
+
+
+def _identity(config: XenConfig, compiler: str | None) -> dict[str, object]:
+    """What decides how a tree is built, apart from its files."""
+    return {
         "config": config.text,
         "compiler": compiler_version(compiler or f"{CROSS}gcc"),
         "named": compiler,
@@ -70,15 +104,6 @@ def build_hypervisor(
         "make": MAKE_KEY,
         "recipe": Path(__file__),
     }
-    title = f"Xen {source.version}"
-
-    def build(out: Path) -> None:
-        # One for all trees of a release: another worktree, or a commit beside, differs in a few files.
-        with cache.workspace("xen-tree", {"release": source.release, **identity}) as workspace:
-            make = _Make(workspace, title, config, compiler, progress)
-            build_again(workspace, title, parts, lambda tree: make.build(tree, parts, out), progress)
-
-    return cache.get("xen-own", {"source": parts.digest(), **identity}, build)
 
 
 @dataclass(frozen=True)

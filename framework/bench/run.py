@@ -17,6 +17,7 @@ from framework.bench.conformance import check_speed
 from framework.bench.consoles import console_throughput
 from framework.bench.context import Context
 from framework.bench.matrix import column
+from framework.bench.mutants import mutant_run
 from framework.bench.own_xen import edit_to_verdict
 from framework.bench.probe import BATCH, probe_calls
 from framework.bench.replay import cost
@@ -73,6 +74,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "edit_to_verdict_s": Benchmark("s", "an edit of optee.c to the smoke profile's verdict on it", edit_to_verdict),
     "matrix_column_s": Benchmark("s", "a column of a matrix, smoke profile, its Xen built", column(known=False)),
     "matrix_known_s": Benchmark("s", "… whose result is known already", column(known=True)),
+    "mutant_run_s": Benchmark("s", "one test of the suite with one mutant of the mediator, to its verdict", mutant_run),
     "first_run_s": Benchmark("s", "the smoke profile with an empty cache", first_run),
 }
 

@@ -239,6 +239,7 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     from framework.cli import check as conformance
     from framework.cli import compare as compare_cli
     from framework.cli import matrix as matrix_cli
+    from framework.cli import mutants as mutants_cli
     from framework.cli import replay as replay_cli
     from framework.cli import snapshot as snapshot_cli
     from framework.cli import trace
@@ -249,6 +250,7 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     trace.add_parser(commands, [common])
     conformance.add_parser(commands, [common])
     compare_cli.add_parser(commands, [common])
+    mutants_cli.add_parser(commands, common, stack=stack)
 
 
 # Each handler imports what it needs: `--help` and a usage error answer at once.

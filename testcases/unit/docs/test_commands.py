@@ -46,6 +46,7 @@ ELSEWHERE = {
     "bench": "testcases/unit/bench/test_bench.py",
     "compare": "testcases/unit/jobs/test_compare.py",
     "matrix": "testcases/unit/jobs/test_matrix.py",
+    "mutants": "testcases/integration/test_mutants.py",
 }
 """Forms that need a board, a network or minutes, and the file that runs them or the work behind them."""
 
