@@ -94,8 +94,8 @@ static void note(struct accesses *a, uint64_t ma, uint64_t pc, uint32_t length, 
 /* After each load and store at EL2; no lock: a stretch is its CPU's own. */
 void on_access(unsigned reported, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    unsigned cpu = cpu_running(reported), slot;
-    if (!stretch_is_open(cpu))
+    unsigned cpu, slot;
+    if (!stretch_is_any_open() || !stretch_is_open(cpu = cpu_running(reported)))
         return;
     struct accesses *a = &all[cpu];
     uint64_t page = va >> 12;

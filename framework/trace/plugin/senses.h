@@ -23,6 +23,7 @@ enum { STRETCH_CLOSED, STRETCH_OPEN, STRETCH_FROZEN };
 bool stretch_init(void); /* before there is any vCPU; false: no memory */
 void stretch_thread(void); /* once in each vCPU's thread, for each vCPU */
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t instructions);
+bool stretch_is_any_open(void);     /* no lock */
 bool stretch_is_open(unsigned cpu); /* by the CPU's own thread, no lock */
 /* Under the lock. `key` is the guest's vCPU; `first`: of its call, so nothing is known of the call's pages. */
 void stretch_begin(unsigned cpu, uint64_t key, bool first);

@@ -15,6 +15,7 @@ static struct stretch {
     uint8_t state;        /* written by this CPU's thread */
 } stretches[MAX_CPUS];
 
+static unsigned open_stretches; /* on all CPUs: nearly always none */
 static struct qemu_plugin_scoreboard *instructions;
 static bool one_thread; /* for several vCPUs: QEMU counts for the CPU that translated */
 
@@ -54,7 +55,14 @@ static uint8_t state_of(const struct stretch *s)
 
 static void set_state(struct stretch *s, uint8_t state)
 {
+    int more = (state == STRETCH_OPEN) - (state_of(s) == STRETCH_OPEN);
+    __atomic_fetch_add(&open_stretches, (unsigned)more, __ATOMIC_RELAXED);
     __atomic_store_n(&s->state, state, __ATOMIC_RELEASE);
+}
+
+bool stretch_is_any_open(void)
+{
+    return __atomic_load_n(&open_stretches, __ATOMIC_RELAXED) != 0;
 }
 
 bool stretch_is_open(unsigned cpu)
