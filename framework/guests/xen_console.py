@@ -15,7 +15,8 @@ _MOST_DOMAINS = 8
 
 _FREE = rb"\n\(XEN\) (?:\[[^\]\r\n]{0,40}\])? {1,8}Dom heap: ([0-9]{1,12})kB free"
 """The key's last line (pagealloc_info() in xen/common/page_alloc.c). Those of guests begin otherwise."""
-_ELSEWHERE = rb"\*\*\* Serial input to (?!Xen)"
+_INPUT = rb"\*\*\* Serial input to ([A-Za-z0-9]{1,20})"
+_ALL = rb"\A.*\Z"
 
 
 class Typable(ConsoleLike, Protocol):
@@ -31,11 +32,20 @@ def free_kib(console: Typable, idle_timeout: float = 10.0) -> int:
 
     Raises BoardError when it does not answer, for one because its console takes no input.
     """
+    # What it said before is no answer.
+    console.expect([_ALL], idle_timeout)
     for _ in range(_MOST_DOMAINS):
-        console.send(_SWITCH + _MEMORY_INFO)
-        match = console.expect([_FREE, _ELSEWHERE], idle_timeout)
-        if match[0].endswith(b"free"):
-            # Back to where it went before: to dom0, where Xen's command line does not say otherwise.
-            console.send(_SWITCH)
-            return int(match[1])
+        if _switch(console, idle_timeout) != b"Xen":
+            continue
+        console.send(_MEMORY_INFO)
+        free = int(console.expect([_FREE], idle_timeout)[1])
+        # Back to where it went before: to dom0, where Xen's command line does not say otherwise.
+        _switch(console, idle_timeout)
+        return free
     raise BoardError("what is typed on its console never comes to Xen", where="console xen")
+
+
+def _switch(console: Typable, idle_timeout: float) -> bytes:
+    """Lead what is typed to the next one in turn; its name."""
+    console.send(_SWITCH)
+    return console.expect([_INPUT], idle_timeout)[1]

@@ -11,7 +11,7 @@ import pytest
 from framework.common.errors import BoardError
 from framework.guests.xen_console import free_kib
 
-INFO = b"\r\n(XEN) [2026-01-01 00:00:09] Physical memory information:\r\n(XEN)     Dom heap: 1843200kB free\r\n"
+INFO = b"\r\n(XEN) [2026-01-01 00:00:09] Physical memory information:\r\n(XEN)     Dom heap: %dkB free\r\n"
 FORGED = b"\r\n(XEN) d1v0 (XEN)     Dom heap: 1kB free\r\n(d2)     Dom heap: 2kB free\r\n"
 TO_XEN, TO_DOM0 = b"\r\n(XEN) *** Serial input to Xen\r\n", b"\r\n(XEN) *** Serial input to DOM0\r\n"
 
@@ -25,15 +25,18 @@ class Console:
         self.at_xen = at_xen
         self.deaf = deaf
         self.said = before
+        self.kib = 0
 
     def send(self, text: bytes) -> None:
         if self.deaf:
             self.said += TO_DOM0
             return
-        self.at_xen = not self.at_xen
-        self.said += TO_XEN if self.at_xen else TO_DOM0
-        if text.endswith(b"m") and self.at_xen:
-            self.said += INFO
+        if text == b"m" and self.at_xen:
+            self.kib += 1
+            self.said += INFO % self.kib
+        elif text != b"m":
+            self.at_xen = not self.at_xen
+            self.said += TO_XEN if self.at_xen else TO_DOM0
 
     def expect(self, patterns: list[bytes], idle_timeout: float) -> re.Match[bytes]:  # noqa: ARG002
         found = [match for pattern in patterns if (match := re.search(pattern, self.said, re.DOTALL))]
@@ -44,8 +47,9 @@ class Console:
 
 @pytest.mark.parametrize("at_xen", [False, True])
 def test_xen_is_asked_wherever_its_input_goes_and_a_guest_cannot_answer(at_xen: bool) -> None:
-    console: Any = Console(at_xen=at_xen, before=FORGED)
-    assert free_kib(console) == 1843200
+    console: Any = Console(at_xen=at_xen, before=FORGED + TO_DOM0 + INFO % 99)
+    # Each answer is to its own question.
+    assert [free_kib(console) for _ in range(3)] == [1, 2, 3]
     assert not console.at_xen
 
 
