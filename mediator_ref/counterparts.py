@@ -18,9 +18,9 @@ from mediator_ref.spec import (
     translate,
 )
 
-_RELEASE = "releases Xen's own memory: a leak shows when the domain is destroyed (LIFE-4)"
+_RELEASE = "releases Xen's own memory: a leak shows in its books (HEAP-1, HEAP-2, BOOK-5)"
 _MAPPING = "maps or unmaps a page of Xen's own: leaves no mark on the SMC interface"
-_LOCKING = "state and locks of a call: leaves no mark on the SMC interface"
+_LOCKING = "state and locks of a call: in flight or not shows in Xen's books (BOOK-4)"
 
 COUNTERPARTS: Mapping[str, Callable[..., Any] | str] = {
     "optee_probe": lifecycle.optee_probe,

@@ -17,6 +17,8 @@ Ground rules for an observer:
 - Addresses: IPA is what the guest calls physical, MA what the machine does, MFN is MA >> 12. Keys of page mappings are
   byte addresses of pages (multiples of 4096), keys of ``mem`` are IPAs, keys of ``shadow`` are MAs.
 - Registers are tuples starting at x0, at least x0..x7 at EL3 and on guest calls; x8..x17 may follow where observed.
+- ``books`` are the hypervisor's own, read at the event: those of the domain that the event is about (for VM_DESTROYED
+  the one that ends).
 - Events and pages are never changed once they are made. Those that come with every record are not frozen dataclasses
   for one reason: these take five times as long to make, and a check makes millions.
 """
@@ -27,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
+
+from mediator_ref.books import Books
 
 PAGE_SIZE = 4096
 
@@ -85,6 +89,7 @@ class GuestCall:
     conduit: str = "hvc"  # "smc" or "hvc"
     imm: int = 0
     aarch32: bool = False
+    books: Books | None = None
 
 
 @dataclass(slots=True)
@@ -107,6 +112,7 @@ class El3Call:
     mem: Mapping[int, PageView] = field(default_factory=dict)
     accesses: Sequence[Access] | None = None
     instructions: int | None = None
+    books: Books | None = None
 
 
 @dataclass(slots=True)
@@ -141,6 +147,7 @@ class GuestReturn:
     undef: bool = False
     accesses: Sequence[Access] | None = None
     instructions: int | None = None
+    books: Books | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,7 @@ class DomainDying:
 
     seq: int
     domid: int
+    books: Books | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,7 @@ class DomainDestroyed:
     domid: int
     leaked_pages: int | None = None
     zombie: bool | None = None
+    books: Books | None = None
 
 
 @dataclass(frozen=True, slots=True)

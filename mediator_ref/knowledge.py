@@ -7,11 +7,13 @@ that of one with the known defects (:class:`~mediator_ref.defect_model.DefectSta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from mediator_ref import abi
+from mediator_ref.books import Lists
 from mediator_ref.defect_model import DefectState, DefectTranslation
 from mediator_ref.domain import Buffer, Domain, StdCall
 from mediator_ref.events import GuestCall, PageView
@@ -30,6 +32,48 @@ class Phase(Enum):
     ANSWER = "the mediator has OP-TEE's answer"
 
 
+@dataclass(frozen=True, slots=True)
+class PageSeen:
+    """References of a page when it was last looked at: ``spare`` are those that neither its allocation nor an entry of
+    the mediator's lists accounts for, ``own`` says whether it was the domain's."""
+
+    spare: int
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeapSeen:
+    """Memory when it was last looked at: the sum of pages that a call does not change, bytes of small objects in use,
+    the entries of the lists, and the number of hypercalls (-1: one was running)."""
+
+    pages: int
+    pool_bytes: int
+    objects: frozenset[tuple[str, int]]
+    hypercalls: int
+
+
+@dataclass(slots=True)
+class BookState:
+    """What the hypervisor's own books of a domain said last.
+
+    ``excess``: what counters had beyond their lists; ``faults``: differences that were reported and are still there
+    (``still``: those that a check under way finds); ``named``: how often lists name a frame; ``held``: these frames,
+    seen when ``held_at`` hypercalls had run; ``pages``: frames that a call names, with that number; ``dying``: memory
+    when the domain's end began; ``differs``: another rule did not hold since the lists were compared.
+    """
+
+    lists: Lists | None = None
+    excess: dict[str, int] = field(default_factory=dict)
+    faults: set[tuple[object, ...]] = field(default_factory=set)
+    still: set[tuple[object, ...]] = field(default_factory=set)
+    named: Counter[int] = field(default_factory=Counter)
+    held: dict[int, PageSeen] = field(default_factory=dict)
+    held_at: int = 0
+    pages: dict[int, tuple[PageSeen, int]] = field(default_factory=dict)
+    dying: HeapSeen | None = None
+    differs: bool = False
+
+
 @dataclass(slots=True)
 class TrackedDomain(Domain):
     """A domain with what only the comparison needs.
@@ -38,6 +82,7 @@ class TrackedDomain(Domain):
     """
 
     defects: DefectState = field(default_factory=DefectState)
+    book: BookState = field(default_factory=BookState)
     activity: int = 0
     in_hypervisor: int = 0
     created: bool = False
@@ -101,8 +146,15 @@ class Pending:
     """Bytes of the guest's pages that the mediator has loaded, by frame."""
     tainted: str = ""
     ignored: bool = False
+    differs: bool = False
+    """A rule did not hold, other than those about the hypervisor's own books."""
     recently_freed: frozenset[int] = frozenset()
     """Shadow pages freed since OP-TEE returned: they may be reused elsewhere, and must not show here."""
+    heap: HeapSeen | None = None
+    since: int = 0
+    """Events of the whole trace when the guest trapped."""
+    steps: int = 0
+    """Events of this call since then."""
 
     @property
     def thread(self) -> int:

@@ -78,6 +78,15 @@ class RuleId(StrEnum):
     LIFE_7 = "LIFE-7"
     LIFE_8 = "LIFE-8"
     LIFE_9 = "LIFE-9"
+    BOOK_1 = "BOOK-1"
+    BOOK_2 = "BOOK-2"
+    BOOK_3 = "BOOK-3"
+    BOOK_4 = "BOOK-4"
+    BOOK_5 = "BOOK-5"
+    REF_1 = "REF-1"
+    REF_2 = "REF-2"
+    HEAP_1 = "HEAP-1"
+    HEAP_2 = "HEAP-2"
     CODE_1 = "CODE-1"
     CODE_2 = "CODE-2"
     CODE_3 = "CODE-3"
@@ -147,6 +156,7 @@ _ISO, _AVAIL, _CORR, _ABI, _CODE = (
 )
 
 R = RuleId
+_LISTS = "the hypervisor's own lists, which need its symbols and debug information"
 
 # fmt: off
 _ROWS = (
@@ -305,6 +315,25 @@ _ROWS = (
     Rule(R.LIFE_9,
          "OP-TEE is told of a domain only after it gave its id, its threads, and that it knows guests",
          _CORR, "Xen optee_probe", ("1.2", "1.9"), ("R20",)),
+    # The hypervisor's own books
+    Rule(R.BOOK_1, "The mediator's counters are those of its lists, and no cookie is in a list twice",
+         _AVAIL, "Xen struct optee_domain", ("1.8",), ("R4", "R18"), needs=_LISTS),
+    Rule(R.BOOK_2, "The buffers a mediator holds for a domain are those OP-TEE may use, page by page",
+         _ISO, "Xen allocate_optee_shm_buf, free_optee_shm_buf", ("1.4", "1.6", "1.7"), ("R8", "R18"), needs=_LISTS),
+    Rule(R.BOOK_3, "The RPC pages a mediator holds for a domain are those OP-TEE may use",
+         _ISO, "Xen allocate_and_pin_shm_rpc, free_shm_rpc", ("1.5", "1.6"), ("R8", "R18"), needs=_LISTS),
+    Rule(R.BOOK_4, "The calls a mediator keeps are those that have not ended, in flight only while a vCPU is in it",
+         _AVAIL, "Xen allocate_std_call, put_std_call, free_std_call", ("1.4", "1.5"), ("R4", "R12"), needs=_LISTS),
+    Rule(R.BOOK_5, "When OP-TEE is told that a domain is gone, the mediator holds nothing for it any more",
+         _AVAIL, "Xen optee_relinquish_resources", ("1.9",), ("R1", "R21"), needs=_LISTS),
+    Rule(R.REF_1, "A guest's page is pinned once for each buffer and RPC page that names it",
+         _ISO, "Xen get_domain_ram_page, put_page", ("1.5", "1.7"), ("R8", "R18"), needs=_LISTS),
+    Rule(R.REF_2, "A page that a call named and no list names any more has the references it had before",
+         _AVAIL, "Xen get_page, put_page", ("1.4", "1.7", "1.9"), ("R8", "R18"), needs=_LISTS),
+    Rule(R.HEAP_1, "A call, refused or not, takes no more of the hypervisor's memory than its lists account for",
+         _AVAIL, "Xen alloc_domheap_pages, xzalloc", ("1.4", "1.5", "1.8"), ("R4", "R18"), needs=_LISTS),
+    Rule(R.HEAP_2, "A domain's end gives back all memory that the mediator took for it",
+         _AVAIL, "Xen optee_relinquish_resources", ("1.9",), ("R1", "R21"), needs=_LISTS),
     # Not observable from outside
     Rule(R.CODE_1, "State and locks are per domain; load of one domain does not hold up another",
          _AVAIL, "review", ("1.8",), ("R5",),
@@ -328,6 +357,9 @@ _ROWS = (
 
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _ROWS}
 """All rules by id, in the order of the dispatch."""
+
+ABOUT_BOOKS = frozenset(rule for rule in RuleId if rule.startswith(("BOOK-", "REF-", "HEAP-")))
+"""Rules about the hypervisor's own books."""
 
 if list(RULES) != list(RuleId) or len(_ROWS) != len(RuleId):
     raise ValueError("the table of rules and RuleId name different rules, or in different order")

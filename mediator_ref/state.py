@@ -14,7 +14,7 @@ from mediator_ref.deviations import DEVIATIONS, Deviation, Mismatch, explain
 from mediator_ref.events import Event, GuestCall, Registers
 from mediator_ref.knowledge import Pending, TrackedDomain
 from mediator_ref.limits import Limits
-from mediator_ref.rules import DeviationId, RuleId
+from mediator_ref.rules import ABOUT_BOOKS, DeviationId, RuleId
 from mediator_ref.spec.outcome import Answer, Expected, Refusal
 from mediator_ref.verdict import Difference, Outcome, Tally, Verdict
 
@@ -94,17 +94,23 @@ class State:
         expected: Expected | Answer | None = None,
         refusal: Refusal | None = None,
         shadow: bytes = b"",
+        domain: TrackedDomain | None = None,
+        cookie: int | None = None,
+        amount: int = 0,
     ) -> DeviationId | None:
         """Record a mismatch: a deviation when one that is listed explains it, else a nonconformance.
 
-        ``expected``, ``refusal`` and ``shadow``: see :class:`~mediator_ref.deviations.Mismatch`. Returns the deviation
-        that explains it, listed or not.
+        ``domain`` is the one concerned, by default the event's. ``expected``, ``refusal``, ``shadow``, ``cookie`` and
+        ``amount``: see :class:`~mediator_ref.deviations.Mismatch`. Returns the deviation that explains it, listed or
+        not.
         """
         domid: int | None = getattr(event, "domid", None)
-        domain = self.domains.get(domid) if domid is not None else None
+        if domain is None:
+            domain = self.domains.get(domid) if domid is not None else None
         fields = frozenset(difference.field for difference in differences)
         concerned = pending.domain if pending is not None else domain
         mismatch = Mismatch(RuleId(rule), event, concerned, pending, fields, expected, refusal, self.threads)
+        mismatch.cookie, mismatch.amount = cookie, amount
         mismatch.assertions = frozenset(self.assertions)
         mismatch.shadow = shadow
         known = next(iter(explain(mismatch)), None)
@@ -113,6 +119,8 @@ class State:
             self.tally.deviations[(rule, listed)] += 1
         else:
             self.tally.fails[rule] += 1
+        if pending is not None and rule not in ABOUT_BOOKS:
+            pending.differs = pending.domain.book.differs = True
         cause: GuestCall | None = pending.event if pending is not None else None
         self.out.append(
             Verdict(

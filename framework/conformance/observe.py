@@ -11,9 +11,11 @@ import struct
 from collections.abc import Sequence
 
 from framework.common.errors import TraceError
+from framework.conformance.books import BOOK_KINDS, Found, books
 from framework.trace.event import Event
 from framework.trace.format import ACCESS, BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
+from mediator_ref.books import Books
 from mediator_ref.events import (
     Access,
     DomainCreated,
@@ -136,7 +138,7 @@ class Observer:
 
     def _rare(self, record: Event, kind: int, seq: int, events: list[RefEvent]) -> None:
         if kind in _DOMAIN_KINDS:
-            self._domain(kind, record.subject, seq, events)
+            self._domain(kind, record, seq, events)
         elif kind == _COUNTERS:
             self._counters(record)
         elif kind != _DOORBELL:
@@ -188,14 +190,14 @@ class Observer:
                 self._unattributed(record, events)
                 return
             vcpu = -1 - record.cpu  # Xen's own calls while no domain runs: one at a time on each processor
-            mem, shadow = _memory(record)
+            mem, shadow, _ = _memory(record)
             made = El3Call if kind == _EL3_CALL else El3Return
             events.append(made(seq, vcpu, None, regs, shadow, mem))
             return
         self._lost_attribution = False
-        mem, shadow = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW)
+        mem, shadow, own = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW, None)
         if kind == _EL3_CALL:
-            events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record)))
+            events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record), own))
         elif kind == _EL3_RETURN:
             events.append(El3Return(seq, vcpu, domid, regs, shadow, mem))
         elif kind == _CALL:
@@ -213,13 +215,14 @@ class Observer:
                     "hvc" if record.raw_flags & _HVC else "smc",
                     record.imm,
                     bool(record.raw_flags & _AARCH32),
+                    own,
                 )
             )
         else:
             called_at = self._calls.pop((domid, vcpu), None)
             # Xen steps over a trapped SMC, the architecture over HVC; anywhere else is an exception vector.
             undef = called_at is not None and record.pc not in (called_at, called_at + _INSTRUCTION)
-            events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef, *_stretch(record)))
+            events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef, *_stretch(record), own))
 
     def _unattributed(self, record: Event, events: list[RefEvent]) -> None:
         """Note a gap, once, for guests' calls without a domain, which cannot be paired with anything."""
@@ -233,7 +236,9 @@ class Observer:
             )
         )
 
-    def _domain(self, kind: int, domid: int, seq: int, events: list[RefEvent]) -> None:
+    def _domain(self, kind: int, record: Event, seq: int, events: list[RefEvent]) -> None:
+        domid = record.subject
+        own = _memory(record)[2] if record.nblocks else None
         if kind == _CREATE:
             # Xen has only begun to create it; OP-TEE may still refuse. It exists once it runs, or is killed.
             self._unannounced.add(domid)
@@ -244,13 +249,14 @@ class Observer:
             self._unannounced.discard(domid)
             events.append(DomainCreated(seq, domid))
         if kind == _KILL:
-            events.append(DomainDying(seq, domid))
+            events.append(DomainDying(seq, domid, own))
         if kind == _DESTROY:
             self._unannounced.discard(domid)
             self._killed.pop(domid, None)
             for key in [key for key in self._calls if key[0] == domid]:
                 del self._calls[key]
-            events.append(DomainDestroyed(seq, domid))
+            left = own.heap.domain_pages if own is not None and own.heap is not None else None
+            events.append(DomainDestroyed(seq, domid, left, books=own))
 
 
 def _at_boot(record: Event) -> bool:
@@ -265,20 +271,23 @@ def _at_boot(record: Event) -> bool:
     return record.kind == _CREATE and record.subject == 0
 
 
-def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
-    """Guest pages by IPA and pages of the hypervisor by MA."""
+def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes], Books | None]:
+    """Guest pages by IPA, pages of the hypervisor by MA, and its own books."""
     raw = record.raw
     at, end = RECORD.size + record.nregs * 8, len(raw)
     mem: dict[int, PageView] = {}
     shadow: dict[int, bytes] = {}
+    own: list[Found] = []
     unpack, head = BLOCK.unpack_from, BLOCK.size
     for _ in range(record.nblocks):
-        kind, flags, _level, _index, size, length, _count, ipa, ma, pte, _cookie = unpack(raw, at)
+        kind, flags, _level, _index, size, length, _count, ipa, ma, pte, cookie = unpack(raw, at)
         start = at + head
         at = start + (length + 7 & ~7)
         if at > end or (length > size and (kind in _GUEST or kind in _SHADOW)):
             raise ValueError("a block lies outside it")
-        if kind in _SHADOW:
+        if kind in BOOK_KINDS:
+            own.append((kind, flags, ma, pte, cookie, raw[start : start + length]))
+        elif kind in _SHADOW:
             if size == PAGE:
                 shadow[ma & ~_OFFSET] = raw[start : start + length].ljust(PAGE, b"\0")
         elif kind in _GUEST:
@@ -290,7 +299,7 @@ def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes]]:
                 mem[page] = PageView(page_kind(pte), ma >> 12, data)
         elif kind == _TRANSLATIONS:
             _translations(raw[start : start + length], mem)
-    return mem, shadow
+    return mem, shadow, books(own) if own else None
 
 
 def _translations(data: bytes, mem: dict[int, PageView]) -> None:

@@ -29,6 +29,7 @@ GROUPS = {
     **dict.fromkeys(("FETCH", "TIME"), "Guest memory and time"),
     "ISO": "Isolation",
     "LIFE": "Life of a domain",
+    **dict.fromkeys(("BOOK", "REF", "HEAP"), "The hypervisor's own books"),
     "CODE": "Not observable from outside",
 }
 """Headings by the first part of a rule's id."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from framework.conformance.books import blocks_of
 from framework.trace.format import ACCESS, PAGE, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from framework.trace.writer import Writer, pack_block, pack_record
 from mediator_ref import abi
@@ -37,7 +38,7 @@ def record_of(event: Event, seq: int) -> bytes | None:
                 Kind.GUEST_CALL,
                 seq,
                 event.regs,
-                _blocks(_named(event), {}),
+                _blocks(_named(event), {}) + blocks_of(event.books),
                 flags=flags,
                 domain=event.domid,
                 vcpu=event.vcpu,
@@ -50,7 +51,7 @@ def record_of(event: Event, seq: int) -> bytes | None:
                 Kind.GUEST_RETURN,
                 seq,
                 event.regs,
-                _stretch(event) + _blocks(event.mem, {}),
+                _stretch(event) + _blocks(event.mem, {}) + blocks_of(event.books),
                 domain=event.domid,
                 vcpu=event.vcpu,
                 pc=pc,
@@ -60,14 +61,14 @@ def record_of(event: Event, seq: int) -> bytes | None:
             kind = Kind.EL3_CALL if isinstance(event, El3Call) else Kind.EL3_RETURN
             blocks = _blocks(event.mem, event.shadow)
             if isinstance(event, El3Call):
-                blocks = _stretch(event) + blocks
+                blocks = _stretch(event) + blocks + blocks_of(event.books)
             return pack_record(kind, seq, event.regs, blocks, domain=event.domid, vcpu=vcpu)
         case DomainCreated():
             return pack_record(Kind.DOMAIN_CREATE, seq, (0,), imm=event.domid)
         case DomainDying():
-            return pack_record(Kind.DOMAIN_KILL, seq, (0,), imm=event.domid)
+            return pack_record(Kind.DOMAIN_KILL, seq, (0,), blocks_of(event.books), imm=event.domid)
         case DomainDestroyed():
-            return pack_record(Kind.DOMAIN_DESTROY, seq, (0,), imm=event.domid)
+            return pack_record(Kind.DOMAIN_DESTROY, seq, (0,), blocks_of(event.books), imm=event.domid)
         case _:
             return None
 

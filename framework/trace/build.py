@@ -24,6 +24,8 @@ _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-s
 _LIBRARIES = ("-lpthread", "-ldl")
 _NAME = "medcheck_trace.so"
 _LAYOUT = "layout.json"
+_READERS = tuple(sha256((SOURCES.parent / name).read_bytes()).hexdigest() for name in ("xen_symbols.py", "xen_code.py"))
+"""What a layout is made by: another reader may find more."""
 
 
 class Cache(Protocol):
@@ -50,7 +52,7 @@ def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
         layout = XenLayout.load(xen_syms).to_json()
         (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
 
-    path = cache.get("xen-layout", {"xen_syms": xen_syms, "version": 3}, build) / _LAYOUT
+    path = cache.get("xen-layout", {"xen_syms": xen_syms, "readers": _READERS}, build) / _LAYOUT
     return XenLayout.from_json(json.loads(path.read_text(encoding="ascii")))
 
 
@@ -87,6 +89,10 @@ def _inputs(compiler: str) -> dict[str, object]:
 def coverage_beside(trace: Path) -> Path:
     """The file that the coverage of a trace's board goes to: ``board.coverage`` beside ``board.trace``."""
     return trace.with_suffix(".coverage")
+
+
+_BY_NAME = (Sense.READS, Sense.TIME, Sense.BOOKS, Sense.FRAMES, Sense.HEAP)
+"""Senses that the plugin has a switch for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,7 @@ class PluginOptions:
         ]
         if self.label:
             found.append(f"label={self.label}")
-        found += [f"{sense}=on" for sense in (Sense.READS, Sense.TIME) if sense in self.senses]
+        found += [f"{sense}=on" for sense in _BY_NAME if sense in self.senses]
         if self.xen is not None:
             found += self.xen.arguments()
             if self.coverage is not None:

@@ -29,7 +29,8 @@ _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
 _BLOCK_KINDS = frozenset(BlockKind)
 _KINDS = frozenset(Kind)
-_PAGES = frozenset(BlockKind) - {
+_WORDS = frozenset({BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP})
+_PAGES = frozenset(BlockKind) - _WORDS - {
     BlockKind.TRANSLATIONS, BlockKind.GUEST_ALLOC, BlockKind.TEXT, BlockKind.ACCESSES, BlockKind.INSTRUCTIONS,
 }  # fmt: skip
 _NUMBER = struct.Struct("<Q")
@@ -302,6 +303,10 @@ class Event:
                 block.accesses()
             elif block.kind == BlockKind.INSTRUCTIONS:
                 block.instructions()
+            elif block.kind in _WORDS and len(block.data) % 8:
+                raise self._malformed(
+                    f"a {block.kind.name} block of {len(block.data)} bytes is no whole number of words"
+                )
             elif block.kind in _PAGES and block.readable and not block.is_page:
                 raise self._malformed(f"a {block.kind.name} block holds {block.size} bytes, which are no page")
 

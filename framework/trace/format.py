@@ -8,7 +8,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 MAJOR = 1
-MINOR = 1
+MINOR = 2
 SEGMENT_MAGIC = b"MEDTRACE"
 CHUNK_MAGIC = b"MTCK"
 
@@ -80,6 +80,9 @@ class BlockKind(IntEnum):
     TEXT = 9
     ACCESSES = 16
     INSTRUCTIONS = 17
+    BOOKS = 20
+    FRAMES = 21
+    HEAP = 22
 
 
 class BlockFlag(IntFlag):

@@ -16,12 +16,16 @@ class Sense(StrEnum):
     """One sense of the trace plugin.
 
     ``COVERAGE``: which instructions of the mediator ran. ``READS``: what EL2 reads and writes of a guest's pages.
-    ``TIME``: how many instructions EL2 takes.
+    ``TIME``: how many instructions EL2 takes. ``BOOKS``: the lists that Xen keeps of a domain's calls, RPC pages and
+    buffers. ``FRAMES``: the references of the pages that they and the calls name. ``HEAP``: free memory of Xen's.
     """
 
     COVERAGE = "coverage"
     READS = "reads"
     TIME = "time"
+    BOOKS = "books"
+    FRAMES = "frames"
+    HEAP = "heap"
 
 
 ALL = frozenset(Sense)

@@ -2,8 +2,8 @@
 """Addresses and offsets in Xen that the plugin needs, from the symbols and DWARF of ``xen-syms``.
 
 Used to attribute an event to a domain independently of the mediator, and to see domains come and go. Nothing
-here depends on the mediator's behaviour; ``struct optee_domain`` and ``struct shm_rpc`` are read only to find
-the RPC buffers that guests handed out before a trace began (a restored board).
+here depends on the mediator's behaviour. Its own lists (``struct optee_domain``) are read to find the RPC buffers
+that guests handed out before a trace began (a restored board), and recorded as they are, for the rules about them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,45 @@ _TEE_OFFSETS = {
     "xen_rpc_gfn": ("shm_rpc", ("gfn",)),
     "xen_rpc_cookie": ("shm_rpc", ("cookie",)),
 }
+_BOOK_SYMBOLS = {"xen_heap_free": "total_avail_pages", "xen_heap_pool": "xenpool"}
+_PDX_SYMBOL = "pfn_pdx_hole_shift"
+"""Present in a Xen that may compress page numbers (``CONFIG_PDX_COMPRESSION``); whether it does is known once it
+runs."""
+_BOOK_OFFSETS = {
+    "xen_domain_pages": ("domain", ("tot_pages",)),
+    "xen_p2m_root": ("domain", ("arch", "p2m", "root")),
+    "xen_p2m_vttbr": ("domain", ("arch", "p2m", "vttbr")),
+    "xen_page_count": ("page_info", ("count_info",)),
+    "xen_page_owner": ("page_info", ("v", "inuse", "domain")),
+    "xen_tee_calls": ("optee_domain", ("call_list",)),
+    "xen_tee_bufs": ("optee_domain", ("optee_shm_buf_list",)),
+    "xen_tee_call_count": ("optee_domain", ("call_count",)),
+    "xen_tee_buf_count": ("optee_domain", ("optee_shm_buf_count",)),
+    "xen_tee_buf_pages": ("optee_domain", ("optee_shm_buf_pages",)),
+    "xen_call_list": ("optee_std_call", ("list",)),
+    "xen_call_shadow": ("optee_std_call", ("xen_arg_pg",)),
+    "xen_call_ipa": ("optee_std_call", ("guest_arg_ipa",)),
+    "xen_call_thread": ("optee_std_call", ("optee_thread_id",)),
+    "xen_call_in_flight": ("optee_std_call", ("in_flight",)),
+    "xen_rpc_page": ("shm_rpc", ("guest_page",)),
+    "xen_rpc_shadow": ("shm_rpc", ("xen_arg_pg",)),
+    "xen_buf_list": ("optee_shm_buf", ("list",)),
+    "xen_buf_cookie": ("optee_shm_buf", ("cookie",)),
+    "xen_buf_count": ("optee_shm_buf", ("page_cnt",)),
+    "xen_buf_shadow": ("optee_shm_buf", ("pg_list",)),
+    "xen_buf_order": ("optee_shm_buf", ("pg_list_order",)),
+    "xen_buf_pages": ("optee_shm_buf", ("pages",)),
+}
+_BOOK_SIZES = {"xen_page_size": "page_info", "xen_call_size": "optee_std_call", "xen_rpc_size": "shm_rpc"}
+_POOL_OFFSETS = {
+    "xen_pool_used": ("xmem_pool", ("used_size",)),
+    "xen_pool_regions": ("xmem_pool", ("num_regions",)),
+    "xen_pool_header": ("bhdr", ("ptr",)),
+}
 _TEE_UNIT = "tee/optee.c"
 _CORE_UNIT = "common/domain.c"
 _DISPATCH_UNIT = "tee/tee.c"
+_POOL_UNIT = "common/xmalloc_tlsf.c"
 _ACTIVE = "cur_mediator"
 """The static of tee/tee.c that says which mediator is active; firmware/sci.c has another one of the same name."""
 _OP_ADDR, _OP_ADDRX = 0x03, 0xA1
@@ -76,13 +112,16 @@ _T = TypeVar("_T")
 class XenLayout:
     """Addresses and offsets for the plugin; ``tee`` is empty when this Xen has no OP-TEE mediator.
 
-    ``core`` and ``tee`` map plugin argument names (``xen_vcpu_domain``, ...) to numbers. ``code`` is the mediator's
-    code.
+    ``core``, ``tee`` and ``books`` map plugin argument names (``xen_vcpu_domain``, ...) to numbers. ``code`` is the
+    mediator's code. ``books`` is what the senses for Xen's lists, page references and memory need; when a part of it is
+    missing in this version of Xen it is empty, and ``without_books`` says what.
     """
 
     core: dict[str, int]
     tee: dict[str, int]
     code: MediatorCode = field(default_factory=MediatorCode)
+    books: dict[str, int] = field(default_factory=dict)
+    without_books: str = ""
 
     @classmethod
     def load(cls, xen_syms: Path, *, cpu_s: int = CPU_S) -> XenLayout:
@@ -130,17 +169,20 @@ class XenLayout:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries and lists."""
-        return {"core": self.core, "tee": self.tee, "code": self.code.to_json()}
+        books = {"books": self.books, "without_books": self.without_books}
+        return {"core": self.core, "tee": self.tee, "code": self.code.to_json(), **books}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> XenLayout:
         """Read what :meth:`to_json` made."""
-        return cls(core=data["core"], tee=data["tee"], code=MediatorCode.from_json(data["code"]))
+        code = MediatorCode.from_json(data["code"])
+        return cls(data["core"], data["tee"], code, data["books"], data["without_books"])
 
     def arguments(self) -> tuple[str, ...]:
         """The plugin's ``key=value`` arguments."""
-        numbers = [f"{name}={value:#x}" for name, value in (self.core | self.tee).items()]
-        return ("xen=on", f"xen_tee={'on' if self.tee else 'off'}", *numbers)
+        numbers = [f"{name}={value:#x}" for name, value in (self.core | self.tee | self.books).items()]
+        known = (("xen_tee", self.tee), ("xen_books", self.books))
+        return ("xen=on", *(f"{name}={'on' if found else 'off'}" for name, found in known), *numbers)
 
 
 class _Budget:
@@ -166,7 +208,9 @@ class _Budget:
 def _parse(stream: Any, where: str, budget: _Budget) -> XenLayout:
     elf = ELFFile(stream)
     _check_sections(elf, os.fstat(stream.fileno()).st_size, where, budget)
-    core = _symbols(elf, where)
+    symbols = _symbols(elf, where)
+    core = _wanted(symbols, _SYMBOLS, where)
+    core |= {argument: symbols[name] for argument, name in _OPTIONAL.items() if name in symbols}
     units = _units(elf, where, budget)
     unit = units.get(_TEE_UNIT) or units.get(_CORE_UNIT)
     if unit is None:
@@ -174,14 +218,37 @@ def _parse(stream: Any, where: str, budget: _Budget) -> XenLayout:
     structs = _structs(unit, budget)
     core |= {name: _offset(structs, *path, budget) for name, path in _OFFSETS.items()}
     tee: dict[str, int] = {}
+    books: dict[str, int] = {}
+    without = "this Xen has no OP-TEE mediator"
     if _TEE_UNIT in units:
         tee = {name: _offset(structs, *path, budget) for name, path in _TEE_OFFSETS.items()}
         tee |= _active_mediator(units, budget)
-    if not all(type(value) is int and value in _NUMBER for value in (core | tee).values()):
+        try:
+            books, without = _books(symbols, units, structs, budget), ""
+            if "xen_mediator" not in tee:
+                books, without = {}, "which mediator is active cannot be told"
+        except TraceError as error:
+            without = error.what
+    if not all(type(value) is int and value in _NUMBER for value in (core | tee | books).values()):
         raise TraceError("a symbol or offset is no number of 64 bits", where=where, hint=_HINT)
     dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
     code = mediator_code(elf, dwarf, (units[name] for name in UNITS if name in units), budget)
-    return XenLayout(core=core, tee=tee, code=code)
+    return XenLayout(core, tee, code, books, without)
+
+
+def _books(
+    symbols: Mapping[str, int], units: Mapping[str, Any], structs: Mapping[str, Any], budget: _Budget
+) -> dict[str, int]:
+    """What the plugin needs for Xen's own books. Raises :class:`TraceError` when this Xen lacks a part of it."""
+    if _POOL_UNIT not in units:
+        raise TraceError(f"{_POOL_UNIT} has no debug information", where=budget.where)
+    found = _wanted(symbols, _BOOK_SYMBOLS, budget.where)
+    found |= {name: _offset(structs, *path, budget) for name, path in _BOOK_OFFSETS.items()}
+    found |= {name: _size(structs, struct_name, budget) for name, struct_name in _BOOK_SIZES.items()}
+    pool = _structs(units[_POOL_UNIT], budget)
+    found |= {name: _offset(pool, *path, budget) for name, path in _POOL_OFFSETS.items()}
+    found["xen_pdx_hole"] = symbols.get(_PDX_SYMBOL, 0)
+    return found
 
 
 def _check_sections(elf: Any, size: int, where: str, budget: _Budget) -> None:
@@ -200,7 +267,7 @@ def _check_sections(elf: Any, size: int, where: str, budget: _Budget) -> None:
 
 
 def _symbols(elf: Any, where: str) -> dict[str, int]:
-    """The symbols' values, from the table itself: looked up by name the library reads every name of the file."""
+    """Values of the symbols that matter, by name, from the table itself: the library reads every name of the file."""
     table = elf.get_section_by_name(".symtab")
     if table is None or table["sh_type"] != "SHT_SYMTAB":
         raise TraceError("the file has no symbol table", where=where, hint="use xen-syms, not xen")
@@ -209,14 +276,19 @@ def _symbols(elf: Any, where: str) -> dict[str, int]:
     for name, *_, value, _ in _SYMBOL.iter_unpack(data[: len(data) // _SYMBOL.size * _SYMBOL.size]):
         values.setdefault(name, value)
     found = {}
-    for argument, name in (_SYMBOLS | _OPTIONAL).items():
+    for name in (*_SYMBOLS.values(), *_OPTIONAL.values(), *_BOOK_SYMBOLS.values(), _PDX_SYMBOL):
         value = next((values[at] for at in _places(names, name.encode()) if at in values), None)
-        if value is None and argument in _OPTIONAL:
-            continue
-        if value is None:
-            raise TraceError(f"no symbol {name}", where=where, hint="is this the xen-syms of an arm64 Xen?")
-        found[argument] = value
+        if value is not None:
+            found[name] = value
     return found
+
+
+def _wanted(symbols: Mapping[str, int], names: Mapping[str, str], where: str) -> dict[str, int]:
+    """Values of some symbols by the plugin's argument name."""
+    for name in names.values():
+        if name not in symbols:
+            raise TraceError(f"no symbol {name}", where=where, hint="is this the xen-syms of an arm64 Xen?")
+    return {argument: symbols[name] for argument, name in names.items()}
 
 
 def _places(names: bytes, name: bytes) -> Iterator[int]:
@@ -232,7 +304,7 @@ def _units(elf: Any, where: str, budget: _Budget) -> dict[str, Any]:
     if not elf.has_dwarf_info():
         raise TraceError("the file has no debug information", where=where, hint="build Xen with CONFIG_DEBUG_INFO=y")
     dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
-    wanted = {_CORE_UNIT, *UNITS}
+    wanted = {_CORE_UNIT, _POOL_UNIT, *UNITS}
     units = list(budget.steps(dwarf.iter_CUs(), _UNITS))
     places = set(budget.steps(_places_of_names(elf, wanted)))
     likely = [unit for unit in budget.steps(units) if _may_have_name(dwarf, unit, places)]
@@ -283,7 +355,14 @@ def _members(struct: Any, budget: _Budget) -> Iterator[tuple[str | None, int, An
             yield _name(child), offset.value if offset else 0, child
 
 
-def _offset(structs: dict[str, Any], struct_name: str, path: tuple[str, ...], budget: _Budget) -> int:
+def _size(structs: Mapping[str, Any], struct_name: str, budget: _Budget) -> int:
+    size = structs[struct_name].attributes.get("DW_AT_byte_size") if struct_name in structs else None
+    if size is None:
+        raise TraceError(f"no size of struct {struct_name} in the debug information", where=budget.where)
+    return int(size.value)
+
+
+def _offset(structs: Mapping[str, Any], struct_name: str, path: tuple[str, ...], budget: _Budget) -> int:
     if struct_name not in structs:
         raise TraceError(f"no struct {struct_name} in the debug information", where=budget.where)
     total, die = 0, structs[struct_name]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mediator_ref import abi
-from mediator_ref.compare import call_return, fast_call, lifecycle, rpc, std_call
+from mediator_ref.compare import books, call_return, fast_call, lifecycle, rpc, std_call
 from mediator_ref.compare.checks import check_client_id, check_guest_regs, register_differences
 from mediator_ref.compare.effort import check_instructions
 from mediator_ref.compare.guest_access import check_accesses
@@ -38,6 +38,7 @@ def guest_call(state: State, event: GuestCall) -> None:
     if domain.tee is None and not domain.history_unknown:
         domain.tee = False  # seen from its beginning, and OP-TEE was never told of it
     _enter(pending)
+    books.called(state, pending, event)
     state.pending[key] = pending
 
 
@@ -104,6 +105,7 @@ def el3_call(state: State, event: El3Call) -> None:
     check_accesses(state, pending, event)
     check_instructions(state, pending, event)
     _leave(pending)
+    books.handed_over(state, pending, event)
     pending.phase = _OPTEE
     if pending.ignored:
         state.fail(_DISP_5, event, "a call of another owner reached the trusted OS", pending=pending)
@@ -186,6 +188,7 @@ def el3_return(state: State, event: El3Return) -> None:
     if pending.phase is not _OPTEE:
         return
     pending.phase = _ANSWER
+    pending.steps += 1
     _enter(pending)
     pending.base = event.mem
     pending.returned = event.regs
@@ -227,6 +230,7 @@ def guest_return(state: State, event: GuestReturn) -> None:
         state.unchecked(_DISP_5, pending.tainted, event)
     else:
         call_return.guest_answered(state, pending, event)
+    books.answered(state, pending, event)
 
 
 def _not_forwarded(state: State, pending: Pending, event: GuestReturn) -> None:

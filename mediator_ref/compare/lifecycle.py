@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from mediator_ref import abi
+from mediator_ref.books import Lists
+from mediator_ref.compare import books
 from mediator_ref.describe import describe_call
 from mediator_ref.events import (
     DomainCreated,
@@ -17,7 +19,7 @@ from mediator_ref.events import (
     Registers,
     Start,
 )
-from mediator_ref.knowledge import Phase, TrackedDomain
+from mediator_ref.knowledge import BookState, Phase, TrackedDomain
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.lifecycle import (
     optee_client_id,
@@ -75,7 +77,8 @@ def _vm_created(state: State, event: El3Call, client: int) -> None:
     if known is not None and known.created and not known.destroyed and not known.refused:
         state.fail(RuleId.LIFE_1, event, f"domain {domid} was created already")
         return
-    state.domains[domid] = TrackedDomain(domid)
+    domain = state.domains[domid] = TrackedDomain(domid)
+    domain.book.lists = Lists()
     _check_arguments(state, event, RuleId.LIFE_1, optee_domain_init(domid))
 
 
@@ -113,6 +116,7 @@ def _vm_destroyed(state: State, event: El3Call, client: int) -> None:
     else:
         state.ok(RuleId.LIFE_8)
     _check_arguments(state, event, RuleId.LIFE_2, optee_relinquish_resources(domid))
+    books.vm_destroyed(state, event, domain)
     domain.destroyed = True
     state.assertions |= domain.defects.assertions()
     _forget(state, domain)
@@ -164,6 +168,7 @@ def domain_dying(state: State, event: DomainDying) -> None:
     domain = state.domains.get(event.domid)
     if domain is not None:
         domain.dying = True
+        books.dying(event, domain)
 
 
 def domain_destroyed(state: State, event: DomainDestroyed) -> None:
@@ -172,6 +177,7 @@ def domain_destroyed(state: State, event: DomainDestroyed) -> None:
     if domain is not None and domain.created and not domain.destroyed:
         state.fail(RuleId.LIFE_2, event, f"OP-TEE was never told (client id {optee_client_id(event.domid)})")
     if domain is not None:
+        books.destroyed(state, event, domain)
         if domain.destroyed and not domain.called_after_death:
             state.ok(RuleId.LIFE_3)
         _forget(state, domain)
@@ -216,6 +222,7 @@ def gap(state: State, event: Gap) -> None:
     state.shadow_pages.clear()
     for domain in state.domains.values():
         domain.forget()
+        domain.book = BookState()
         domain.history_unknown = state.mid_stream
         domain.in_hypervisor = 0
         # It may have died and come again meanwhile.

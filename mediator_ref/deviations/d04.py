@@ -16,6 +16,8 @@ def _explains(m: Mismatch) -> bool:
     if m.rule is RuleId.STD_1:
         lost = m.domain is not None and no_thread_left(m.domain, m.domain.defects, m.threads)
         return lost and m.x0_of_guest() is not None
+    if m.rule is RuleId.BOOK_4:
+        return m.domain is not None and m.domain.defects.lost_calls > 0 and "calls in flight" in m.fields
     if m.pending is None or not replies_from_another_page(m.pending):
         return False
     another = m.pending.arg_ipa in m.pending.domain.rpcs
@@ -36,7 +38,7 @@ def _left_alone(m: Mismatch) -> bool:
 
 D4 = Deviation(
     id=DeviationId.D4,
-    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.RPC_10, RuleId.RPC_12, RuleId.STD_1, RuleId.LIFE_7),
+    rules=(RuleId.RPC_4, RuleId.RPC_7, RuleId.RPC_10, RuleId.RPC_12, RuleId.STD_1, RuleId.LIFE_7, RuleId.BOOK_4),
     title="the reply's page is looked up by the guest's x1:x2; an unknown cookie loses the call",
     condition=(
         "x1:x2 name no RPC page, and no register is changed (RPC-7); or another one, and the shadow of the request is "

@@ -10,7 +10,7 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 D5 = Deviation(
     id=DeviationId.D5,
-    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8),
+    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.BOOK_2),
     title="buffers translated before a parameter that failed stay registered",
     condition="buffers left by failed calls fill the slots or hold the cookie",
     where="handle_std_call",

@@ -20,6 +20,8 @@ def _explains(m: Mismatch) -> bool:
     if isinstance(m.observed, FrameReleased):
         mfn = m.observed.mfn
         return any(rpc.mfn == mfn and rpc.cookie in released for rpc in m.domain.rpcs.values())
+    if m.rule is RuleId.BOOK_3:
+        return m.cookie in released or m.cookie in m.domain.defects.duplicate_cookies
     if m.rule is RuleId.RPC_2:
         return isinstance(m.expected, Offer) and m.expected.reason != "" and m.expected.cookie in released
     return True
@@ -27,7 +29,7 @@ def _explains(m: Mismatch) -> bool:
 
 D13 = Deviation(
     id=DeviationId.D13,
-    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10, RuleId.STD_1),
+    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10, RuleId.STD_1, RuleId.BOOK_3),
     title="OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
     condition="an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
     where="handle_rpc_func_alloc, free_shm_rpc",

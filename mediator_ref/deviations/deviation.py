@@ -21,6 +21,7 @@ class Mismatch:
     ``fields`` are those that differ, in the ABI's words. ``expected`` is the result of the specification; ``refusal``
     the refusal of a buffer that only a correct mediator, or only one with known defects, would make. ``assertions``:
     deviations that domains had shown when they ended. ``shadow``: the RPC shadow OP-TEE found, for a guest's reply.
+    ``cookie`` and ``amount``: of the entry of the mediator's lists that differs, and by how much a counter does.
     """
 
     rule: RuleId
@@ -33,6 +34,8 @@ class Mismatch:
     threads: int | None = None
     assertions: frozenset[DeviationId] = frozenset()
     shadow: bytes = b""
+    cookie: int | None = None
+    amount: int = 0
 
     @property
     def call(self) -> StdCall | None:
@@ -115,6 +118,8 @@ def released_by(deviation: DeviationId, m: Mismatch) -> bool:
 
 def breaks_accounting(deviation: DeviationId, m: Mismatch) -> bool:
     """Decide on a deviation that releases buffers too early or keeps them too long."""
+    if m.rule is RuleId.BOOK_2:
+        return m.domain is not None and m.domain.defects.deviation_by_cookie.get(m.cookie or 0) == deviation
     return released_by(deviation, m) if m.rule is RuleId.MEM_10 else disputed_by(deviation, m)
 
 

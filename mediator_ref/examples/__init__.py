@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mediator_ref.examples import calls, entry, lifecycle, memory, rpc, stretches
+from mediator_ref.examples import books, calls, entry, lifecycle, memory, rpc, stretches
 from mediator_ref.examples.mutate import Example
 
 EXAMPLES: Mapping[str, Example] = {
     example.rule: example
-    for module in (entry, calls, memory, rpc, lifecycle, stretches)
+    for module in (entry, calls, memory, rpc, lifecycle, books, stretches)
     for example in (make() for make in module.EXAMPLES)
 }
 """Examples by rule id."""

@@ -6,7 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn, PageView
+from mediator_ref.events import (
+    DomainDestroyed,
+    DomainDying,
+    El3Call,
+    El3Return,
+    Event,
+    GuestCall,
+    GuestReturn,
+    PageView,
+)
 from mediator_ref.limits import Limits
 from mediator_ref.simulator.board import Board
 
@@ -84,6 +93,16 @@ def with_shadow_bytes(
     old = event.shadow[ma]
     shadow = {**event.shadow, ma: old[:offset] + data + old[offset + len(data) :]}
     return [*events[:at], replace(event, shadow=shadow), *events[at + 1 :]]
+
+
+def without_books(events: list[Event]) -> list[Event]:
+    """The trace without the hypervisor's own books, which would show a fault sooner."""
+    return [
+        replace(event, books=None)
+        if isinstance(event, GuestCall | El3Call | GuestReturn | DomainDying | DomainDestroyed)
+        else event
+        for event in events
+    ]
 
 
 def until(events: list[Event], kind: type[Carrier], nth: int = -1) -> list[Event]:

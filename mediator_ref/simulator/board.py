@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mediator_ref import abi
+from mediator_ref.books import Books, Heap, HeldBuffer, HeldCall, HeldRpc, Lists, frame_word
 from mediator_ref.events import (
     PAGE_SIZE,
     DomainCreated,
@@ -21,12 +22,14 @@ from mediator_ref.events import (
     Start,
 )
 from mediator_ref.limits import Limits
-from mediator_ref.simulator.mediator import DomainContext, Handler, Mediator
+from mediator_ref.simulator.mediator import DomainContext, Handler, Mediator, StdCall
 from mediator_ref.simulator.optee import Optee
 from mediator_ref.simulator.world import World
 
 ARG, RPC, LIST, DATA = 0x4000_0000, 0x4001_0000, 0x4002_0000, 0x4003_0000
 """Where simulated guests keep argument pages, RPC pages, page lists and data."""
+_MEMORY, _OBJECT = 1 << 16, 64
+"""Pages of the machine, and bytes of an entry of a list."""
 
 EFFORT = 1000
 """Instructions that the mediator seems to take at once."""
@@ -55,6 +58,7 @@ class Board:
     events: list[Event] = field(default_factory=list)
     inflight: dict[tuple[int, int], InFlight] = field(default_factory=dict)
     seq: int = 0
+    hypercalls: int = 0
 
     def __post_init__(self) -> None:
         self.mediator = Mediator(self.world, self.threads, self.limits, self.defects)
@@ -72,7 +76,8 @@ class Board:
 
     def hypervisor_smc(self, regs: tuple[int, ...], domid: int | None = 0) -> tuple[int, ...]:
         """A call of the hypervisor's own."""
-        self._emit(El3Call(self._next(), 0, domid, regs))
+        books = self.books(regs[1] - 1) if regs[0] == abi.VM_DESTROYED and regs[1] else None
+        self._emit(El3Call(self._next(), 0, domid, regs, books=books))
         answer = self.optee.call(regs)
         self._emit(El3Return(self._next(), 0, domid, answer))
         return answer
@@ -96,17 +101,19 @@ class Board:
         for owner, vcpu in list(self.inflight):
             while owner == domid and (owner, vcpu) in self.inflight:
                 self.leave(owner, vcpu)
-        self._emit(DomainDying(self._next(), domid))
+        self._emit(DomainDying(self._next(), domid, self.books(domid)))
         heap = len(self.world.heap)
         own = self.held(domid)
         self.mediator.relinquish(domid)
         self.hypervisor_smc((abi.VM_DESTROYED, domid + 1, 0, 0, 0, 0, 0, 0))
+        del self.mediator.domains[domid]
+        self.hypercalls += 1
         frames = [mfn for mfn, _ in self.world.p2m.pop(domid).values()]
         zombie = any(self.world.refs[mfn] for mfn in frames)
         for mfn in frames:
             self.world.owner.pop(mfn, None)
         leaked = own - (heap - len(self.world.heap))
-        self._emit(DomainDestroyed(self._next(), domid, leaked, zombie))
+        self._emit(DomainDestroyed(self._next(), domid, leaked, zombie, Books(domid, context=False)))
 
     def held(self, domid: int) -> int:
         """Heap pages held for a domain."""
@@ -116,15 +123,55 @@ class Board:
     def balloon(self, domid: int, ipa: int) -> None:
         """The guest gives a page back."""
         mfn = self.world.unmap(domid, ipa)
+        self.hypercalls += 1
         if mfn is not None:
             self._emit(FrameReleased(self._next(), domid, mfn))
+
+    # The mediator's own books
+
+    def books(self, domid: int) -> Books | None:
+        """What an observer reads of a domain's lists, of all pages of the domain, and of free memory."""
+        ctx = self.mediator.domains.get(domid)
+        if ctx is None:
+            return None
+        lists = Lists(
+            tuple(_held_call(call, n) for n, call in enumerate(ctx.calls)),
+            tuple(
+                HeldRpc(cookie, rpc.ipa // PAGE_SIZE, self._frame(rpc.frame, domid), _shadow(rpc.shadow))
+                for cookie, rpc in ctx.rpcs.items()
+            ),
+            tuple(
+                HeldBuffer(
+                    buf.cookie,
+                    max(len(buf.lists) - 1, 0).bit_length(),
+                    _shadow(buf.lists[0]) if buf.lists else 0,
+                    tuple(self._frame(mfn, domid) for mfn in buf.frames),
+                )
+                for buf in ctx.bufs.values()
+            ),
+            len(ctx.calls),
+            len(ctx.bufs),
+            ctx.pages,
+        )
+        owned = [mfn for mfn, owner in self.world.owner.items() if owner == domid]
+        frames = tuple(self._frame(mfn, domid) for mfn in owned)
+        free = _MEMORY - len(self.world.heap) - len(self.world.owner)
+        objects = sum(len(c.calls) + len(c.rpcs) + len(c.bufs) for c in self.mediator.domains.values())
+        heap = Heap(free, 0, _OBJECT * objects, len(owned))
+        return Books(domid, True, lists, frames, heap, self.hypercalls)
+
+    def _frame(self, mfn: int, domid: int) -> int:
+        mapped = any(mfn == frame for frame, _ in self.world.p2m.get(domid, {}).values())
+        own = self.world.owner.get(mfn) == domid
+        return frame_word(mfn, self.world.refs[mfn] + mapped, allocated=mapped, own=own)
 
     # Calls
 
     def trap(self, domid: int, vcpu: int, regs: Sequence[int]) -> None:
         """The guest traps; the mediator runs up to EL3 or to its answer."""
         full = [*regs, *([0] * (8 - len(regs))), *range(0x108, 0x112)]
-        self._emit(GuestCall(self._next(), vcpu, domid, tuple(full), self.world.view(domid)))
+        view, books = self.world.view(domid), self.books(domid)
+        self._emit(GuestCall(self._next(), vcpu, domid, tuple(full), view, books=books))
         flight = self.inflight[(domid, vcpu)] = InFlight(self.mediator.handle(domid, full), full)
         self._advance(domid, vcpu, flight, None)
 
@@ -141,13 +188,15 @@ class Board:
             flight.el3 = next(flight.handler) if answer is None else flight.handler.send(answer)
         except StopIteration:
             del self.inflight[(domid, vcpu)]
-            regs, view = tuple(flight.regs), self.world.view(domid)
+            regs, view, books = tuple(flight.regs), self.world.view(domid), self.books(domid)
+            touched = self.world.touched()
             self._emit(
-                GuestReturn(self._next(), vcpu, domid, regs, view, accesses=self.world.touched(), instructions=EFFORT)
+                GuestReturn(self._next(), vcpu, domid, regs, view, accesses=touched, instructions=EFFORT, books=books)
             )
             return
-        shadow, view = self.world.shadow(), self.world.view(domid)
-        self._emit(El3Call(self._next(), vcpu, domid, flight.el3, shadow, view, self.world.touched(), EFFORT))
+        shadow, view, books = self.world.shadow(), self.world.view(domid), self.books(domid)
+        touched = self.world.touched()
+        self._emit(El3Call(self._next(), vcpu, domid, flight.el3, shadow, view, touched, EFFORT, books))
 
     def call(self, domid: int, vcpu: int, regs: Sequence[int]) -> tuple[int, ...]:
         """One guest call from trap to answer; the registers the guest finds."""
@@ -222,3 +271,11 @@ class Board:
         """Write a reply to the request in an RPC page."""
         asked = abi.decode_arg(self.world.read(domid, ipa))
         self.world.write(domid, ipa, abi.message(asked.cmd if cmd is None else cmd, *params, ret=ret))
+
+
+def _shadow(ma: int) -> int:
+    return frame_word(ma // PAGE_SIZE, 0, allocated=False, own=False)
+
+
+def _held_call(call: StdCall, address: int) -> HeldCall:
+    return HeldCall(_shadow(call.shadow), call.arg_ipa, call.thread & abi.U32, call.in_flight, address)

@@ -473,7 +473,7 @@ class Mediator:
 
     def relinquish(self, domid: int) -> None:
         """Let go of everything of a domain."""
-        ctx = self.domains.pop(domid)
+        ctx = self.domains[domid]
         for call in list(ctx.calls):
             self._drop(ctx, call)
         for cookie in list(ctx.rpcs):

@@ -18,7 +18,7 @@
 #define EC_HVC64 0x16
 #define EC_SMC64 0x17
 #define XEN_HYPERCALL_IMM 0xea1
-#define FIRST_RESERVED_DOMAIN 0x7ff0
+#define FID_VM_DESTROYED 0xb200000eU
 #define GUEST_REGS 18
 #define EL3_REGS 8
 #define PUSH_NS 100000000L
@@ -125,12 +125,15 @@ void on_guest_entry(unsigned reported, void *unused)
     uint64_t esr = reg_read(cpu, R_ESR_EL2);
     unsigned ec = esr >> 26 & 0x3f, imm = ec == EC_SMC32 ? 0 : esr & 0xffff;
     bool hvc = ec == EC_HVC64 || ec == EC_HVC32, aarch32 = ec == EC_HVC32 || ec == EC_SMC32;
+    bool hypercall = hvc && imm == XEN_HYPERCALL_IMM;
+    if (xen.books.known)
+        books_hypercall(cpu, hypercall, hypercall ? reg_read(cpu, R_X0 + 16) : 0, hypercall ? reg_read(cpu, R_X0) : 0);
     if (!hvc && ec != EC_SMC64 && ec != EC_SMC32)
         return;
     if (!enter())
         return;
     uint64_t x0 = reg_read(cpu, R_X0);
-    bool tee = is_tee(x0) && !(hvc && imm == XEN_HYPERCALL_IMM);
+    bool tee = is_tee(x0) && !hypercall;
     counters[hvc ? C_GUEST_HVC : C_GUEST_SMC]++;
     if (aarch32)
         counters[C_AARCH32]++;
@@ -161,6 +164,7 @@ void on_guest_entry(unsigned reported, void *unused)
         if (options.memory) {
             xen_learn(cpu, &who);
             tee_guest_call(cpu, call, x);
+            books_guest_call(cpu, who.domain, who.address);
         }
     }
     commit_and_unlock(cpu);
@@ -205,6 +209,11 @@ void on_el2_smc(unsigned reported, void *udata)
     stretch_end(cpu, asked[cpu].vcpu);
     if (tee && options.memory)
         tee_el3_call(cpu, parent, owner_of(&who), x);
+    bool yielding = !((uint32_t)x[0] >> 31); /* a standard call, which works on Xen's lists */
+    if (tee && options.memory && parent && yielding)
+        books_el3_call(cpu, who.domain, who.address);
+    else if (tee && options.memory && (uint32_t)x[0] == FID_VM_DESTROYED)
+        books_vm_destroyed(cpu, x[1]);
     commit_and_unlock(cpu);
 }
 
@@ -267,6 +276,8 @@ void on_el2_eret(unsigned reported, void *unused)
     stretch_end(cpu, who.vcpu);
     if (options.memory)
         tee_guest_return(cpu, call, x);
+    if (options.memory)
+        books_guest_return(cpu, who.domain, who.address, guest_call_alone(call));
     guest_call_close(call);
     commit_and_unlock(cpu);
 }
@@ -291,6 +302,7 @@ void on_domain(unsigned reported, void *udata)
     if (kind == REC_DOMAIN_KILL)
         killed[id / 64] |= 1ULL << (id % 64);
     if (again) {
+        books_continued();
         leave();
         return;
     }
@@ -301,6 +313,8 @@ void on_domain(unsigned reported, void *udata)
     r->imm = id;
     r->pc = reg_read(cpu, R_PC);
     rec_regs()[0] = domain;
+    if (kind != REC_DOMAIN_CREATE && options.memory)
+        books_domain(cpu, id, domain, kind == REC_DOMAIN_DESTROY);
     if (kind != REC_DOMAIN_KILL)
         xen_forget();
     if (kind == REC_DOMAIN_DESTROY)

@@ -31,7 +31,24 @@ static const struct { const char *name; uint64_t *value; } numbers[] = {
     {"xen_destroy", &xen.destroy}, {"xen_vcpu_domain", &xen.vcpu_domain}, {"xen_vcpu_id", &xen.vcpu_id},
     {"xen_domain_id", &xen.domain_id}, {"xen_domain_tee", &xen.domain_tee}, {"xen_tee_rpcs", &xen.tee_rpcs},
     {"xen_rpc_list", &xen.rpc_list}, {"xen_rpc_arg", &xen.rpc_arg}, {"xen_rpc_gfn", &xen.rpc_gfn},
-    {"xen_rpc_cookie", &xen.rpc_cookie}, {"xen_mediator", &xen.mediator}, {"xen_tee_type", &xen.tee_type}, {"xen_leave", &xen.leave},
+    {"xen_rpc_cookie", &xen.rpc_cookie}, {"xen_mediator", &xen.mediator}, {"xen_tee_type", &xen.tee_type},
+    {"xen_leave", &xen.leave},
+    {"xen_heap_free", &xen.books.heap_free}, {"xen_heap_pool", &xen.books.heap_pool},
+    {"xen_pool_used", &xen.books.pool_used}, {"xen_pool_regions", &xen.books.pool_regions},
+    {"xen_pool_header", &xen.books.pool_header}, {"xen_domain_pages", &xen.books.domain_pages},
+    {"xen_pdx_hole", &xen.books.pdx_hole}, {"xen_p2m_root", &xen.books.p2m_root},
+    {"xen_p2m_vttbr", &xen.books.p2m_vttbr}, {"xen_page_size", &xen.books.page_size},
+    {"xen_page_count", &xen.books.page_count}, {"xen_page_owner", &xen.books.page_owner},
+    {"xen_tee_calls", &xen.books.calls}, {"xen_tee_bufs", &xen.books.bufs},
+    {"xen_tee_call_count", &xen.books.call_count_of}, {"xen_tee_buf_count", &xen.books.buf_count_of},
+    {"xen_tee_buf_pages", &xen.books.buf_pages_of}, {"xen_call_size", &xen.books.call_size},
+    {"xen_call_list", &xen.books.call_list}, {"xen_call_shadow", &xen.books.call_shadow},
+    {"xen_call_ipa", &xen.books.call_ipa}, {"xen_call_thread", &xen.books.call_thread},
+    {"xen_call_in_flight", &xen.books.call_in_flight}, {"xen_rpc_size", &xen.books.rpc_size},
+    {"xen_rpc_page", &xen.books.rpc_page}, {"xen_rpc_shadow", &xen.books.rpc_shadow},
+    {"xen_buf_list", &xen.books.buf_list}, {"xen_buf_cookie", &xen.books.buf_cookie},
+    {"xen_buf_count", &xen.books.buf_count}, {"xen_buf_shadow", &xen.books.buf_shadow},
+    {"xen_buf_order", &xen.books.buf_order}, {"xen_buf_pages", &xen.books.buf_pages},
 };
 
 static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {
@@ -40,6 +57,8 @@ static const struct { const char *name; bool *value; const char *yes, *no; } swi
     {"on_error", &options.stop_on_error, "stop", "continue"}, {"on_loss", &stop_on_loss, "stop", "continue"},
     {"reads", &options.reads, "on", "off"}, {"time", &options.time, "on", "off"},
     {"xen", &xen.known, "on", "off"}, {"xen_tee", &xen.tee_known, "on", "off"},
+    {"xen_books", &xen.books.known, "on", "off"}, {"books", &options.books, "on", "off"},
+    {"frames", &options.frames, "on", "off"}, {"heap", &options.heap, "on", "off"},
 };
 
 void board_stop(const char *why)
@@ -143,6 +162,10 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
         return refuse("max_mib is larger than any disk");
     if (!out && !lockstep)
         return refuse("needs out=FILE, lockstep=SOCKET or both");
+    if (xen.books.known && !(xen.known && xen.tee_known && books_usable())) {
+        fprintf(stderr, "medcheck_trace: the layout of this Xen's lists makes no sense; they are not recorded\n");
+        xen.books.known = false;
+    }
     options.list_pages = (unsigned)list_pages;
     options.lockstep = lockstep != NULL;
     if (!rec_init() || !stretch_init())
@@ -154,9 +177,12 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     clean_label(clean, sizeof clean);
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
+             "\"books\":%s,\"frames\":%s,\"heap\":%s,"
              "\"lockstep\":%s,\"coverage\":%s,\"reads\":%s,\"time\":%s,\"max_mib\":%llu,\"continues\":%s,\"label\":\"%s\"}",
              info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
+             xen.books.known && options.books ? "true" : "false", xen.books.known && options.frames ? "true" : "false",
+             xen.books.known && options.heap ? "true" : "false",
              lockstep ? "true" : "false", coverage ? "true" : "false", options.reads ? "true" : "false",
              options.time ? "true" : "false", (unsigned long long)max_mib,
              continues ? "true" : "false", clean);

@@ -21,9 +21,13 @@ static struct {
     uint64_t entries[512];
 } last;
 
+/* Of Xen's own pages, for the current event: what it keeps together lies close together. */
+static struct { uint64_t va, ma; bool valid; } near[8];
+
 void memory_begin(void)
 {
     last.valid = false;
+    memset(near, 0, sizeof near);
 }
 
 bool ma_read(uint64_t ma, void *data, size_t length)
@@ -127,6 +131,32 @@ bool xen_read(unsigned cpu, uint64_t va, void *data, size_t length)
 {
     uint64_t ma;
     return xen_va(cpu, va, &ma) && ma_read(ma, data, length);
+}
+
+static bool near_va(unsigned cpu, uint64_t va, uint64_t *ma)
+{
+    uint64_t page = va & ~PAGE_MASK;
+    unsigned slot = (unsigned)(va >> 12) % 8;
+    if (!near[slot].valid || near[slot].va != page) {
+        near[slot].valid = xen_va(cpu, page, &near[slot].ma);
+        near[slot].va = page;
+    }
+    *ma = near[slot].ma | (va & PAGE_MASK);
+    return near[slot].valid;
+}
+
+bool xen_copy(unsigned cpu, uint64_t va, void *data, size_t length)
+{
+    for (size_t done = 0; done < length;) {
+        size_t here = PAGE - ((va + done) & PAGE_MASK);
+        uint64_t ma;
+        if (here > length - done)
+            here = length - done;
+        if (!near_va(cpu, va + done, &ma) || !ma_read(ma, (uint8_t *)data + done, here))
+            return false;
+        done += here;
+    }
+    return true;
 }
 
 bool leaf_is_ram(const struct leaf *leaf)

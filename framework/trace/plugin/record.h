@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define FORMAT_MAJOR 1
-#define FORMAT_MINOR 1
+#define FORMAT_MINOR 2
 #define SEGMENT_MAGIC "MEDTRACE"
 #define CHUNK_MAGIC 0x4b43544dU /* "MTCK" */
 
@@ -66,6 +66,9 @@ enum block_kind {
     BLK_TEXT = 9,
     BLK_ACCESSES = 16,     /* EL2's loads and stores on the guest's pages since the last border: struct access */
     BLK_INSTRUCTIONS = 17, /* EL2's instructions since the last border: one uint64_t */
+    BLK_BOOKS = 20,  /* Xen's lists of a domain */
+    BLK_FRAMES = 21, /* pages with their references */
+    BLK_HEAP = 22,   /* Xen's memory */
 };
 
 enum block_flags {

@@ -60,6 +60,14 @@ struct guest_call *guest_call_find(uint64_t key)
     return NULL;
 }
 
+bool guest_call_alone(const struct guest_call *call)
+{
+    for (unsigned i = 0; i < OPEN; i++)
+        if (open_calls[i].key && open_calls[i].owner == call->owner && &open_calls[i] != call)
+            return false;
+    return true;
+}
+
 struct guest_call *guest_call_open(uint64_t key)
 {
     struct guest_call *call = guest_call_find(key);

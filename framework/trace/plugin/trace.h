@@ -17,6 +17,7 @@
 #define PAGE 4096ULL
 #define PAGE_MASK (PAGE - 1)
 #define UNKNOWN16 0xffff
+#define FIRST_RESERVED_DOMAIN 0x7ff0 /* the idle domain and its like */
 
 enum reg {
     R_X0, /* x0..x30 are R_X0 .. R_X0 + 30 */
@@ -70,6 +71,7 @@ bool ma_write(uint64_t ma, const void *data, size_t length);
 bool stage2(unsigned cpu, uint64_t ipa, struct leaf *leaf);
 bool xen_va(unsigned cpu, uint64_t va, uint64_t *ma);
 bool xen_read(unsigned cpu, uint64_t va, void *data, size_t length);
+bool xen_copy(unsigned cpu, uint64_t va, void *data, size_t length); /* quick for what lies close; after memory_begin */
 bool leaf_is_ram(const struct leaf *leaf);
 
 /* build.c, under the lock: the record under construction */
@@ -97,6 +99,16 @@ struct who {
     uint64_t vcpu; /* address of Xen's struct vcpu: identity of a guest's thread of execution; 0 unknown */
     uint16_t domain, id, vmid;
     uint64_t vttbr;
+    uint64_t address; /* of Xen's struct domain; 0 unknown */
+};
+struct xen_books { /* of what books.c reads: addresses, offsets, sizes */
+    uint64_t heap_free, heap_pool, pool_used, pool_regions, pool_header, domain_pages;
+    uint64_t pdx_hole, p2m_root, p2m_vttbr, page_size, page_count, page_owner;
+    uint64_t calls, bufs, call_count_of, buf_count_of, buf_pages_of;
+    uint64_t call_size, call_list, call_shadow, call_ipa, call_thread, call_in_flight;
+    uint64_t rpc_size, rpc_page, rpc_shadow;
+    uint64_t buf_list, buf_cookie, buf_count, buf_shadow, buf_order, buf_pages;
+    bool known;
 };
 struct xen_layout {
     uint64_t curr_vcpu, create, kill, destroy;            /* symbols */
@@ -106,11 +118,13 @@ struct xen_layout {
     uint64_t mediator, tee_type; /* symbol: which mediator is active, 0 unknown; struct tee_mediator_desc */
     uint64_t leave;                                       /* symbol: the way out to guests; 0 unknown */
     bool known, tee_known;
+    struct xen_books books;
 };
 extern struct xen_layout xen;
 void xen_who(unsigned cpu, struct who *who);
 void xen_forget(void);
 uint16_t xen_domain_of(unsigned cpu, uint64_t domain);
+bool optee_mediates(unsigned cpu);
 void xen_learn(unsigned cpu, const struct who *who);
 
 /* tee.c, under the lock: which pages belong to which call */
@@ -146,11 +160,22 @@ void tee_guest_return(unsigned cpu, struct guest_call *call, const uint64_t *x);
 void tee_forget(uint16_t owner);
 struct guest_call *guest_call_open(uint64_t key);
 struct guest_call *guest_call_find(uint64_t key);
+bool guest_call_alone(const struct guest_call *call); /* no other of its domain */
 void guest_call_close(struct guest_call *call);
 struct tee_call *tee_call_add(uint16_t owner);
 struct tee_call *tee_call_find(uint16_t owner, int32_t thread);
 void tee_rpc_add(uint16_t owner, uint64_t cookie, uint64_t shadow, uint64_t ipa);
 const struct tee_rpc *tee_rpc_find(uint16_t owner, uint64_t cookie);
+
+/* books.c, under the lock: Xen's own lists, references and memory of a domain (its id, the address of its struct) */
+bool books_usable(void);
+void books_hypercall(unsigned cpu, bool hypercall, uint64_t number, uint64_t operation); /* no lock */
+void books_guest_call(unsigned cpu, uint16_t id, uint64_t domain);
+void books_el3_call(unsigned cpu, uint16_t id, uint64_t domain);
+void books_guest_return(unsigned cpu, uint16_t id, uint64_t domain, bool alone);
+void books_continued(void);
+void books_vm_destroyed(unsigned cpu, uint64_t client);
+void books_domain(unsigned cpu, uint16_t id, uint64_t domain, bool gone);
 
 /* events.c */
 enum counter {
@@ -173,7 +198,7 @@ enum counter {
 };
 extern uint64_t counters[C_COUNT];
 struct options {
-    bool memory, doorbell, others, stop_on_error, lockstep, reads, time;
+    bool memory, doorbell, others, stop_on_error, lockstep, reads, time, books, frames, heap;
     unsigned list_pages;
 };
 extern struct options options;

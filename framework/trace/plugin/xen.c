@@ -8,7 +8,6 @@
 
 #include "trace.h"
 
-#define FIRST_RESERVED_DOMAIN 0x7ff0 /* the idle domain and its like */
 #define CACHE 128
 #define LEARN_LIMIT 256
 #define TEE_OPTEE 1 /* XEN_DOMCTL_CONFIG_TEE_OPTEE, xen/include/public/arch-arm.h */
@@ -16,7 +15,7 @@
 struct xen_layout xen;
 
 /* struct vcpu -> ids; emptied whenever a domain comes or goes, because Xen reuses the memory. */
-static struct { uint64_t vcpu; uint16_t domain, id; } cache[CACHE];
+static struct { uint64_t vcpu, address; uint16_t domain, id; } cache[CACHE];
 
 /* Where each CPU keeps curr_vcpu, for as long as its per-CPU base and its page tables stay. */
 static struct { uint64_t tpidr, ttbr, ma; bool valid; } slots[MAX_CPUS];
@@ -52,6 +51,7 @@ void xen_who(unsigned cpu, struct who *who)
     who->vttbr = reg_read(cpu, R_VTTBR_EL2);
     who->vmid = (uint16_t)(who->vttbr >> 48);
     who->domain = who->id = UNKNOWN16;
+    who->address = 0;
     who->vcpu = xen.known ? current_vcpu(cpu) : 0;
     if (!who->vcpu) {
         /* Without Xen's symbols the stage-2 table is the identity: right for guests with one vCPU. */
@@ -68,15 +68,17 @@ void xen_who(unsigned cpu, struct who *who)
             (domain_id = xen_domain_of(cpu, domain)) == UNKNOWN16)
             return;
         cache[slot].vcpu = who->vcpu;
+        cache[slot].address = domain;
         cache[slot].domain = domain_id;
         cache[slot].id = (uint16_t)id;
     }
+    who->address = cache[slot].address;
     who->domain = cache[slot].domain;
     who->id = cache[slot].id;
 }
 
 /* Whether a domain's state in the mediator is a struct optee_domain: with FF-A's mediator active it is none. */
-static bool optee_mediates(unsigned cpu)
+bool optee_mediates(unsigned cpu)
 {
     uint64_t active;
     uint16_t type;

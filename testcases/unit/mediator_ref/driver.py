@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mediator_ref import DEVIATIONS, Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import DomainDestroyed, PageKind
+from mediator_ref.rules import ABOUT_BOOKS
 from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
 
 LIMITS = Limits(buffers=3, buffer_pages=6, total_pages=12)
@@ -221,7 +222,7 @@ class Driver:
     def judged(self) -> None:
         bad = [v for v in self.verdicts if v.outcome is Outcome.FAIL]
         if not self.defects:
-            bad = self.verdicts
+            bad = [v for v in self.verdicts if v.outcome is not Outcome.NOT_CHECKED or v.rule not in ABOUT_BOOKS]
         assert not bad, "\n".join(map(str, bad))
 
     def accounting_agrees(self) -> None:

@@ -71,8 +71,8 @@ ALLOWED = {
     "spec": {"abi", "domain", "events", "limits", "rules"},
     "defect_model": {"abi", "domain", "events", "limits", "rules", "spec"},
     "deviations": {"abi", "defect_model", "domain", "events", "knowledge", "rules", "spec"},
-    "knowledge": {"abi", "defect_model", "domain", "events", "rules", "spec"},
-    "simulator": {"abi", "events", "limits"},
+    "knowledge": {"abi", "books", "defect_model", "domain", "events", "rules", "spec"},
+    "simulator": {"abi", "books", "events", "limits"},
 }
 """Modules of the reference a part may import; every part of it beside itself."""
 

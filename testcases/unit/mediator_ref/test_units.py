@@ -29,6 +29,7 @@ from mediator_ref.events import (
     PageView,
     Start,
 )
+from mediator_ref.rules import ABOUT_BOOKS
 from mediator_ref.simulator.board import ARG, DATA, LIST, RPC, Board
 from mediator_ref.simulator.optee import INTR, alloc, ask
 from mediator_ref.spec.translate import page_count, walk_list
@@ -318,7 +319,8 @@ def test_decisions_that_race_on_two_vcpus_are_not_called_wrong() -> None:
     board.events += [GuestCall(901, 2, 1, regs, board.world.view(1)), GuestReturn(902, 2, 1, (1, *regs[1:]))]
     assert isinstance(ended, GuestReturn)
     state, verdicts = judge([*board.events, replace(ended, seq=903)])
-    assert {(v.rule, v.outcome) for v in verdicts} == {("STD-1", Outcome.NOT_CHECKED)}
+    assert {(v.rule, v.outcome) for v in verdicts if v.rule not in ABOUT_BOOKS} == {("STD-1", Outcome.NOT_CHECKED)}
+    assert not [v for v in verdicts if v.outcome is Outcome.FAIL]
     assert not state.tally.fails
 
 

@@ -182,6 +182,52 @@ def test_all_that_a_domain_may_share_is_within_the_budget(memory: Hostile, tmp_p
     assert listed == 16384 and not asked.flags & Flag.TRUNCATED
 
 
+BOOKS = {
+    "xen_rpc_list": 0, "xen_rpc_gfn": 40, "xen_rpc_cookie": 48, "xen_rpc_arg": 32, "xen_tee_rpcs": 16,
+    "xen_domain_tee": 64, "xen_domain_pages": 72, "xen_p2m_root": 80, "xen_p2m_vttbr": 88,
+    "xen_heap_free": 0x104000, "xen_heap_pool": 0x104018, "xen_pool_used": 8, "xen_pool_regions": 16,
+    "xen_pool_header": 16, "xen_pdx_hole": 0x104010, "xen_page_size": 56, "xen_page_count": 16, "xen_page_owner": 32,
+    "xen_mediator": 0x104000, "xen_tee_type": 8, "xen_tee_calls": 0, "xen_tee_bufs": 32,
+    "xen_tee_call_count": 48, "xen_tee_buf_count": 56, "xen_tee_buf_pages": 52, "xen_call_size": 88,
+    "xen_call_list": 0, "xen_call_shadow": 16, "xen_call_ipa": 32, "xen_call_thread": 40, "xen_call_in_flight": 64,
+    "xen_rpc_size": 56, "xen_rpc_page": 16, "xen_rpc_shadow": 24, "xen_buf_list": 0, "xen_buf_cookie": 16,
+    "xen_buf_count": 24, "xen_buf_shadow": 32, "xen_buf_order": 40, "xen_buf_pages": 48,
+}  # fmt: skip
+"""Layout of Xen's lists as hostile.c has it: that of a real Xen, but for addresses."""
+
+
+def book_arguments(**changed: int) -> list[str]:
+    return [
+        "xen_tee=on",
+        "xen_books=on",
+        "books=on",
+        "frames=on",
+        "heap=on",
+        *(f"{name}={value}" for name, value in (BOOKS | changed).items()),
+    ]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_xens_own_lists_as_bad_as_can_be(memory: Hostile, tmp_path: Path, seed: int) -> None:
+    """Lists without end, entries in no memory, counts of any size; what can be read is recorded, and checked."""
+    reader = memory.record(tmp_path / "t", "books", 150, seed, *book_arguments())
+    kinds = {block.kind for event in reader.valid_events() for block in event.blocks()}
+    assert {BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP} <= kinds
+    flags = {
+        bool(b.flags & BlockFlag.UNREADABLE) for e in reader.events() for b in e.blocks() if b.kind == BlockKind.BOOKS
+    }
+    assert flags == {True, False} and reader.segments[0].complete and not reader.problems
+    assert not check_file(tmp_path / "t").notes, "the reference failed"
+
+
+@pytest.mark.parametrize("name", ["xen_call_size", "xen_buf_pages", "xen_page_size", "xen_rpc_cookie"])
+def test_a_layout_that_makes_no_sense_is_not_used(memory: Hostile, tmp_path: Path, name: str) -> None:
+    said = memory.run("books", 10, 1, f"out={tmp_path / 't'}", *book_arguments(**{name: 1 << 40}))
+    assert "the layout of this Xen's lists makes no sense" in said
+    kinds = {block.kind for event in Reader(tmp_path / "t").events() for block in event.blocks()}
+    assert not kinds & {BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP}
+
+
 def test_a_guest_cannot_fill_the_disk(memory: Hostile, tmp_path: Path) -> None:
     path = tmp_path / "t"
     said = memory.run("loop", 12, 1, f"out={path}", "max_mib=3")

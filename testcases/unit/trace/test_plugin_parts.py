@@ -142,7 +142,8 @@ def test_xens_layout_comes_from_its_debug_information(tmp_path: Path) -> None:
         "xen_rpc_gfn": 40,
         "xen_rpc_cookie": 48,
     }
-    assert "xen_rpc_cookie=0x30" in layout.arguments()
+    assert layout.books == {} and layout.without_books == "common/xmalloc_tlsf.c has no debug information"
+    assert "xen_rpc_cookie=0x30" in layout.arguments() and "xen_books=off" in layout.arguments()
     assert xen_layout(FolderCache(tmp_path), output) == layout
     subprocess.run(["strip", "--strip-debug", output], check=True)
     with pytest.raises(TraceError, match="debug information"):
@@ -177,6 +178,7 @@ def test_the_active_mediator_is_that_of_tee_c_and_not_its_namesake(tmp_path: Pat
 @needs_compiler
 def test_of_a_xen_only_the_units_that_matter_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"tee/optee.c": XEN, "tee/tee.c": DISPATCH, "arm/vsmc.c": "int v;", "common/domain.c": "int c;"}
+    wanted["common/xmalloc_tlsf.c"] = "int x;"
     # As in Xen the names that matter do not stand at the beginning of all strings: small numbers are everywhere.
     others = [f"common/{'x' * 200}{number}.c" for number in range(5)]
     sources = {**dict.fromkeys(others, "static int other;"), **wanted}

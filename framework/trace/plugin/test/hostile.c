@@ -8,6 +8,7 @@
  *   most     one call that names all the pages that Xen lets a domain share
  *   unknown  Xen says that no vCPU runs, a guest calls, and EL2 returns to guests ROUNDS times
  *   senses   two vCPUs call, and EL2 reads each page once, the first byte twice, writes a word, runs known code, leaves
+ *   books    as lists, and Xen's own lists, page references and memory are as bad; domains end
  *   outside  memory is read by a thread that does not hold the plugin's lock
  *   rest     one call, and then nothing until standard input ends
  *
@@ -43,6 +44,11 @@
 #define GUEST 0x20000ULL   /* of it for each vCPU of `threads` */
 #define FIRST_CREATED 100
 #define CREATED 32
+
+#define BOOKS 0x100000ULL  /* Xen's lists and what they point to: BOOKS_BYTES, the mediator and pointers behind them */
+#define BOOKS_BYTES 0x4000ULL
+#define MEDIATOR (BOOKS + BOOKS_BYTES)
+#define VM_DESTROYED 0xb200000eU
 
 #define VECTOR 0x30000ULL
 #define CREATE 0x31000ULL
@@ -340,6 +346,56 @@ static void lists(void)
     }
 }
 
+/* books */
+
+static uint64_t somewhere(void) /* into the lists, or anywhere */
+{
+    return any() % 8 ? BOOKS + any() % (BOOKS_BYTES / 8) * 8 : bad_number();
+}
+
+static void books(void)
+{
+    for (uint64_t i = 0; i < rounds && !stopped; i++) {
+        uint64_t list = PAGES + 4096;
+        for (uint64_t at = BOOKS; at < BOOKS + BOOKS_BYTES; at += 8)
+            put(at, any() % 3 ? somewhere() : any() % 200);
+        put(MEDIATOR, any() % 16 ? MEDIATOR : bad_number());
+        put(MEDIATOR + 8, any() % 4 ? 1 : any()); /* its type, the PDX hole, the pool */
+        put(MEDIATOR + 16, any() % 8 ? 0 : any());
+        put(MEDIATOR + 24, somewhere());
+        for (uint64_t cpu = 0; cpu < 2; cpu++) {
+            uint64_t domain = DOMAIN + (cpu + 1) * 0x1000;
+            put(domain + 64, any() % 8 ? somewhere() : bad_number()); /* d->arch.tee, tot_pages, p2m root and vttbr */
+            put(domain + 72, any());
+            put(domain + 80, any() % 2 ? BOOKS : bad_number());
+            put(domain + 88, any() % 2 ? 0x1000 : bad_number());
+        }
+        if (any() % 2) { /* lists of one entry each, that can be walked */
+            put(DOMAIN + 0x1000 + 64, BOOKS);
+            for (uint64_t n = 0; n < 3; n++) {
+                uint64_t entry = BOOKS + 0x100 + n * 0x100;
+                put(BOOKS + n * 16, entry);
+                put(entry, BOOKS + n * 16);
+                put(entry + 24, any() % 64);
+            }
+        }
+        write_list(list, list);
+        write_message(PAGES, any() % 4, list, any() % 8 * 4096);
+        begin(0);
+        standard_call(any() % 2 ? CALL_WITH_ARG : RETURN_FROM_RPC, PAGES, PAGES, any() % 3, any() % 2 ? 0 : 0xffff0005U);
+        if (any() % 4 == 0) {
+            stub_set("cpsr", EL2);
+            stub_set_x(0, DOMAIN + 0x1000);
+            stub_execute(KILL, NOP);
+            set_args(VM_DESTROYED, 2, 0);
+            stub_set_x(1, any() % 4 ? 2 : any());
+            xen_calls();
+            stub_set_x(0, any() % 4 ? DOMAIN + 0x1000 : bad_number());
+            stub_execute(DESTROY, NOP);
+        }
+    }
+}
+
 /* unknown */
 
 static void unknown(void)
@@ -374,7 +430,7 @@ static void rest(void)
 
 static const struct { const char *name; void (*run)(void); } scenarios[] = {
     {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"senses", senses},
-    {"outside", outside}, {"rest", rest},
+    {"books", books}, {"outside", outside}, {"rest", rest},
 };
 
 int main(int argc, char **argv)
@@ -382,9 +438,9 @@ int main(int argc, char **argv)
     static char places[] = "xen_curr_vcpu=0x10000", create[] = "xen_create=0x31000", kill[] = "xen_kill=0x32000",
                 destroy[] = "xen_destroy=0x33000", leave[] = "xen_leave=0x38000",
                 cover[] = "cover=0x39000-0x39040", domain[] = "xen_vcpu_domain=16", known[] = "xen=on";
-    char *words[64] = {known, places, create, kill, destroy, domain, leave, cover};
+    char *words[80] = {known, places, create, kill, destroy, domain, leave, cover};
     int count = 8;
-    if (argc < 4 || argc > 50)
+    if (argc < 4 || argc > 70)
         return 2;
     rounds = strtoull(argv[2], NULL, 10);
     random_state = strtoull(argv[3], NULL, 10) * 2 + 1;
