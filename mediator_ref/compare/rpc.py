@@ -107,9 +107,19 @@ def _replied(state: State, pending: Pending, event: El3Call, call: StdCall, expe
 
 
 def _check_others(state: State, pending: Pending, event: El3Call, call: StdCall) -> None:
-    """RPC-14: requests that other calls of the domain wait at are as OP-TEE left them."""
+    """RPC-14: requests that other calls of the domain wait at are as OP-TEE left them.
+
+    A call that another vCPU resumes at the moment waits no longer: its own reply may be there already.
+    """
     own = abi.pair(*call.rpc_params)
-    for other in pending.domain.calls.values():
+    resumed = {
+        one.thread
+        for one in state.pending.values()
+        if one.domain is pending.domain and one.event.regs[0] & abi.U32 == abi.RETURN_FROM_RPC
+    }
+    for thread, other in pending.domain.calls.items():
+        if thread in resumed:
+            continue
         cookie = abi.pair(*other.rpc_params)
         rpc = pending.domain.rpcs.get(cookie) if other.rpc_op == _CMD and cookie != own else None
         now = event.shadow.get(rpc.ma) if rpc is not None and rpc.ma is not None else None

@@ -359,6 +359,25 @@ def test_an_address_that_is_not_translated_is_no_list_that_was_not_observed() ->
     assert ("MEM-2", Outcome.FAIL) in {(v.rule, v.outcome) for v in verdicts}
 
 
+def test_a_call_that_another_vcpu_resumes_waits_no_longer() -> None:
+    """Two vCPUs return from their requests at once: the second's reply is in its shadow when the first enters EL3."""
+    board = booted()
+    ask_time = ask(abi.RpcCmd.GET_TIME)
+    first = board.serve_alloc(1, board.message(1, INVOKE, plan=[ask_time]))
+    second = board.message(1, INVOKE, ipa=ARG + 4096, vcpu=1, plan=[ask_time])
+    second = board.serve_alloc(1, second, ipa=RPC + 4096, cookie=0xC1)
+    for ipa in (RPC, RPC + 4096):
+        board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3), ipa=ipa)
+    board.trap(1, 1, (abi.RETURN_FROM_RPC, *second[1:4]))
+    board.trap(1, 0, (abi.RETURN_FROM_RPC, *first[1:4]))
+    *events, call_b, enter_b, call_a, enter_a = board.events
+    # The second traps first and enters EL3 last, with its shadow written in between.
+    _, verdicts = judge([*events, call_b, call_a, enter_a, enter_b])
+    assert "RPC-14" not in {v.rule for v in verdicts}
+    _, verdicts = judge([*events, call_a, enter_a])
+    assert "RPC-14" in {v.rule for v in verdicts}
+
+
 def test_32_bit_guests_are_judged_by_32_bits() -> None:
     board = booted()
     board.call(1, 0, (abi.FID["L2CC_MUTEX"], 1, 2, 3))
