@@ -24,8 +24,7 @@ D17 = Deviation(
     condition="x0 is -1 or an RPC that does not exist, and x1..x3 are EL3's",
     where="do_call_with_arg, handle_rpc_return",
     severity=Severity.CORRECTNESS,
-    status="by reading Xen 4.17",
-    seen_in=(),
+    status="seen",
     stimulus="as D6, of which it is a consequence: EL3 answers -1 to the wrong function",
     explains=_explains,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from framework.probe.message import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
 from framework.probe.ops import Call
 from medcheck import MakeProbe, Probe
 from mediator_ref.abi import (
@@ -13,6 +14,9 @@ from mediator_ref.abi import (
     OPTEE_MSG_UID,
     SMCCC_UNKNOWN_FUNCTION,
     Handling,
+    RpcFunc,
+    SmcReturn,
+    pair,
 )
 
 PATTERN = tuple(0x1111_0000_0000_0000 * (i % 8) + 0xA5A5_0000 + i for i in range(1, 18))
@@ -21,13 +25,15 @@ CONDUITS = ("hvc", "smc")
 HIDDEN = [row for row in FUNCTIONS.values() if row.handling in (Handling.UNKNOWN, Handling.HYPERVISOR)]
 FORWARDED = [row for row in FUNCTIONS.values() if row.handling is Handling.FORWARD and "SHM_CACHE" not in row.name]
 NOBODYS = (0xF2000004, 0x72000004, 0xB20000FF, 0x320000FF, 0xBFFFFFFF, 0xB2010000, 0x30000000, 0xB0000000)
+FFA = tuple(base | number for base in (0x84000000, 0xC4000000) for number in range(0x60, 0x90))
+"""Functions of the Arm Firmware Framework, owner 4: of a mediator for it, and not of this one."""
 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R6", "R10", "DISP-2", "REGS-1")
 def test_r6_hidden_functions_are_unknown(probe: Probe) -> None:
     """What only the hypervisor may ask for, and what no mediator offers, is -1 and leaves all other registers."""
-    fids = [*(row.fid for row in HIDDEN), *NOBODYS]
+    fids = [*(row.fid for row in HIDDEN), *NOBODYS, *FFA]
     for conduit in CONDUITS:
         records = probe.run(*(Call((fid, *PATTERN), conduit) for fid in fids))
         for fid, record in zip(fids, records, strict=True):
@@ -90,11 +96,20 @@ def test_other_immediates_are_undefined(probe: Probe) -> None:
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("CACHE-1", "R6")
-def test_shm_cache_can_be_switched(probe: Probe) -> None:
-    """ENABLE_SHM_CACHE and DISABLE_SHM_CACHE work for a guest; an empty cache is ENOTAVAIL."""
+@pytest.mark.mc_rule("CACHE-1", "R6", "R18")
+def test_a_cookie_that_was_given_back_is_free(probe: Probe) -> None:
+    """OP-TEE keeps a call's RPC page until the cache is disabled, or frees it: either way its cookie may come again."""
+    assert probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN) == (SmcReturn.ENOTAVAIL, *PATTERN)
     assert probe.smc(FID["ENABLE_SHM_CACHE"], *PATTERN) == (0, *PATTERN)
-    assert probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN) == (7, *PATTERN)
+    page, cookie = probe.pages(1), 0x1234_5678_9ABC_DEF0
+    for _ in range(3):
+        call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+        call.give_page(page, cookie=cookie)
+        assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
+        regs = probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN)
+        assert (regs[0], pair(regs[1], regs[2]), regs[3:]) == (0, cookie, PATTERN[2:])
+        assert probe.smc(FID["DISABLE_SHM_CACHE"], *PATTERN) == (SmcReturn.ENOTAVAIL, *PATTERN)
+        assert probe.smc(FID["ENABLE_SHM_CACHE"], *PATTERN) == (0, *PATTERN)
 
 
 @pytest.mark.mc_core

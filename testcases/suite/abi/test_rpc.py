@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from framework.probe.message import NO_TA, TEE_ITEM_NOT_FOUND, OpenSession
+from framework.probe.ops import RpcPage
 from medcheck import Deviations, Probe
 from mediator_ref.abi import (
+    MAX_NUM_PARAMS,
     RETURN_FROM_RPC,
     RPC_ALLOC_ATTR,
     Arg,
@@ -19,7 +23,9 @@ from mediator_ref.abi import (
     Tee,
     encode_arg,
     pair,
+    split,
 )
+from mediator_ref.events import PAGE_SIZE
 
 
 @pytest.mark.mc_core
@@ -38,6 +44,22 @@ def test_r12_other_threads_of_a_waiting_call(probe: Probe) -> None:
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
     # The call is over: its thread is not resumable any more.
     assert probe.smc(RETURN_FROM_RPC, 0, 0, call.thread)[0] == SmcReturn.ERESUME
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-2", "RPC-6", "R3", "R11")
+def test_only_the_low_halves_count(probe: Probe) -> None:
+    """A resumed call's address, cookie and thread are 32 bits a register; x1 and x2 do not matter after a FREE."""
+    dirt = 0xDEAD_BEEF << 32
+    call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+    page = probe.pages(1)
+    x1, x2 = split(page)
+    known = [RpcPage(page, page)]
+    rest = (x1 | dirt, x2 | dirt, 0x66, 0x77)
+    call.resume(x1, x2 | dirt, x3=call.thread, rest=rest, park=[RpcFunc.FREE], before=known)
+    assert (call.rpc.func, call.rpc.cookie) == (RpcFunc.FREE, page)
+    call.resume(0xDEAD, 0xBEEF, rest=(4, 5, 6, 7))
+    assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
 
 
 @pytest.mark.mc_rule("RPC-2", "RPC-5", "RPC-6", "R7", "R22")
@@ -88,16 +110,48 @@ def test_r3_alloc_answered_with_no_page(probe: Probe) -> None:
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("RPC-8", "R3", "FETCH-1", "FETCH-2", "TIME-1", "D18")
+@pytest.mark.mc_rule("RPC-4", "RPC-8", "R3")
 def test_r3_shm_alloc_refused(probe: Probe) -> None:
-    """A guest that has no memory for OP-TEE says so; the call ends and the next one works."""
-    for ret in (Tee.OUT_OF_MEMORY, Tee.GENERIC, 1):
+    """A guest that has no memory for OP-TEE says so, whatever else stands in its answer; the next call works.
+
+    An answer with a result, or with two parameters, brings no memory although it names some.
+    """
+    listed, data = probe.pages(1), probe.pages(1)
+    probe.write(listed, data.to_bytes(8, "little"))
+    memory = Param(RPC_ALLOC_ATTR, listed, PAGE_SIZE, 0x5EC)
+    answers: list[tuple[tuple[Param, ...], int]] = [((), ret) for ret in (Tee.OUT_OF_MEMORY, Tee.GENERIC, 1)]
+    answers += [((memory,), Tee.OUT_OF_MEMORY), ((memory, memory), 0), ((replace(memory, attr=0x209),), 0)]
+    for params, ret in answers:
         call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
-        call.answer(ret=ret)
-        assert call.done
+        call.answer(*params, ret=ret)
+        call = call if call.done else call.finish()
         assert call.x0 == SmcReturn.OK
         assert call.arg.ret != 0
     assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-12", "R3")
+def test_r3_answers_that_do_not_fit(probe: Probe) -> None:
+    """An answer with more parameters than a page holds is an error to OP-TEE, and nothing of it is used."""
+    for count in (MAX_NUM_PARAMS + 1, 0x1000, 0xFFFF_FFFF):
+        call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+        probe.write(call.rpc_page(), encode_arg(Arg(cmd=RpcCmd.SHM_ALLOC, num_params=count), fill=b"\x5a"))
+        call.resume(call.regs[1], call.regs[2])
+        assert (call.done, call.x0, call.arg.ret != 0) == (True, SmcReturn.OK, True), count
+    assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-8", "MEM-6", "MEM-8", "R18")
+def test_r18_memory_for_optee_is_given_back(probe: Probe) -> None:
+    """More answers to SHM_ALLOC than there are slots, with one cookie: each is released before it comes again."""
+    listed, data = probe.pages(1), probe.pages(1)
+    probe.write(listed, data.to_bytes(8, "little"))
+    for _ in range(20):
+        call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+        call.answer(Param(RPC_ALLOC_ATTR, listed, PAGE_SIZE, 0x5EC))
+        assert (call.done, call.x0, call.arg.ret) == (True, SmcReturn.OK, TEE_ITEM_NOT_FOUND)
 
 
 @pytest.mark.mc_core

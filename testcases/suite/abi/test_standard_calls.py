@@ -20,9 +20,11 @@ from framework.probe.message import (
     tmem,
     value,
 )
-from framework.probe.ops import Fill
+from framework.probe.ops import Drive, Fill, Loop
 from medcheck import Deviations, Probe
-from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, Param, RpcFunc, SmcReturn, Tee, split
+from mediator_ref.abi import CALL_WITH_ARG, MAX_NUM_PARAMS, Param, RpcFunc, SmcReturn, Tee, decode_arg, split
+
+from ..lib.domains import MOST_CALLS
 
 JUNK = bytes(range(1, 256)) + b"\xee"
 
@@ -50,6 +52,18 @@ def test_r3_refused_calls_leave_everything_alone(probe: Probe) -> None:
         call = probe.call_with_arg(Message(cmd, fill=JUNK, params=(value(1, 2, 3),)))
         assert call.x0 == SmcReturn.EBADCMD
         assert call.page == call.sent
+    assert session_of(probe)
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("STD-1", "STD-3", "R4", "R18", "D8")
+def test_r18_refused_calls_give_their_thread_back(probe: Probe) -> None:
+    """As many calls as OP-TEE could have threads, refused at each of the mediator's checks; then one that works."""
+    plain = Plain(Param(0x9, probe.pages(1), 64, 1))
+    bad = [Message(9), Message(0, num_params=MAX_NUM_PARAMS + 1), Invoke(1, PTA_CMD_PARAMS, [plain])]
+    addresses = [probe.begin(message).arg_page for message in bad]
+    for address in (*addresses, addresses[0] + 8, 0x7000_0000):
+        probe.run(Loop(MOST_CALLS, (Drive((CALL_WITH_ARG, *split(address)), quiet=True),)))
     assert session_of(probe)
 
 
@@ -124,16 +138,44 @@ def test_r22_only_results_are_written_back(probe: Probe) -> None:
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("R22", "STD-6", "R15")
+@pytest.mark.mc_rule("R22", "STD-6", "STD-9", "STD-11", "R15")
 def test_r22_the_page_is_read_once(probe: Probe) -> None:
-    """What a guest writes into the argument page while the call runs changes nothing."""
-    call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
-    probe.write(call.arg_page + 4, (0xDEAD).to_bytes(4, "little"))
-    probe.fill(call.arg_page + 32, 64, 0xFFFF_FFFF_FFFF_FFFF)
+    """What a guest writes into its page while the call runs changes nothing, and the results land in it all the same.
+
+    Attributes, sizes, references and the number of parameters are among what is written.
+    """
+    memory = tmem(pages=2, offset=0x10, direction="out")
+    extra = (value(1, 2, 3, "out"), value(4, 5, 6), tmem(), memory)
+    call = probe.begin(OpenSession(NO_TA, extra), park=[RpcFunc.ALLOC])
+    probe.fill(call.arg_page, 4096, 0xFFFF_FFFF_FFFF_FFFF)
     call.finish()
     assert (call.x0, call.arg.ret) == (0, TEE_ITEM_NOT_FOUND)
-    assert call.arg.func == 0xDEAD
-    assert call.page[32:96] == b"\xff" * 64
+    results = {*range(8, 12), *range(20, 28)}
+    for index, offsets in ((2, range(8, 32)), (3, range(8, 32)), (4, range(16, 24)), (5, range(16, 24))):
+        results |= {32 + 32 * index + offset for offset in offsets}
+    assert {i for i, byte in enumerate(call.page) if byte != 0xFF} <= results
+    sent = decode_arg(call.sent).params
+    now = [int.from_bytes(call.page[at : at + 8], "little") for at in (32 + 5 * 32 + 16, 32 + 2 * 32 + 24)]
+    assert now == [sent[5].b, sent[2].c]
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("MEM-1", "MEM-2", "MEM-6", "STD-9", "R8", "R18", "R19")
+def test_r8_every_kind_of_buffer(probe: Probe) -> None:
+    """Four buffers of one direction in a message, with offsets; more often than there are slots.
+
+    The first list's entries have their low bits set, which name nothing.
+    """
+    session = session_of(probe)
+    first = probe.pages(3)
+    entries = [first + 4096 * i | 0xFFF for i in range(3)]
+    for direction in ("in", "out", "inout"):
+        params = [tmem(ipas=entries, offset=0x7F8, direction=direction, size=2 * 4096)]
+        params += [tmem(pages=n, offset=n * 8, direction=direction) for n in (1, 2, 5)]
+        for _ in range(6):
+            call = probe.call_with_arg(Invoke(session, PTA_CMD_PARAMS, params))
+            assert (call.x0, call.arg.ret_origin != 2) == (0, True), "the mediator refused it"
+    assert probe.call_with_arg(Invoke(session, PTA_CMD_PARAMS, [tmem(ipas=entries)])).arg.ret == 0
 
 
 @pytest.mark.mc_core
@@ -145,11 +187,16 @@ def test_null_buffer(probe: Probe) -> None:
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("STD-5", "CID-1", "R11")
+@pytest.mark.mc_rule("STD-2", "STD-5", "CID-1", "R11")
 def test_r11_other_registers_of_the_call_are_ignored(probe: Probe) -> None:
-    """x3..x7 of CALL_WITH_ARG do not reach OP-TEE: not the cache attribute, not another client's id."""
+    """x3..x7 of CALL_WITH_ARG do not reach OP-TEE: not the cache attribute, not another client's id.
+
+    Of x1 and x2 the low halves count.
+    """
     call = probe.begin(OpenSession(INVOKE_TESTS), regs=(0, 11, 12, 13, 1))
     assert (call.x0, call.arg.ret) == (0, 0)
+    high, low = split(probe.begin(OpenSession(INVOKE_TESTS)).arg_page)
+    assert probe.smc(CALL_WITH_ARG, high | 0xABCD << 32, low | 0xDEAD << 32)[0] == SmcReturn.OK
     closed = probe.call_with_arg(CloseSession(call.arg.session))
     assert (closed.x0, closed.arg.ret) == (0, 0)
 

@@ -12,6 +12,7 @@ from framework.probe.message import (
     TEE_ITEM_NOT_FOUND,
     Invoke,
     OpenSession,
+    tmem,
     value,
 )
 from framework.probe.ops import Call, Drive, Join, Loop, Op, Read, Run, SetFlag, WaitFlag, Write
@@ -35,6 +36,7 @@ def meet(index: int, count: int) -> tuple[Op, ...]:
     return SetFlag(index, 1, add=True), WaitFlag(index, count)
 
 
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("R5", "R14", "STD-6")
 def test_r14_two_calls_at_once(smp_probe: Probe) -> None:
     """Two vCPUs invoke a TA at the same time, again and again: each gets its own result in its own page."""
@@ -69,7 +71,26 @@ def test_r12_a_call_moves_to_another_vcpu(smp_probe: Probe) -> None:
     assert decode_arg(page.data).ret == TEE_ITEM_NOT_FOUND
 
 
-@pytest.mark.mc_rule("R12", "R14", "RPC-1")
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R12", "R14", "RPC-1", "RPC-5")
+def test_r12_a_call_that_runs_cannot_be_resumed(smp_probe: Probe) -> None:
+    """While one vCPU's calls run in OP-TEE, no thread that it never handed out can be resumed by another: ERESUME.
+
+    -1 is what the mediator calls the thread of a call that runs.
+    """
+    probe = smp_probe
+    session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
+    call = probe.begin(Invoke(session, PTA_CMD_PARAMS, [tmem(pages=129)]))
+    busy = Loop(ROUNDS, (Drive((CALL_WITH_ARG, *split(call.arg_page)), quiet=True),))
+    threads = (0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF, 0x7FFF_FFFF, 0xFFFF)
+    tries = [Call((RETURN_FROM_RPC, 0, 0, thread)) for thread in threads] * 10
+    records = probe.run(SetFlag(3, 0), Run(1, (*meet(3, 2), busy)), *meet(3, 2), *tries, Join(1, 60.0), timeout_s=90)
+    answers = [record.x0 for record in records if record.regs]
+    assert answers == [SmcReturn.ERESUME] * len(tries)
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R12", "R14", "RPC-1", "RPC-5")
 def test_r12_only_one_of_two_resumes_a_call(smp_probe: Probe) -> None:
     """Two vCPUs resume the same thread at the same time: one goes on with the call, the other gets ERESUME."""
     for attempt in range(10):

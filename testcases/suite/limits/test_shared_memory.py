@@ -191,7 +191,7 @@ def test_d5_parameters_before_a_bad_one_are_released(probe: Probe, deviations: D
     assert ret == 0
 
 
-@pytest.mark.slow
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("R2", "R4", "R18", "MEM-7", "D3")
 def test_d3_failed_registrations_leave_the_count_alone(expendable_probe: Probe, deviations: Deviations) -> None:
     """140 registrations of 129 pages whose first page is bad, then a good one of one page.

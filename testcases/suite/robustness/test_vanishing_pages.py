@@ -28,7 +28,7 @@ def test_d7_argument_page_that_is_gone_at_the_end(probe: Probe, deviations: Devi
 
 
 @pytest.mark.mc_core
-@pytest.mark.mc_rule("R15", "RPC-11", "D6")
+@pytest.mark.mc_rule("R10", "R15", "RPC-11", "REGS-2", "D6", "D17")
 def test_d6_command_page_that_is_gone(probe: Probe, deviations: Deviations) -> None:
     """A command cannot be delivered: the mediator tells OP-TEE so by CALL_RETURN_FROM_RPC, and the call ends.
 
@@ -39,8 +39,9 @@ def test_d6_command_page_that_is_gone(probe: Probe, deviations: Deviations) -> N
     call.give_page(page, park=[RpcCmd.SHM_ALLOC])
     assert call.request().cmd == RpcCmd.SHM_ALLOC
     balloon_out(probe, page)
-    # Answered with what stood in the page; the next command finds no page.
-    regs = (0x32000003, call.regs[1], call.regs[2], call.thread)
+    # Answered with what stood in the page; the next command finds no page. Only the low half of x3 is the thread.
+    thread = call.thread | 0xA5A5 << 32
+    regs = (0x32000003, call.regs[1], call.regs[2], thread)
     (record,) = probe.run(Drive(regs, max_rpcs=1), timeout_s=60)
     for _ in range(1000):
         if record.x0 & 0xFFFFFFFF != 0xFFFF0004:
@@ -48,6 +49,8 @@ def test_d6_command_page_that_is_gone(probe: Probe, deviations: Deviations) -> N
         (record,) = probe.run(Drive((0x32000003, 0, 0, record.regs[3]), max_rpcs=1), timeout_s=60)
     if record.x0 == SMCCC_UNKNOWN_FUNCTION:
         deviations.seen("D6", "x0 = -1 for a call that OP-TEE had suspended: it was resumed by no function of OP-TEE's")
+        if record.regs[1:4] != regs[1:4]:
+            deviations.seen("D17", f"with it come x1..x3 of EL3: {', '.join(map(hex, record.regs[1:4]))}")
         return
     assert record.x0 in (SmcReturn.OK, 0xFFFF0002)
     assert probe.call_with_arg(OpenSession(INVOKE_TESTS)).x0 == SmcReturn.OK
