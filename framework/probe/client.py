@@ -200,16 +200,18 @@ def create_probe(
     name: str,
     port_name: str,
     console: ConsoleLike,
-    image_path: Path,
+    image_path: Path | None,
     vcpus: int = 1,
     memory_mib: int = 32,
     tee: bool = True,
 ) -> Probe:
     """Create a probe domain; the port ``port_name`` joins its console with the board's ``console``.
 
-    Raises GuestError when its image does not arrive in dom0 as it is.
+    ``image_path``: None where an earlier call has left the image in this dom0. Raises GuestError when it does not
+    arrive there as it is.
     """
-    upload(dom0, image_path.read_bytes(), IMAGE_IN_DOM0)
+    if image_path is not None:
+        upload(dom0, image_path.read_bytes(), IMAGE_IN_DOM0)
     config = GuestConfig(name, IMAGE_IN_DOM0, memory_mib=memory_mib, vcpus=vcpus, tee=tee, network=False)
     domid = dom0.xl.create_attached(config, port_name)
     transport = ConsoleTransport(console)

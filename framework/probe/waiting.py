@@ -39,10 +39,11 @@ def leave(
 
     Returns what :func:`take_over` needs, as plain JSON. Raises GuestError when one does not answer at its doorbell.
     """
-    notes = []
+    notes: list[dict[str, Any]] = []
     for number, spec in enumerate(specs):
         port = f"guest{number}"
-        probe = create_probe(dom0, spec.name, port, consoles[port], image, vcpus=spec.vcpus, memory_mib=spec.memory_mib)
+        first = None if notes else image
+        probe = create_probe(dom0, spec.name, port, consoles[port], first, vcpus=spec.vcpus, memory_mib=spec.memory_mib)
         # One that has been answered there rings 50 times a second and not 4 times.
         probe.transport = bells.transport(probe.domid)
         probe.run()

@@ -56,14 +56,16 @@ def make_probe(request: pytest.FixtureRequest, target: Target, probe_image: Path
     from framework.probe.client import create_probe
 
     made: list[Probe] = []
-    taken = len(target.guests) + len(target.notes.get("probes", ()))
+    waiting = len(target.notes.get("probes", ()))
+    taken = len(target.guests) + waiting
 
     def make(
         name: str = "probe0", vcpus: int = 1, memory_mib: int = 32, tee: bool = True, slot: int | None = None
     ) -> Probe:
         port = f"guest{taken + (len(made) if slot is None else slot)}"
         console = target.board.consoles[port]
-        probe = create_probe(target.dom0, name, port, console, probe_image, vcpus, memory_mib, tee)
+        image = None if waiting or made else probe_image
+        probe = create_probe(target.dom0, name, port, console, image, vcpus, memory_mib, tee)
         made.append(_as_asked(request.config, probe))
         return made[-1]
 

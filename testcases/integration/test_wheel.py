@@ -110,7 +110,7 @@ def test_it_runs_the_same_stimuli_as_the_checkout(python: Path, tmp_path: Path) 
         listed = run(interpreter, tmp_path, "-m", "pytest", *options, "--collect-only", "-q", "-m", "mc_core")
         found.append([line for line in listed.splitlines() if "::" in line])
     assert found[0] == found[1]
-    assert "lifecycle/test_loops.py::test_r1_domains_come_and_go[10]" in found[0]
+    assert "lifecycle/test_loops.py::test_r1_domains_come_and_go[5]" in found[0]
     assert len(found[0]) > 40
 
 

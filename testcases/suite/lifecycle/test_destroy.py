@@ -88,23 +88,24 @@ def test_d3_destroyed_after_a_failed_registration(probe: Probe, target: Target, 
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R1", "R2", "R18", "LIFE-3", "D4")
-def test_d4_destroyed_with_a_lost_call(make_probe: MakeProbe, target: Target, deviations: Deviations) -> None:
+def test_d4_destroyed_with_a_lost_call(
+    probe: Probe, make_probe: MakeProbe, target: Target, deviations: Deviations
+) -> None:
     """A call that cannot be resumed any more, then the domain's end: all of its memory comes back, and Xen lives.
 
     On a board of its own: where the mediator still holds the call to be running, a debug Xen asserts.
     """
     dom0 = target.dom0
-    first = make_probe("first", slot=0)
-    assert first.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
-    assert destroyed(dom0, first)
+    assert probe.call_with_arg(OpenSession(NO_TA)).arg.ret == TEE_ITEM_NOT_FOUND
+    assert destroyed(dom0, probe)
     before = free_pages(target)
-    probe = make_probe("doomed", slot=0)
-    call = probe.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
+    doomed = make_probe("doomed", slot=0)
+    call = doomed.begin(OpenSession(NO_TA), park=[RpcCmd.SHM_ALLOC])
     call.answer(ret=Tee.OUT_OF_MEMORY, x1=0, x2=0)
     lost = call.x0 == RETURN_FROM_RPC
     assert lost or (call.x0, call.arg.ret) == (0, Tee.OUT_OF_MEMORY)
     try:
-        gone = destroyed(dom0, probe)
+        gone = destroyed(dom0, doomed)
     except MedcheckError:
         said = "\n".join(target.board.consoles["xen"].tail(200))
         if not lost or "call->in_flight" not in said:
@@ -117,17 +118,16 @@ def test_d4_destroyed_with_a_lost_call(make_probe: MakeProbe, target: Target, de
 
 @pytest.mark.mc_core
 @pytest.mark.mc_rule("R20", "R21", "LIFE-1", "LIFE-5")
-def test_r20_more_domains_than_optee_has_room_for(make_probe: MakeProbe, target: Target) -> None:
+def test_r20_more_domains_than_optee_has_room_for(probe: Probe, target: Target) -> None:
     """The domain OP-TEE has no partition for is not created; after another's end the next one is, and works."""
     dom0 = target.dom0
-    first = make_probe("room")
     made = []
     try:
         with pytest.raises(GuestError):
             for number in range(8):
                 config = GuestConfig(f"room{number}", IMAGE_IN_DOM0, memory_mib=16, network=False)
                 made.append(dom0.xl.create(config))
-        call = first.call_with_arg(OpenSession(INVOKE_TESTS))
+        call = probe.call_with_arg(OpenSession(INVOKE_TESTS))
         assert (call.x0, call.arg.ret) == (0, 0)
         if made:
             dom0.xl.destroy(made.pop())
