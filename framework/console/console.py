@@ -275,7 +275,10 @@ class Console:
     def _sample(self) -> Any:
         assert self._on_silence is not None
         seen = self._on_silence.sample()
-        if wait_policy.in_vain(self._on_silence, self._idle_timeout):
+        # What stood still is told from two samples of this wait.
+        if self._buffer.seen is not None and wait_policy.in_vain(
+            self._on_silence, self._idle_timeout, self._buffer.silent()
+        ):
             raise pexpect.TIMEOUT("the board sleeps for ever")
         return seen
 

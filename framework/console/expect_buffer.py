@@ -92,6 +92,11 @@ class ExpectBuffer(_Base):
         self.idle_limit = idle_limit
         self.deadline = self.expect_began + longest
         self.cut_now = 0
+        self.seen = None
+
+    def silent(self) -> float:
+        """Return the seconds for which this wait has seen no progress."""
+        return time.monotonic() - max(self.expect_began, self.last_progress)
 
     def matched(self) -> None:
         """End a wait with a match."""

@@ -33,10 +33,10 @@ class OnSilence(Protocol):
         """Explain why nothing came since that sample; None when the board is gone. Never raises."""
 
 
-def in_vain(watcher: OnSilence, idle_timeout: float) -> bool:
-    """Whether a wait on a silent board has no hope before it expires: the board sleeps for ever, or has been idle for
-    ``idle_timeout`` seconds, not scaled, for a slow host slows down work, and there is none."""
-    return watcher.hopeless() or watcher.idle() >= idle_timeout
+def in_vain(watcher: OnSilence, idle_timeout: float, silent: float) -> bool:
+    """Whether a wait, silent for so many seconds, has no hope before it expires: the board sleeps for ever, or has been
+    idle in this wait for ``idle_timeout`` seconds, not scaled, for a slow host slows down work, and there is none."""
+    return watcher.hopeless() or min(watcher.idle(), silent) >= idle_timeout
 
 
 def deadline(idle_timeout: float) -> float:

@@ -178,7 +178,8 @@ class Talk:
             return False
         self._sampled = now
         seen = self._on_silence.sample()
-        if in_vain(self._on_silence, self._idle_timeout):
+        # What stood still is told from two samples of this wait.
+        if self._seen is not None and in_vain(self._on_silence, self._idle_timeout, now - self._moved):
             return True
         self._seen = seen
         return False

@@ -133,7 +133,9 @@ def attacks(source: str) -> list[tuple[str, str]]:
     pieces = [*texts, *(a + b for a, b in pairwise(texts)), "".join(texts), " ".join(texts)]
     pieces += [f"{text} " for text in texts] + [*" \t7a.'/-\r\n[_", "a ", "7 "]
     heads = ["", *("".join(texts[:count]) for count in range(1, len(texts)))][:4]
-    return [(head, piece) for piece in dict.fromkeys(pieces) for head in (heads if len(piece) < 3 else ("",))]
+    return [
+        (head, piece) for piece in dict.fromkeys(filter(None, pieces)) for head in (heads if len(piece) < 3 else ("",))
+    ]
 
 
 def spent(pattern: re.Pattern[Any], text: Any, methods: set[str]) -> float:

@@ -56,8 +56,8 @@ def stream(
             }
         )  # fmt: skip
     if clock is not None:
-        count = b"\x05\x0ctimer/icount" + struct.pack(">Iqq", 1, clock, 0) if counted else b""
-        body = section(0, "timer", 0, 2, struct.pack(">qqq", -1, 0, clock) + count) + body
+        counted_ticks = b"\x05\x0ctimer/icount" + struct.pack(">Iqq", 1, clock, 0) if counted else b""
+        body = section(0, "timer", 0, 2, struct.pack(">qqq", -1, 0, clock) + counted_ticks) + body
         names = ("cpu_ticks_offset", "unused", "cpu_clock_offset")
         fields = [{"name": name, "type": "int64", "size": 8} for name in names]
         timer: dict[str, object] = {"name": "timer", "instance_id": 0, "version": 2, "fields": fields}
