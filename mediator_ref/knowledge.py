@@ -56,7 +56,8 @@ class HeapSeen:
 class BookState:
     """What the hypervisor's own books of a domain said last.
 
-    ``excess``: what counters had beyond their lists; ``faults``: differences that were reported and are still there
+    ``excess``: what counters had beyond their lists, of which ``followed`` pages came with an answer that was wrong in
+    itself; ``faults``: differences that were reported and are still there
     (``still``: those that a check under way finds); ``named``: how often lists name a frame; ``held``: these frames,
     seen when ``held_at`` hypercalls had run; ``pages``: frames that a call names, with that number; ``dying``: memory
     when the domain's end began; ``differs``: another rule did not hold since the lists were compared.
@@ -64,6 +65,7 @@ class BookState:
 
     lists: Lists | None = None
     excess: dict[str, int] = field(default_factory=dict)
+    followed: int = 0
     faults: set[tuple[object, ...]] = field(default_factory=set)
     still: set[tuple[object, ...]] = field(default_factory=set)
     named: Counter[int] = field(default_factory=Counter)

@@ -95,8 +95,13 @@ def _counters(state: State, domain: TrackedDomain, event: Event, lists: Lists, p
         now, before = excess.get(name, 0), book.excess.get(name, 0)
         if now != before:
             wrong = True
+            if name == "pages" and (book.differs or (pending is not None and pending.differs)):
+                # A reply that was wrongly taken for memory (D11), say: D3's count begins anew behind it.
+                book.followed += now - before
+                state.unchecked(RuleId.BOOK_1, FOLLOWS, event)
+                continue
             difference = Difference(f"count of {name}", str(value - now + before), str(value))
-            amount = now if name == "pages" else 0
+            amount = now - book.followed if name == "pages" else 0
             state.fail(RuleId.BOOK_1, event, "a counter does not agree with its list", difference, pending=pending,
                        domain=domain, amount=amount)  # fmt: skip
     book.excess = excess

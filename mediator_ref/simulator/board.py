@@ -93,8 +93,13 @@ class Board:
         self._emit(DomainCreated(self._next(), domid, True))
         for base in (ARG, RPC, LIST, DATA):
             for page in range(4):
-                self.world.map(domid, base + page * PAGE_SIZE)
+                self.populate(domid, base + page * PAGE_SIZE)
         return True
+
+    def populate(self, domid: int, ipa: int) -> None:
+        """Give a domain a page, by a hypercall of the toolstack's or its own."""
+        self.hypercalls += 1
+        self.world.map(domid, ipa)
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain, whatever it was doing; only its vCPUs have to come out of OP-TEE first."""

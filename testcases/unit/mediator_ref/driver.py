@@ -208,13 +208,13 @@ class Driver:
                 if page in pages:
                     self.board.world.protect(domid, page, kind)
                 else:
-                    self.board.world.map(domid, page)
+                    self.board.populate(domid, page)
         elif kind is PageKind.UNMAPPED and ipa in pages:
             self.board.balloon(domid, ipa)
         elif ipa in pages:
             self.board.world.protect(domid, ipa, kind)
         elif domid in self.board.mediator.domains:
-            self.board.world.map(domid, ipa)
+            self.board.populate(domid, ipa)
         self.watch()
 
     # Invariants
