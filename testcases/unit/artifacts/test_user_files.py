@@ -227,8 +227,8 @@ def test_a_link_that_stays_in_the_xtest_root_passes(tmp_path: Path) -> None:
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes, ".xz": lzma.compress, ".gz": gzip.compress, ".zst": zstandard.compress,
 }  # fmt: skip
-WANTED = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "virtio_mmio", "virtio_console", "virtio_net", "virtio-rng",
-          "bridge", "xen-netback", "xen-netfront", "tee", "optee")  # fmt: skip
+WANTED = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "virtio_mmio", "virtio_console",
+          "virtio_net", "virtio-rng", "bridge", "xen-netback", "xen-netfront", "tee", "optee")  # fmt: skip
 
 
 def modules(folder: Path, suffix: str = "", **facts: Any) -> dict[str, Path]:
