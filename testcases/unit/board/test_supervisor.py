@@ -248,16 +248,3 @@ def test_somebody_elses_process_is_never_hit() -> None:
     finally:
         other.kill()
         other.wait()
-
-
-def test_supervisor_starts_fast(tmp_path: Path, cache: Path) -> None:
-    assert cache
-    times = []
-    for _ in range(5):
-        begin = time.monotonic()
-        process = start(tmp_path)
-        wait_started(process)
-        times.append(time.monotonic() - begin)
-        process.kill()
-        wait_status(process)
-    assert min(times) < 0.15
