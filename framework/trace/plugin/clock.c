@@ -47,10 +47,15 @@ static uint64_t icount_clock(void)
     return latest = now > latest ? now : latest;
 }
 
+bool clock_counts_instructions(void)
+{
+    return use_icount && *use_icount;
+}
+
 uint64_t clock_now(void)
 {
     if (virtual_clock)
-        return use_icount && *use_icount ? icount_clock() : (uint64_t)virtual_clock(QEMU_CLOCK_VIRTUAL);
+        return clock_counts_instructions() ? icount_clock() : (uint64_t)virtual_clock(QEMU_CLOCK_VIRTUAL);
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;

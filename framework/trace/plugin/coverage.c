@@ -25,6 +25,7 @@
 #define BRANCHED 2
 
 struct site { /* one instruction */
+    uint64_t calls; /* executions that a callback counted */
     uint32_t opcode;
     uint8_t outcomes;
 };
@@ -106,6 +107,13 @@ static void on_branch(unsigned reported, void *udata)
     __atomic_fetch_or(&site->outcomes, outcome, __ATOMIC_RELAXED);
 }
 
+static void on_execution(unsigned reported, void *udata)
+{
+    struct site *site = udata;
+    (void)reported;
+    __atomic_fetch_add(&site->calls, 1, __ATOMIC_RELAXED);
+}
+
 void coverage_instrument(struct qemu_plugin_insn *insn, uint64_t va, uint32_t opcode)
 {
     for (unsigned i = 0; sites && i < count; i++) {
@@ -113,7 +121,10 @@ void coverage_instrument(struct qemu_plugin_insn *insn, uint64_t va, uint32_t op
             continue;
         size_t slot = ranges[i].first + (va - ranges[i].start) / 4;
         qemu_plugin_u64 counter = {executions, slot * 8};
-        qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(insn, INLINE_ADD_U64, counter, 1);
+        if (clock_counts_instructions())
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_execution, CB_NO_REGS, &sites[slot]);
+        else
+            qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(insn, INLINE_ADD_U64, counter, 1);
         if (is_conditional(opcode)) {
             __atomic_store_n(&sites[slot].opcode, opcode, __ATOMIC_RELAXED); /* by several threads, the same */
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_branch, CB_READ_REGS, &sites[slot]);
@@ -124,7 +135,7 @@ void coverage_instrument(struct qemu_plugin_insn *insn, uint64_t va, uint32_t op
 
 static uint64_t executed(size_t slot)
 {
-    uint64_t sum = 0;
+    uint64_t sum = __atomic_load_n(&sites[slot].calls, __ATOMIC_RELAXED);
     for (unsigned cpu = 0; cpu < MAX_CPUS && cpu_exists(cpu); cpu++)
         sum += __atomic_load_n((uint64_t *)qemu_plugin_scoreboard_find(executions, cpu) + slot, __ATOMIC_RELAXED);
     return sum;

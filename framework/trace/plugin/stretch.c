@@ -34,7 +34,7 @@ void stretch_thread(void)
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
 {
     qemu_plugin_u64 counter = {instructions, 0};
-    if (options.time)
+    if (options.time && !clock_counts_instructions())
         qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD_U64, counter, count);
 }
 

@@ -215,6 +215,11 @@ void board_stop(const char *why);
 
 /* clock.c, under the lock */
 const char *clock_choose(void); /* its name */
+/*
+ * Whether QEMU runs with -icount: all CPUs in one thread, where counters beside translated code (inline operations) must
+ * not be used. QEMU then writes for another CPU, and past the counters' memory. No lock.
+ */
+bool clock_counts_instructions(void);
 uint64_t clock_now(void);
 
 /* hooks.c */
