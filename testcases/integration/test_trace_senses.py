@@ -41,7 +41,11 @@ def test_each_load_and_store_on_the_guests_pages_is_recorded(bench: Bench, clock
             assert LOAD <= access.pc < argument
     assert seen == {False: {(Kind.EL3_CALL, 0, 96)}, True: {(Kind.GUEST_RETURN, 20, 4)}}
     spent = {(e.kind, e.instructions()) for e in events(path, *CALLS) if e.regs[0] == 0x32000004}
-    assert all(taken and 10 < taken < 200 for kind, taken in spent if kind == Kind.EL3_CALL)
+    if clock:
+        # QEMU's counters beside the code cannot be used there, and no number is better than a wrong one.
+        assert {taken for _, taken in spent} == {None}
+    else:
+        assert all(taken and 10 < taken < 200 for kind, taken in spent if kind == Kind.EL3_CALL)
 
 
 def test_every_instruction_and_each_way_of_a_branch_are_counted(bench: Bench) -> None:

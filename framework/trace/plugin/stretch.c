@@ -31,16 +31,16 @@ void stretch_thread(void)
         __atomic_store_n(&one_thread, true, __ATOMIC_RELAXED);
 }
 
+static bool counts(void)
+{
+    return options.time && !clock_counts_instructions() && !__atomic_load_n(&one_thread, __ATOMIC_RELAXED);
+}
+
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
 {
     qemu_plugin_u64 counter = {instructions, 0};
-    if (options.time && !clock_counts_instructions())
+    if (counts())
         qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD_U64, counter, count);
-}
-
-static bool counts(void)
-{
-    return options.time && !__atomic_load_n(&one_thread, __ATOMIC_RELAXED);
 }
 
 static uint64_t executed(unsigned cpu)
