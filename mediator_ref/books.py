@@ -40,6 +40,11 @@ def is_own(word: int) -> bool:
     return bool(word & _OWN)
 
 
+def is_allocated(word: int) -> bool:
+    """Tell whether the page is kept without anything that refers to it."""
+    return bool(word & _ALLOCATED)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldCall:
     """An entry of the list of calls (``struct optee_std_call``). ``shadow`` is a frame word, 0 without a page;

@@ -72,6 +72,8 @@ class StdCall:
     """The shadow argument as it was handed over, where it was observed."""
     references: tuple[int, ...] = ()
     """Cookies that it names by reference, until OP-TEE's answer shows whether it accepted them."""
+    resumed: int = 0
+    """The event with which it was resumed last."""
     tainted: str = ""
     """Reason why the rest of the call is not checked."""
     lost: bool = False

@@ -35,10 +35,12 @@ class Phase(Enum):
 @dataclass(frozen=True, slots=True)
 class PageSeen:
     """References of a page when it was last looked at: ``spare`` are those that neither its allocation nor an entry of
-    the mediator's lists accounts for, ``own`` says whether it was the domain's."""
+    the mediator's lists accounts for, ``own`` says whether it was the domain's, ``allocated`` whether it stays that
+    without a reference: a page that the guest has given away does not."""
 
     spare: int
     own: bool
+    allocated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class Pending:
     recently_freed: frozenset[int] = frozenset()
     """Shadow pages freed since OP-TEE returned: they may be reused elsewhere, and must not show here."""
     heap: HeapSeen | None = None
+    alone: bool = True
+    """No other vCPU was in the hypervisor for a call when this one came."""
     since: int = 0
     """Events of the whole trace when the guest trapped."""
     steps: int = 0

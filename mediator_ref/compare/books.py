@@ -27,6 +27,8 @@ def called(state: State, pending: Pending, event: GuestCall) -> None:
     """Note what the books say when a guest traps."""
     books, domain = event.books, pending.domain
     pending.steps, pending.since = 0, state.tally.events
+    # A call of another domain that is in the hypervisor all the while takes memory, and no event tells.
+    pending.alone = sum(other.in_hypervisor for other in state.domains.values()) <= 1
     if books is None or domain.in_hypervisor > 1:  # what another vCPU is changing, or holds for a moment, is no measure
         return
     if books.lists is not None:

@@ -32,7 +32,7 @@ def check_call(state: State, pending: Pending, event: GuestReturn, books: Books)
     before, now = pending.heap, account(books.lists, books)
     if before is None or now is None:
         state.unchecked(RuleId.HEAP_1, "what the domain held, or free memory, was not recorded", event)
-    elif state.tally.events - pending.since != pending.steps + 1 or not _quiet(before, now):
+    elif not pending.alone or state.tally.events - pending.since != pending.steps + 1 or not _quiet(before, now):
         state.unchecked(RuleId.HEAP_1, _OTHERS, event)
     else:
         _compare(state, RuleId.HEAP_1, event, before, now, pending, pending.domain)

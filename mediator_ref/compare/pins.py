@@ -4,7 +4,7 @@ put_page)."""
 
 from __future__ import annotations
 
-from mediator_ref.books import Books, Lists, is_own, mfn_of, taken
+from mediator_ref.books import Books, Lists, is_allocated, is_own, mfn_of, taken
 from mediator_ref.events import El3Call, Event
 from mediator_ref.knowledge import BookState, PageSeen, Pending, TrackedDomain
 from mediator_ref.rules import RuleId
@@ -20,7 +20,7 @@ def _at(books: Books) -> int:
 
 def _seen(word: int, named: int) -> PageSeen | None:
     count = taken(word)
-    return None if count is None else PageSeen(count - named, is_own(word))
+    return None if count is None else PageSeen(count - named, is_own(word), is_allocated(word))
 
 
 def note(domain: TrackedDomain, books: Books) -> None:
@@ -111,10 +111,12 @@ def _check_page(
     if known is None or known[0].spare < 0:
         return passed
     before, then = known
-    if before == seen:
+    if (before.spare, before.own) == (seen.spare, seen.own):
         passed.add(RuleId.REF_2)
     elif then != at or at == _BUSY:
         state.unchecked(RuleId.REF_2, "a hypercall that may take references ran at the same time", event)
+    elif before.own and not before.allocated and not seen.own and not named:
+        passed.add(RuleId.REF_2)  # the guest gave it away while it was held: it went with the last reference
     elif before.own and not seen.own:
         difference = Difference(f"owner of frame {mfn:#x}", "the domain", "another")
         state.fail(RuleId.REF_2, event, "a page was taken from its domain", difference, pending=pending, domain=domain)

@@ -47,6 +47,7 @@ def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expecte
         return
     pending.call = domain.running[pending.event.vcpu] = call
     call.lost = False
+    call.resumed = event.seq
     _check_others(state, pending, event, call)
     if call.tainted:
         state.unchecked(RuleId.RPC_6, call.tainted, event)
@@ -230,8 +231,10 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
         del domain.calls[thread]
         domain.defects.lost_calls += 1
         domain.defects.lost_with_their_page += released
-    elif event.regs[0] == abi.SmcReturn.ERESUME and _others_resume(state, pending):
-        # Right if the other was first; hidden is a mediator that refuses both.
+    elif event.regs[0] == abi.SmcReturn.ERESUME and (
+        call.resumed > pending.event.seq or _others_resume(state, pending)
+    ):
+        # Right if the other was first, whether or not it is back by now; hidden is a mediator that refuses both.
         state.unchecked(RuleId.RPC_6, "another vCPU resumed the call at the same time", event)
         check_other_regs(state, pending, event, 1)
     else:
