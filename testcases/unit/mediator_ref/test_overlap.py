@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two vCPUs in the mediator at once: what one of them did is no fault of the other's answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mediator_ref import Outcome, State, Verdict, abi, step
+from mediator_ref.events import Event
+from mediator_ref.simulator.board import Board
+from mediator_ref.simulator.optee import INTR
+
+
+def verdicts(events: list[Event]) -> list[Verdict]:
+    """Judge the events in this order; what fails."""
+    state = State()
+    found = [verdict for number, event in enumerate(events, 1) for verdict in step(state, replace(event, seq=number))]
+    return [verdict for verdict in found if verdict.outcome is Outcome.FAIL]
+
+
+def two_resume(*, both_refused: bool) -> list[Event]:
+    """vCPU 1 and then vCPU 0 resume one suspended call; vCPU 1 is through with it when vCPU 0 is refused."""
+    board = Board(threads=2)
+    board.create(1)
+    board.message(1, abi.message(abi.MsgCmd.OPEN_SESSION), plan=[INTR, INTR])
+    resume = (abi.RETURN_FROM_RPC, *board.events[-1].regs[1:8])  # type: ignore[attr-defined]
+    begin = len(board.events)
+    board.trap(1, 1, resume)
+    middle = len(board.events)
+    board.trap(1, 0, resume)
+    refused = board.events[middle:]
+    end = len(board.events)
+    while (1, 1) in board.inflight:
+        board.leave(1, 1)
+    first, rest = board.events[begin:middle], board.events[end:]
+    asked, answer = refused
+    assert answer.regs[0] == abi.SmcReturn.ERESUME  # type: ignore[attr-defined]
+    if both_refused:
+        return [*board.events[:begin], asked, answer]
+    return [*board.events[:begin], first[0], asked, *first[1:], *rest, answer]
+
+
+def test_a_call_that_another_vcpu_resumed_meanwhile_is_rightly_refused() -> None:
+    assert not verdicts(two_resume(both_refused=False))
+
+
+def test_a_call_that_no_vcpu_resumed_is_not() -> None:
+    assert "RPC-6" in {verdict.rule for verdict in verdicts(two_resume(both_refused=True))}
