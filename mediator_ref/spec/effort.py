@@ -40,5 +40,6 @@ def for_answer(function: abi.SmcFunction, domain: Domain, *, foreign_interrupt: 
     if function.handling not in (abi.Handling.STANDARD, abi.Handling.RESUME):
         return Effort("answer to a fast call", SHORT)
     if foreign_interrupt:
-        return Effort("suspension by an interrupt", SHORT)
+        # The interrupt itself is taken on the way.
+        return Effort("suspension by an interrupt", LONG)
     return Effort("request or result", LONG + sum(buffer.pages for buffer in domain.buffers.values()) * FOR_EACH_PAGE)
