@@ -60,6 +60,11 @@ class State:
             domain = self.domains[domid] = TrackedDomain(domid, history_unknown=self.mid_stream)
         return domain
 
+    @property
+    def one_in_hypervisor(self) -> bool:
+        """Whether one vCPU at most, of all domains, is in the hypervisor for a call of the TEE's."""
+        return sum(domain.in_hypervisor for domain in self.domains.values()) <= 1
+
     def snapshot(self) -> dict[int, dict[str, object]]:
         """Describe all domains in plain data."""
         return {domid: domain.snapshot() for domid, domain in self.domains.items()}

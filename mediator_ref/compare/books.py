@@ -28,7 +28,7 @@ def called(state: State, pending: Pending, event: GuestCall) -> None:
     books, domain = event.books, pending.domain
     pending.steps, pending.since = 0, state.tally.events
     # A call of another domain that is in the hypervisor all the while takes memory, and no event tells.
-    pending.alone = sum(other.in_hypervisor for other in state.domains.values()) <= 1
+    pending.alone = state.one_in_hypervisor
     if books is None or domain.in_hypervisor > 1:  # what another vCPU is changing, or holds for a moment, is no measure
         return
     if books.lists is not None:

@@ -32,8 +32,7 @@ def check_instructions(state: State, pending: Pending, event: El3Call | GuestRet
     if event.instructions <= effort.most:
         state.ok(RuleId.TIME_1)
         return
-    domain = pending.domain
-    if domain.activity != pending.activity or sum(other.in_hypervisor for other in state.domains.values()) > 1:
+    if pending.domain.activity != pending.activity or not state.one_in_hypervisor:
         # Spinning counts: how long a lock is held elsewhere is the host's matter. Hidden is a call that is slow only
         # beside others; alone it is seen.
         state.unchecked(RuleId.TIME_1, "another vCPU was in the hypervisor, which may have held a lock", event)
