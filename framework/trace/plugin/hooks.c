@@ -79,7 +79,6 @@ static void on_vcpu_init(unsigned cpu, void *unused)
     (void)unused;
     thread_cpu = cpu;
     cpu_begins(cpu);
-    stretch_thread();
     regs_init(cpu);
 }
 

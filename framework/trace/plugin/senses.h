@@ -21,7 +21,6 @@ void coverage_close(void);
  */
 enum { STRETCH_CLOSED, STRETCH_OPEN, STRETCH_FROZEN };
 bool stretch_init(void); /* before there is any vCPU; false: no memory */
-void stretch_thread(void); /* once in each vCPU's thread, for each vCPU */
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t instructions);
 bool stretch_is_any_open(void);     /* no lock */
 bool stretch_is_open(unsigned cpu); /* by the CPU's own thread, no lock */

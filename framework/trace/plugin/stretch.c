@@ -17,23 +17,15 @@ static struct stretch {
 
 static unsigned open_stretches; /* on all CPUs: nearly always none */
 static struct qemu_plugin_scoreboard *instructions;
-static bool one_thread; /* for several vCPUs: QEMU counts for the CPU that translated */
 
 bool stretch_init(void)
 {
     return !options.time || (instructions = qemu_plugin_scoreboard_new(8));
 }
 
-void stretch_thread(void)
-{
-    static __thread unsigned vcpus;
-    if (++vcpus > 1)
-        __atomic_store_n(&one_thread, true, __ATOMIC_RELAXED);
-}
-
 static bool counts(void)
 {
-    return options.time && !clock_counts_instructions() && !__atomic_load_n(&one_thread, __ATOMIC_RELAXED);
+    return options.time && !clock_counts_instructions();
 }
 
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
