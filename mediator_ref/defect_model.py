@@ -48,10 +48,14 @@ class DefectState:
         self.released_rpcs.clear()
         self.duplicate_cookies.clear()
 
+    @property
+    def leaked_pages(self) -> int:
+        """Pages that failed translations left in the domain's count (D3)."""
+        return 0 if self.accounting is None else self.accounting.leaked_pages
+
     def assertions(self) -> set[D]:
         """Deviations whose leftovers a debug Xen asserts not to find at the domain's end: leaked pages, lost calls."""
-        leaks = self.accounting is not None and self.accounting.leaked_pages > 0
-        return ({D.D3} if leaks else set()) | ({D.D4} if self.lost_calls else set())
+        return ({D.D3} if self.leaked_pages else set()) | ({D.D4} if self.lost_calls else set())
 
     def accounting_for(self, domain: Domain) -> ShmAccounting:
         """The accounting with known defects, made on first use."""

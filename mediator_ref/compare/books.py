@@ -97,9 +97,10 @@ def _counters(state: State, domain: TrackedDomain, event: Event, lists: Lists, p
         now, before = excess.get(name, 0), book.excess.get(name, 0)
         if now != before:
             wrong = True
-            if name == "pages" and (book.differs or (pending is not None and pending.differs)):
+            follows = book.differs or (pending is not None and pending.differs)
+            if name == "pages" and follows and now - book.followed != (leaked := domain.defects.leaked_pages):
                 # A reply that was wrongly taken for memory (D11), say: D3's count begins anew behind it.
-                book.followed += now - before
+                book.followed = now - leaked
                 state.unchecked(RuleId.BOOK_1, FOLLOWS, event)
                 continue
             difference = Difference(f"count of {name}", str(value - now + before), str(value))

@@ -253,6 +253,18 @@ def test_page_released_after_d2_is_d2() -> None:
     assert [(v.rule, v.deviation) for v in verdicts] == [("BOOK-2", "D2"), ("MEM-10", "D2")]
 
 
+def test_pages_of_a_wrong_answer_count_for_d3_where_its_model_foresaw_them() -> None:
+    """A failed translation whose answer has another fault besides: neither it nor the next is an alarm of BOOK-1."""
+    board = booted(frozenset({"D3"}))
+    for _ in range(3):
+        register(board, pages=2, bad=0)
+    board.events = with_register(board.events, GuestReturn, 0, abi.SmcReturn.EBADADDR, nth=-2)
+    _, verdicts = judge(board)
+    assert Outcome.FAIL in {v.outcome for v in verdicts}, "the answer was not wrong"
+    books = [(v.outcome, v.deviation) for v in verdicts if v.rule == "BOOK-1"]
+    assert books == [(Outcome.DEVIATION, "D3")] * 3
+
+
 def test_ground_truth_agrees_that_d1_and_d11_break_isolation() -> None:
     for defect, stimulus in (("D1", d1), ("D11", d11_hidden)):
         board = booted(frozenset({defect}))
