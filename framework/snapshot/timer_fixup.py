@@ -8,8 +8,14 @@ armed look expired, as hardware would show it to a CPU that was late: ISTATUS se
 interrupt pending at the CPU's redistributor. The hypervisor takes one timer interrupt, finds what is due and
 programs the timer anew. So a board can be saved at any time, without waiting for it to be quiet.
 
-Sources: QEMU target/arm/machine.c, target/arm/helper.c, hw/intc/arm_gicv3_common.c; Arm ARM D13 (CNTHP_CTL_EL2
-and its kin); BSA for the interrupt numbers.
+Another repair is for QEMU since 11.1, in which WFE sleeps: it loses a SEV that comes while another CPU's thread is
+about to sleep (``helper_sev`` wakes it without the lock under which that thread has just seen that no event is there).
+Xen's spin locks wait by WFE, so the other CPU soon waits for the one that sleeps. The architecture's own remedy is the
+timer's event stream, which ends every WFE after a while. Linux uses it: nothing hangs while a CPU has the registers of
+a Linux guest. Xen and probes do not: :func:`wake_timers` switches on the hypervisor's stream, which no guest sees.
+
+Sources: QEMU target/arm/machine.c, target/arm/helper.c, target/arm/tcg/op_helper.c, system/cpus.c,
+hw/intc/arm_gicv3_common.c; Arm ARM D13 (CNTHP_CTL_EL2 and its kin, CNTHCTL_EL2); BSA for the interrupt numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +35,10 @@ from framework.snapshot.vmstate import (
 )
 
 _ENABLE, _MASKED, _ISTATUS = 1, 2, 4
+
+_CNTHCTL: Register = (3, 4, 14, 1, 0)
+_EVENT_STREAM = 1 << 2 | 15 << 4
+"""EVNTEN, and EVNTI: an event whenever bit 15 of the counter becomes 1, with QEMU's 62.5 MHz every millisecond."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,8 @@ class Woken:
 
 
 def wake_timers(state: State) -> list[Woken]:
-    """Make every armed timer that QEMU would forget fire at once; return which those were.
+    """Make every armed timer that QEMU would forget fire at once, and switch on the hypervisor's event stream; return
+    the timers.
 
     Raises BoardError when the state is not a stream of the expected form: a board restored from it might hang without a
     visible cause.
@@ -88,4 +99,7 @@ def wake_timers(state: State) -> list[Woken]:
             waiting = read(state, ">I", pending[number])
             struct.pack_into(">I", state, pending[number], waiting | 1 << timer.interrupt)
             woken.append(Woken(number, timer.name))
+        at = registers.get(register_number(_CNTHCTL))
+        if at is not None:
+            struct.pack_into(">Q", state, at, read(state, ">Q", at) | _EVENT_STREAM)
     return woken

@@ -13,6 +13,7 @@ from framework.snapshot.timer_fixup import wake_timers
 
 CNTHP_CTL = 0x6030_0000_0013_E711
 CNTPS_CTL = 0x6030_0000_0013_FF11
+CNTHCTL = 0x6030_0000_0013_E708
 OTHER = 0x6030_0000_0013_C000
 
 
@@ -94,6 +95,12 @@ def test_every_forgotten_timer_of_every_cpu_is_woken() -> None:
     state = stream([{CNTHP_CTL: 1, CNTPS_CTL: 1}] * 4)
     assert len(wake_timers(state)) == 8
     assert {pending(state, cpu) for cpu in range(4)} == {1 << 26 | 1 << 29}
+
+
+def test_no_cpu_waits_for_ever_for_an_event() -> None:
+    state = stream([{OTHER: 7, CNTHCTL: 1}] * 2)
+    assert wake_timers(state) == []
+    assert state.count(struct.pack(">QQ", 7, 0xF5)) == 2, "EVNTEN and EVNTI are set, what the hypervisor chose stays"
 
 
 def test_ram_that_looks_like_a_section_is_not_taken_for_one() -> None:
