@@ -14,6 +14,7 @@ import shlex
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from framework.guests.ssh_talk import MOST_OUTPUT, TICK, Alive, CommandStream, T
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _GREETING_SECONDS = 60.0
+_ATTEMPTS = 4
+"""Handshakes that are given an equal share of those seconds each, so that one that is swallowed is not the last."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 
@@ -103,8 +106,9 @@ class SshClient:
     def connect(self, alive: Alive | None = None) -> None:
         """Connect, trying again with growing pauses until the guest's SSH server answers; once is enough.
 
-        Raises what ``alive`` raises; GuestError when the server refuses the key, shows another host key, or
-        has not answered for a minute (scaled).
+        A server that swallows a connection is given a new one after a quarter of a minute. Raises what ``alive``
+        raises; GuestError when the server refuses the key, shows another host key, or has not answered for a minute;
+        both times are scaled, and the error says how each attempt ended.
         """
         alive = alive or self.alive
         with self._connecting:
@@ -123,6 +127,7 @@ class SshClient:
         pause = _FIRST_PAUSE
         deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
         waiter = threading.Event()
+        ends: Counter[str] = Counter()
         while True:
             alive()
             try:
@@ -136,9 +141,11 @@ class SshClient:
                         where=self.name,
                         hint="the guests' images were made with other keys: rebuild them, or clear the cache",
                     ) from error
+                ends[repr(error)] += 1
                 if time.monotonic() > deadline:
+                    how = "; ".join(f"{end} ({_times(count)})" for end, count in ends.items())
                     raise GuestError(
-                        f"no SSH server answers: {error!r}",
+                        f"no SSH server answers: tried {_times(ends.total())}: {how}",
                         where=self.name,
                         hint="the guest's console says how far it came",
                     ) from error
@@ -153,18 +160,19 @@ class SshClient:
     def _handshake(self, alive: Alive) -> paramiko.Transport:
         transport = paramiko.Transport(self._socket(alive), disabled_algorithms=None)
         transport.daemon = True
-        idle_timeout = _GREETING_SECONDS * host_factor()
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = idle_timeout
+        share = _GREETING_SECONDS / _ATTEMPTS * host_factor()
+        deadline = time.monotonic() + share
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = share
         options = transport.get_security_options()
         options.kex = _cheap(options.kex, "curve25519-sha256@libssh.org")
         options.ciphers = _cheap(options.ciphers, "aes128-ctr")
         if self._host_key is not None:
             options.key_types = (self._host_key.get_name(),)
         try:
-            self._step(transport, lambda done: transport.start_client(event=done), alive)
+            self._step(transport, lambda done: transport.start_client(event=done), alive, deadline)
             self._verify(transport)
             key = paramiko.Ed25519Key.from_private_key_file(str(self._key))
-            self._step(transport, lambda done: transport.auth_publickey(self._user, key, event=done), alive)
+            self._step(transport, lambda done: transport.auth_publickey(self._user, key, event=done), alive, deadline)
             if not transport.is_authenticated():
                 raise transport.get_exception() or paramiko.AuthenticationException("not authenticated")
             return transport
@@ -184,10 +192,15 @@ class SshClient:
             raise GuestError("the connection to jump through is closed", where=self._via.name)
         return transport.open_channel("direct-tcpip", self._address, ("127.0.0.1", 0), timeout=20 * host_factor())
 
-    def _step(self, transport: paramiko.Transport, begin: Callable[[threading.Event], object], alive: Alive) -> None:
+    def _step(
+        self,
+        transport: paramiko.Transport,
+        begin: Callable[[threading.Event], object],
+        alive: Alive,
+        deadline: float,
+    ) -> None:
         done = threading.Event()
         begin(done)
-        deadline = time.monotonic() + _GREETING_SECONDS * host_factor()
         while not done.wait(TICK):
             alive()
             if not transport.is_active():
@@ -321,6 +334,10 @@ class SshClient:
             channel.close()
             raise GuestError(f"gives no shell: {error!r}", where=self.name) from error
         return channel
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _public_key(line: str) -> paramiko.PKey:

@@ -57,6 +57,9 @@ class LoopbackServer:
         self.host_key = new_key(folder / "host")
         self.jumps: dict[int, tuple[str, int]] = {}
         self.transports: list[paramiko.Transport] = []
+        self.swallow = 0
+        """Connections to take and never to answer; each is kept in ``swallowed``."""
+        self.swallowed: list[socket.socket] = []
         self._env = {**os.environ, "PATH": f"{path or folder}:{os.environ['PATH']}"}
         self._listen = socket.create_server(("127.0.0.1", port))
         self.port = self._listen.getsockname()[1]
@@ -74,6 +77,8 @@ class LoopbackServer:
         """Cut all connections, as a guest that dies does."""
         for transport in self.transports:
             transport.close()
+        for client in self.swallowed:
+            client.close()
 
     def _serve(self) -> None:
         while True:
@@ -82,6 +87,9 @@ class LoopbackServer:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 return
+            if len(self.swallowed) < self.swallow:
+                self.swallowed.append(client)
+                continue
             threading.Thread(target=self._talk, args=(client,), daemon=True).start()
 
     def _talk(self, client: socket.socket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import shlex
 import socket
 import struct
@@ -238,6 +239,24 @@ def test_connect_waits_until_the_server_comes_up(tmp_path):
     assert client.run("echo up").text == "up"
     client.close()
     late[0].close()
+
+
+def test_a_swallowed_connection_is_followed_by_another(server, client, monkeypatch):
+    monkeypatch.setattr(ssh, "_GREETING_SECONDS", 20.0)
+    monkeypatch.setattr(ssh, "_ATTEMPTS", 20)
+    server.swallow = 1
+    assert client.run("echo answered").text == "answered"
+    assert len(server.swallowed) == 1
+
+
+def test_the_error_at_the_end_says_how_each_attempt_ended(server, client, monkeypatch):
+    monkeypatch.setattr(ssh, "_GREETING_SECONDS", 1.0)
+    server.swallow = 1 << 30
+    with pytest.raises(GuestError, match="no SSH server answers: ") as error:
+        client.connect()
+    tried, ends = re.match(r"no SSH server answers: tried ([0-9]+) times: (.*)", error.value.what).groups()
+    assert int(tried) == len(server.swallowed) > 1
+    assert all(re.fullmatch(r"\w+\(.*\) \((once|[0-9]+ times)\)", end) for end in ends.split("; "))
 
 
 def test_connect_gives_up_when_the_guest_is_dead(tmp_path):
