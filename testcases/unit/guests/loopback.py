@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -60,6 +61,7 @@ class LoopbackServer:
         self.swallow = 0
         """Connections to take and never to answer; each is kept in ``swallowed``."""
         self.swallowed: list[socket.socket] = []
+        self._programs: list[subprocess.Popen[bytes]] = []
         self._env = {**os.environ, "PATH": f"{path or folder}:{os.environ['PATH']}"}
         self._listen = socket.create_server(("127.0.0.1", port))
         self.port = self._listen.getsockname()[1]
@@ -74,11 +76,14 @@ class LoopbackServer:
         self.drop()
 
     def drop(self) -> None:
-        """Cut all connections, as a guest that dies does."""
+        """Cut all connections and end what runs, as a guest that dies does."""
         for transport in self.transports:
             transport.close()
         for client in self.swallowed:
             client.close()
+        for program in self._programs:
+            if program.poll() is None:
+                os.killpg(program.pid, signal.SIGKILL)
 
     def _serve(self) -> None:
         while True:
@@ -125,7 +130,9 @@ class LoopbackServer:
         process = subprocess.Popen(
             ["sh", "-c", command.decode()], env=self._env,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
         )  # fmt: skip
+        self._programs.append(process)
 
         def feed():
             with contextlib.suppress(OSError, EOFError):
