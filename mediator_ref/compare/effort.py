@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-from mediator_ref import abi
 from mediator_ref.events import El3Call, GuestReturn
 from mediator_ref.knowledge import Pending, Phase
 from mediator_ref.rules import RuleId
 from mediator_ref.spec.effort import for_answer, for_call
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
-
-_FOREIGN_INTR = int(abi.RpcFunc.FOREIGN_INTR)
 
 
 def check_instructions(state: State, pending: Pending, event: El3Call | GuestReturn) -> None:
@@ -22,8 +19,7 @@ def check_instructions(state: State, pending: Pending, event: El3Call | GuestRet
         state.time_missing = True
         return
     if pending.phase is Phase.ANSWER:
-        suspended = pending.suspended and pending.call is not None and pending.call.rpc_op == _FOREIGN_INTR
-        effort = for_answer(pending.function, pending.domain, foreign_interrupt=suspended)
+        effort = for_answer(pending.function, pending.domain)
     else:
         call = pending.domain.calls.get(pending.thread)
         effort = for_call(pending.function, call, len(pending.event.mem))

@@ -9,7 +9,7 @@ from mediator_ref import abi
 from mediator_ref.domain import Domain, StdCall
 
 SHORT = 100_000
-"""Instructions for what moves registers only. Seen with Xen 4.17 (debug): 720 at most, interrupts aside."""
+"""Instructions for what moves registers only. Seen with Xen 4.17 (debug): 720 at most."""
 LONG = 400_000
 """Instructions for what copies, allocates or frees pages of its own. Seen: 45 000, most of it for a line of log."""
 FOR_EACH_PAGE = 4_000
@@ -35,11 +35,8 @@ def for_call(function: abi.SmcFunction, call: StdCall | None, pages: int) -> Eff
     return Effort("resume with a reply", LONG + pages * FOR_EACH_PAGE)
 
 
-def for_answer(function: abi.SmcFunction, domain: Domain, *, foreign_interrupt: bool) -> Effort:
+def for_answer(function: abi.SmcFunction, domain: Domain) -> Effort:
     """From OP-TEE's answer to the guest's; what a call shared may be released then."""
     if function.handling not in (abi.Handling.STANDARD, abi.Handling.RESUME):
         return Effort("answer to a fast call", SHORT)
-    if foreign_interrupt:
-        # The interrupt itself is taken on the way.
-        return Effort("suspension by an interrupt", LONG)
     return Effort("request or result", LONG + sum(buffer.pages for buffer in domain.buffers.values()) * FOR_EACH_PAGE)

@@ -253,8 +253,10 @@ void on_el2_eret(unsigned reported, void *unused)
     if (!guest_calls_pending())
         return;
     uint64_t spsr = reg_read(cpu, R_SPSR_EL2);
-    if (!(spsr & 0x10) && (spsr & 0xc) >= 8) /* stays in EL2 */
+    if (!(spsr & 0x10) && (spsr & 0xc) >= 8) { /* stays in EL2 */
+        stretch_own_exception_ends(cpu);
         return;
+    }
     if (!enter())
         return;
     counters[C_EL2_ERET]++;

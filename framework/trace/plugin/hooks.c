@@ -59,6 +59,8 @@ static void on_translation(struct qemu_plugin_tb *tb, void *unused)
         }
         uint64_t va = qemu_plugin_insn_vaddr(insn);
         sense(insn, va, opcode, flags);
+        if (options.time && va >= vector + 0x200 && va < vector + 0x400 && !(va & 0x7f))
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_own_exception, CB_NO_REGS, NULL);
         if (va == vector + 0x400 || va == vector + 0x600)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_guest_entry, flags, NULL);
         if (xen.known && va == xen.create)

@@ -28,6 +28,9 @@ bool stretch_is_open(unsigned cpu); /* by the CPU's own thread, no lock */
 void stretch_begin(unsigned cpu, uint64_t key, bool first);
 void stretch_end(unsigned cpu, uint64_t key); /* adds what was seen to the record under construction */
 void on_leaving(unsigned reported, void *unused);
+/* An exception that EL2 takes in the middle of a stretch, an interrupt mostly: by the CPU's own thread, no lock. */
+void on_own_exception(unsigned reported, void *unused);
+void stretch_own_exception_ends(unsigned cpu);
 
 /* accesses.c */
 void accesses_begin(unsigned cpu, bool first);

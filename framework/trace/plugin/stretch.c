@@ -2,8 +2,8 @@
  * How many instructions EL2 executes between two borders of a guest call, and the record's blocks for that.
  *
  * The counter grows by a whole translation block when the block begins, so a stretch is exact to a block, and the same
- * in every run of the same path. An interrupt that Xen takes on the way counts as well; what Xen does on its way out
- * to the guest (softirqs, scheduling) does not.
+ * in every run of the same path. Neither an interrupt (or another exception of EL2 itself) that Xen takes on the way
+ * counts, nor what it does on its way out to the guest (softirqs, scheduling).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -12,7 +12,9 @@
 static struct stretch {
     uint64_t key;
     uint64_t began, took; /* EL2 instructions of this CPU */
-    uint8_t state;        /* written by this CPU's thread */
+    uint64_t taken_at;    /* the same, when the outermost of `depth` exceptions was taken */
+    unsigned depth;
+    uint8_t state; /* written by this CPU's thread */
 } stretches[MAX_CPUS];
 
 static unsigned open_stretches; /* on all CPUs: nearly always none */
@@ -69,6 +71,7 @@ void stretch_begin(unsigned cpu, uint64_t key, bool first)
         return;
     stretches[cpu].key = key;
     stretches[cpu].began = executed(cpu);
+    stretches[cpu].depth = 0;
     accesses_begin(cpu, first);
     set_state(&stretches[cpu], STRETCH_OPEN);
 }
@@ -86,6 +89,22 @@ void on_leaving(unsigned reported, void *unused)
     (void)unused;
     if (stretch_is_open(cpu))
         freeze(cpu);
+}
+
+/* First instruction of a vector for exceptions that EL2 takes from EL2. */
+void on_own_exception(unsigned reported, void *unused)
+{
+    unsigned cpu = cpu_running(reported);
+    (void)unused;
+    if (stretch_is_open(cpu) && !stretches[cpu].depth++)
+        stretches[cpu].taken_at = executed(cpu);
+}
+
+void stretch_own_exception_ends(unsigned cpu)
+{
+    struct stretch *s = &stretches[cpu];
+    if (stretch_is_open(cpu) && s->depth && !--s->depth)
+        s->began += executed(cpu) - s->taken_at;
 }
 
 /* Where the call's latest stretch was seen: Xen may have moved the vCPU to another CPU on its way out. */

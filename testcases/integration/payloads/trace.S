@@ -117,7 +117,13 @@ el3_vectors:
 
         .balign 2048
 el2_vectors:
-        .fill   0x400 / 4, 4, 0xd4200000
+        .fill   0x200 / 4, 4, 0xd4200000
+        mov     x12, #1000                  /* +0x200: of EL2 itself, long, and no part of the call */
+9:      subs    x12, x12, #1
+        b.ne    9b
+        eret
+        .balign 0x80
+        .fill   0x180 / 4, 4, 0xd4200000
         b       el2_trap
         .balign 0x80
         .fill   0x180 / 4, 4, 0xd4200000
@@ -150,7 +156,11 @@ el2_trap:
         smc     #0
         mov     x7, #0
         eret
-3:      load    x12, GUEST_ARG
+3:      mrs     x14, spsr_el2
+        svc     #0
+        msr     spsr_el2, x14
+        msr     elr_el2, x13
+        load    x12, GUEST_ARG
         cmp     w2, w12
         b.ne    6f
         adr     x12, shadow                 /* copy the first 96 bytes, as a mediator would */
