@@ -51,8 +51,8 @@ def run_tests(
     # With a -m of the user's nothing is added; otherwise what a change cannot wait for is left out.
     selected = any(re.match(r"-m($|[^-])|--markexpr", argument) for argument in arguments)
     chosen = [] if selected else ["-m", "not nightly"]
-    if unit and paths and not any(_ALONE.match(argument) for argument in arguments):
-        # Thousands of small tests: a process for each core.
+    if paths and not INSTALLED and not any(_ALONE.match(argument) for argument in arguments):
+        # A process for each core; how many of them have a board at the same time, the slots say.
         chosen += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", *settings, *chosen, *parts, *arguments, *paths]
     with subprocess.Popen(command, cwd=base, env=environment) as process:

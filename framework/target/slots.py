@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Slots: limit of the boards that run on this machine at once, over all processes of this user.
 
-Multi-threaded TCG runs one host thread per virtual CPU; more threads than cores slow every board down until
-guests see RCU stalls. So a process asks for a slot before it starts a board. Slots are locked files: however a process
-ends, its slot is free again.
+Multi-threaded TCG runs one host thread per virtual CPU; many more busy threads than cores slow every board down until
+guests see RCU stalls. Most virtual CPUs sleep most of the time, so twice as many of them as cores are no burden. A
+process asks for a slot before it starts a board. Slots are locked files: they are free again however a process ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from framework.common.paths import cache_root
 CLONE_BYTES = 400 << 20
 """Memory of a clone with two busy guests, in bytes: translated code, and the pages it has changed."""
 
-_OVERCOMMIT = 1.5
+_OVERCOMMIT = 2
 _POLL_SECONDS = 0.1
 
 

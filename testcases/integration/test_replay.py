@@ -19,7 +19,6 @@ from framework.target.provider import TargetProvider
 from framework.trace.format import Kind
 from framework.trace.reader import Reader
 
-RUNS = 10
 BOTH = """
 in_guest vm1 "xtest -t regression 1004"
 in_guest vm2 "xtest -t regression 1004"
@@ -44,11 +43,12 @@ def replayed(
 
 
 @pytest.mark.mc_board
-def test_ten_runs_of_a_stimulus_give_one_trace(
-    target_provider: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.nightly)])
+def test_runs_of_a_stimulus_give_one_trace(
+    target_provider: TargetProvider, stack: Stack, spec: BoardSpec, tmp_path: Path, count: int
 ) -> None:
     """Two guests at once on two CPUs: every event, register, copy of memory and time is the same each time."""
-    runs = replayed(target_provider, stack, spec, tmp_path, BOTH, RUNS)
+    runs = replayed(target_provider, stack, spec, tmp_path, BOTH, count)
     assert len({run.digest for run in runs}) == 1
     assert {run.code for run in runs} == {0}
     callers = [event.domain for event in Reader(runs[0].trace).events() if event.kind == Kind.GUEST_CALL]

@@ -15,7 +15,7 @@ from framework.target.slots import CLONE_BYTES, BoardSlots, slots
 
 @pytest.mark.parametrize(
     ("smp", "cores", "memory", "expected"),
-    [(2, 2, 64 << 30, 1), (2, 8, 64 << 30, 6), (1, 2, 64 << 30, 3), (2, 64, 3 * CLONE_BYTES, 3), (4, 1, 0, 1)],
+    [(2, 2, 64 << 30, 2), (2, 8, 64 << 30, 8), (1, 2, 64 << 30, 4), (2, 64, 3 * CLONE_BYTES, 3), (4, 1, 0, 1)],
 )
 def test_places_follow_cores_and_memory(smp, cores, memory, expected):
     assert slots(smp, cores=cores, memory=memory) == expected
