@@ -299,7 +299,7 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
         return found
 
     peak(500)
-    short, long = peak(4000), peak(12000)
+    short, long = peak(1500), peak(6000)
     assert long < short * 1.2
 
 
