@@ -305,13 +305,16 @@ def _refused_but_should_have_been_forwarded(
         rule = {1: RuleId.STD_1, 4: RuleId.STD_2, 5: RuleId.STD_4}.get(x0, RuleId.STD_5)
         reason = f"refused with x0 = {x0:#x}"
     why = uncertain(pending)
-    if x0 == _ETHREAD_LIMIT and state.threads is None:
+    # One thread there is in any case. Otherwise every call may be refused so, for as long as the number is not known.
+    held = pending.domain.call_count + pending.domain.defects.lost_calls
+    unknown = x0 == _ETHREAD_LIMIT and state.threads is None and held > 0
+    if unknown:
         why = why or "how many threads OP-TEE has was never seen"
     check_other_regs(state, pending, event, 1)
     no_thread = no_thread_left(pending.domain, pending.domain.defects, state.threads)
     explained = refusal is not None or (x0 == _ETHREAD_LIMIT and no_thread)
     if why and not explained and x0 in (_OK, _ETHREAD_LIMIT):
-        state.unchecked(rule, why, event)
+        state.unchecked(rule, why, event, unearned=unknown)
     else:
         difference = Difference("x0", "a call at EL3", f"{x0:#x}")
         state.fail(rule, event, reason, difference, pending=pending, expected=expected, refusal=refusal)

@@ -17,14 +17,14 @@ def _explains(m: Mismatch) -> bool:
         defects = m.domain.defects
         return defects.lost_with_their_page > 0 and no_thread_left(m.domain, defects, m.threads)
     released = m.domain.defects.released_rpcs
-    if isinstance(m.observed, FrameReleased):
-        mfn = m.observed.mfn
-        return any(rpc.mfn == mfn and rpc.cookie in released for rpc in m.domain.rpcs.values())
+    if m.rule is RuleId.MEM_10:
+        mfn = m.observed.mfn if isinstance(m.observed, FrameReleased) else None
+        return mfn is not None and any(rpc.mfn == mfn and rpc.cookie in released for rpc in m.domain.rpcs.values())
     if m.rule is RuleId.BOOK_3:
         return m.cookie in released or m.cookie in m.domain.defects.duplicate_cookies
     if m.rule is RuleId.RPC_2:
         return isinstance(m.expected, Offer) and m.expected.reason != "" and m.expected.cookie in released
-    return True
+    return m.rule is RuleId.RPC_13
 
 
 D13 = Deviation(

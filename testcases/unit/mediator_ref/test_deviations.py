@@ -12,8 +12,11 @@ from dataclasses import replace
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
+from mediator_ref.deviations import Mismatch
 from mediator_ref.events import El3Call, El3Return, End, GuestReturn, PageKind
 from mediator_ref.examples.mutate import with_register, with_shadow_bytes
+from mediator_ref.knowledge import TrackedDomain
+from mediator_ref.rules import RuleId
 from mediator_ref.simulator.board import ARG, DATA, RPC, Board
 from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
 
@@ -451,3 +454,10 @@ def test_a_third_behaviour_is_a_nonconformance(deviation: str, stimulus: Stimulu
     stimulus(board)
     _, verdicts = judge(board)
     assert Outcome.FAIL in {v.outcome for v in verdicts}, list(map(str, verdicts))
+
+
+def test_d13_is_no_excuse_for_a_page_that_another_way_lost() -> None:
+    """A page in the mediator's lists that is no longer the domain's: D13 is about released RPC pages, and there are
+    none."""
+    lost = Mismatch(RuleId.MEM_10, GuestReturn(9, 0, 1, (0,) * 18), TrackedDomain(1))
+    assert not DEVIATIONS["D13"].explains(lost)

@@ -474,7 +474,8 @@ def test_gibberish_never_raises() -> None:
 
 
 def test_a_thread_limit_nobody_saw_is_not_held_against_a_refusal() -> None:
-    """A trace that begins after GET_THREAD_COUNT: the third call is refused, and it is unknown whether rightly."""
+    """A trace that begins after GET_THREAD_COUNT: the third call is refused, and it is unknown whether rightly, so that
+    the whole is incomplete. A domain's only call is refused wrongly, for there is one thread at least."""
     board = booted(Limits(threads=2))
     start = len(board.events)
     board.create(2)
@@ -487,8 +488,12 @@ def test_a_thread_limit_nobody_saw_is_not_held_against_a_refusal() -> None:
         GuestReturn(902, 0, 2, (abi.SmcReturn.ETHREAD_LIMIT, *regs[1:])),
     ]
     events = [Start(0, mid_stream=True), *board.events[start:], *refused]
-    _state, verdicts = judge(events)
+    state, verdicts = judge(events)
     assert [(v.rule, v.outcome) for v in verdicts if v.rule == "STD-1"] == [("STD-1", Outcome.NOT_CHECKED)]
+    assert list(state.tally.unearned) == ["how many threads OP-TEE has was never seen"]
+    created = board.events[start : start + 3]
+    _state, verdicts = judge([Start(0, mid_stream=True), *created, *refused])
+    assert [(v.rule, v.outcome) for v in verdicts if v.rule == "STD-1"] == [("STD-1", Outcome.FAIL)]
     # The same trace from a reader who knows the limit: then the refusal is right.
     _state, verdicts = judge(events, Limits(threads=2))
     assert not [v for v in verdicts if v.rule == "STD-1"]
