@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -21,7 +21,7 @@ from framework.common.host_speed import host_factor
 from framework.console.wait_policy import deadline
 from framework.probe.ops import MAILBOX, PROTOCOL, RESULTS, RESULTS_SIZE
 from framework.trace.format import Kind
-from framework.trace.live import LiveConsumer
+from framework.trace.live import Held, LiveConsumer
 
 _LINE = rb"@([HREN]) ([^@\r\n]{0,1000})\r?\n"
 """A line of results has 768 characters of base64, which knows no "@"."""
@@ -246,15 +246,27 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
             probe.transport = bells.transport(probe.domid)
 
     Leave the context after the board has ended: a plugin that loses its consumer stops the board.
+
+    ``hold``, ``before``: further kinds of events at which vCPUs wait, as in
+    :class:`framework.trace.live.LiveConsumer`, until ``on_event`` has seen them.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        hold: Collection[Kind] = (),
+        before: Collection[Kind] = (),
+        on_event: Callable[[Held], None] | None = None,
+    ) -> None:
         self.socket = socket
+        self._on_event = on_event
         self._transports: dict[int | None, DoorbellTransport] = {}
         self._gone: GuestError | None = None
         self._consumer = LiveConsumer(
             socket,
-            hold={Kind.DOORBELL},
+            hold={Kind.DOORBELL, *hold},
+            before=before,
             on_failed_write=lambda event, text: self.fail(event.domain, text),
         )
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
@@ -300,7 +312,10 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         """
         try:
             for held in self._consumer.events():
-                self.serve(held.event.domain, held)
+                if held.event.kind == Kind.DOORBELL:
+                    self.serve(held.event.domain, held)
+                elif self._on_event is not None:
+                    self._on_event(held)
         except TraceError:
             return False
         return True

@@ -36,7 +36,7 @@ from framework.trace.peer import is_welcome
 _HEADER = struct.Struct("<IHH")
 _MEMORY = struct.Struct("<QII")
 _LEAF = struct.Struct("<QQII")
-_WAITS = 1
+_WAITS, _BEFORE = 1, 2
 _RECEIVE = 1 << 18
 _PATH_LIMIT = 107
 _REQUEST_LIMIT = 1 << 20
@@ -89,7 +89,8 @@ class Leaf:
 class LiveConsumer:
     """The consumer's end of one board's lock-step socket. A context manager.
 
-    ``hold``: the kinds of events at which the vCPU waits; ``send``: kinds that are sent without waiting, in
+    ``hold``: the kinds of events at which the vCPU waits once they are recorded; ``before``: those at which it waits
+    before they are, too, so that a change is part of the record; ``send``: kinds that are sent without waiting, in
     batches. ``on_failed_write``: called for a write given to :meth:`Held.release` that failed, with the event at which
     it was given and a text; without it, :meth:`events` raises.
 
@@ -103,13 +104,14 @@ class LiveConsumer:
         *,
         hold: Collection[Kind] = (),
         send: Collection[Kind] = (),
+        before: Collection[Kind] = (),
         on_failed_write: Callable[[Event, str], None] | None = None,
     ) -> None:
         if len(str(path)) > _PATH_LIMIT:
             raise UsageError(f"the socket's path is longer than {_PATH_LIMIT} characters: {path}")
         self.path = path
         self.meta: dict[str, Any] = {}
-        self._hold, self._send = _mask(hold), _mask(send)
+        self._setup = _masks(send, hold, before)
         self._buffer = bytearray()
         self._owed: deque[tuple[Event, str]] = deque()  # what was asked for without waiting for the answer
         self._on_failed_write = on_failed_write
@@ -154,7 +156,7 @@ class LiveConsumer:
             raise TraceError(f"the plugin's greeting is no JSON: {error}", where=str(self.path)) from error
         if not isinstance(self.meta, dict):
             raise TraceError("the plugin's greeting is no JSON object", where=str(self.path))
-        self._put(Message.SETUP, struct.pack("<II", self._send, self._hold))
+        self._put(Message.SETUP, self._setup)
         self._connection.settimeout(None)
 
     def events(self) -> Iterator[Held]:
@@ -173,7 +175,7 @@ class LiveConsumer:
                 continue
             if kind != Message.EVENT:
                 raise TraceError(f"the plugin sent message {kind} where an event was due", where=str(self.path))
-            held = Held(self, Event(payload), bool(flags & _WAITS))
+            held = Held(self, Event(payload), bool(flags & _WAITS), before=bool(flags & _BEFORE))
             yield held
             held.release()
 
@@ -294,11 +296,16 @@ class LiveConsumer:
 
 class Held:
     """An event whose vCPU waits (``waiting``) until :meth:`release`. Requests raise :class:`TraceError` when
-    they fail, and :class:`UsageError` when the vCPU does not wait."""
+    they fail, and :class:`UsageError` when the vCPU does not wait.
 
-    def __init__(self, consumer: LiveConsumer, event: Event, waiting: bool) -> None:
+    ``before``: it is not recorded yet. ``event`` has its registers and no memory; the trace will have what the vCPU
+    finds when it is let go, under the same number. No delay is possible.
+    """
+
+    def __init__(self, consumer: LiveConsumer, event: Event, waiting: bool, *, before: bool = False) -> None:
         self.event = event
         self.waiting = waiting
+        self.before = before
         self._consumer = consumer
 
     def read_register(self, name: str) -> int:
@@ -338,10 +345,10 @@ class Held:
         ma, pte, level, mapped = _LEAF.unpack(answer)
         return Leaf(ma if mapped else None, pte, level)
 
-    def setup(self, *, hold: Collection[Kind], send: Collection[Kind] = ()) -> None:
-        """From now on, hold and send these kinds."""
+    def setup(self, *, hold: Collection[Kind], send: Collection[Kind] = (), before: Collection[Kind] = ()) -> None:
+        """From now on, hold and send these kinds, as in :class:`LiveConsumer`."""
         self._need()
-        self._consumer._put(Message.SETUP, struct.pack("<II", _mask(send), _mask(hold)))
+        self._consumer._put(Message.SETUP, _masks(send, hold, before))
 
     def release(self, delay_s: float = 0.0, writes: Sequence[tuple[int, bytes]] = ()) -> None:
         """Let the vCPU go, after a delay in which all others run. Does nothing when it does not wait.
@@ -398,5 +405,5 @@ def _message(kind: Message, payload: bytes) -> bytes:
     return _HEADER.pack(len(payload), kind, 0) + payload
 
 
-def _mask(kinds: Collection[Kind]) -> int:
-    return sum(1 << kind for kind in set(kinds))
+def _masks(*kinds: Collection[Kind]) -> bytes:
+    return struct.pack("<3I", *(sum(1 << kind for kind in set(some)) for some in kinds))

@@ -34,12 +34,13 @@ class Lockstep:
         handler: Callable[[Held], None],
         *,
         hold: tuple[Kind, ...],
+        before: tuple[Kind, ...] = (),
         rounds: int = 1,
         options: dict[str, object] | None = None,
     ) -> tuple[int, str]:
         """Serve one board to its end; QEMU's exit code and standard error."""
         plugin = PluginOptions(lockstep=self.socket, **(options or {}))  # type: ignore[arg-type]
-        with LiveConsumer(self.socket, hold=hold, send=CALLS) as consumer:
+        with LiveConsumer(self.socket, hold=hold, send=CALLS, before=before) as consumer:
             board = self.bench.start(plugin, rounds)
             consumer.accept(IDLE_S)
             try:
@@ -93,6 +94,30 @@ def test_a_return_from_el3_can_be_changed(lockstep: Lockstep) -> None:
     code, stderr = lockstep.run(handler, hold=(Kind.EL3_RETURN,))
     assert code == 0, stderr
     assert answers[0][1] == 0xABAD1DEA and 0x384FB3E0 not in [x0 for _, x0 in answers]
+
+
+def test_what_is_changed_before_an_event_is_recorded_is_in_its_record(lockstep: Lockstep) -> None:
+    """The consumer is asked first, with the number that the record then has; what it writes is what is recorded and
+    what goes on."""
+    asked: list[int] = []
+    seen: list[Event] = []
+
+    def handler(held: Held) -> None:
+        if held.before:
+            asked.append(held.event.seq)
+            assert held.event.regs[0] == held.read_register("x0")
+            held.write_register("x5", 0x5ABD + len(asked))
+        else:
+            seen.append(held.event)
+
+    path = lockstep.bench.folder / "before.mct"
+    code, stderr = lockstep.run(handler, hold=(), before=(Kind.EL3_CALL, Kind.GUEST_RETURN), options={"out": path})
+    assert code == 0, stderr
+    changed = [event for event in seen if event.kind in (Kind.EL3_CALL, Kind.GUEST_RETURN)]
+    assert [event.seq for event in changed] == asked
+    assert [event.regs[5] for event in changed] == [0x5ABE + number for number in range(len(asked))]
+    recorded = {event.seq: event.regs for event in Reader(path).events()}
+    assert [recorded[event.seq] for event in changed] == [event.regs for event in changed]
 
 
 def test_a_released_vcpu_can_be_delayed(lockstep: Lockstep) -> None:

@@ -57,20 +57,37 @@ static void read_x(unsigned cpu, uint64_t *x, unsigned count)
         x[i] = reg_read(cpu, R_X0 + (int)i);
 }
 
-static struct record *begin(unsigned cpu, int kind, int el, unsigned nregs)
-{
-    memory_begin();
-    struct record *r = rec_begin(cpu, kind, el, nregs);
-    r->seq = ++sequence;
-    r->time_ns = clock_now();
-    return r;
-}
-
 static void identify(struct record *r, const struct who *who)
 {
     r->domain = who->domain;
     r->guest_vcpu = who->id;
     r->vmid = who->vmid;
+}
+
+/* In lock-step the consumer may change what is there before it is recorded: it sees the registers that there are. */
+static void ask_before(unsigned cpu, int kind, int el, unsigned nregs)
+{
+    struct who who;
+    memory_begin();
+    struct record *r = rec_begin(cpu, kind, el, nregs);
+    r->seq = sequence + 1;
+    r->time_ns = clock_now();
+    xen_who(cpu, &who);
+    identify(r, &who);
+    read_x(cpu, rec_regs(), nregs);
+    lockstep_ask(cpu, rec.data, r->length);
+}
+
+/* What a record tells of registers and memory is read after this. */
+static struct record *begin(unsigned cpu, int kind, int el, unsigned nregs)
+{
+    if (options.lockstep && lockstep_asks(kind))
+        ask_before(cpu, kind, el, nregs);
+    memory_begin();
+    struct record *r = rec_begin(cpu, kind, el, nregs);
+    r->seq = ++sequence;
+    r->time_ns = clock_now();
+    return r;
 }
 
 static bool enter(void)
@@ -177,8 +194,7 @@ void on_el2_smc(unsigned reported, void *udata)
     if (!enter())
         return;
     uint64_t x[EL3_REGS];
-    read_x(cpu, x, EL3_REGS);
-    bool tee = is_tee(x[0]);
+    bool tee = is_tee(reg_read(cpu, R_X0));
     counters[C_EL2_SMC]++;
     asked[cpu].pending = false;
     if (!tee)
@@ -189,6 +205,7 @@ void on_el2_smc(unsigned reported, void *udata)
     }
     struct record *r = begin(cpu, REC_EL3_CALL, 2, EL3_REGS);
     struct who who;
+    read_x(cpu, x, EL3_REGS);
     xen_who(cpu, &who);
     identify(r, &who);
     struct guest_call *parent = guest_call_find(who.vcpu);

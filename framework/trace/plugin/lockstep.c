@@ -27,7 +27,7 @@ static struct {
     int fd;
     bool stop_on_loss;
     unsigned timeout_ms;
-    uint32_t send, hold;
+    uint32_t send, hold, before;
     uint8_t batch[BATCH];
     size_t batched;
     uint8_t in[4096];
@@ -41,7 +41,7 @@ static void lost(const char *why)
     char text[256];
     close(l.fd);
     l.fd = -1;
-    l.send = l.hold = 0;
+    l.send = l.hold = l.before = 0;
     snprintf(text, sizeof text, "the lock-step consumer is gone: %s", why);
     if (l.stop_on_loss)
         board_stop(text);
@@ -181,6 +181,7 @@ static void apply_setup(const uint8_t *p)
 {
     memcpy(&l.send, p, 4);
     memcpy(&l.hold, p + 4, 4);
+    memcpy(&l.before, p + 8, 4);
     l.send |= l.hold;
 }
 
@@ -234,7 +235,7 @@ static bool serve(unsigned cpu, uint32_t *delay)
         memcpy(&value, p, 8);
         return translate_request(cpu, value);
     case WIRE_SETUP:
-        if (h.length != 8)
+        if (h.length != WIRE_SETUP_LENGTH)
             break;
         apply_setup(p);
         return true;
@@ -246,7 +247,7 @@ static bool serve(unsigned cpu, uint32_t *delay)
     case WIRE_DETACH:
         close(l.fd);
         l.fd = -1;
-        l.send = l.hold = 0;
+        l.send = l.hold = l.before = 0;
         return false;
     case WIRE_STOP:
         board_stop("the lock-step consumer asked for it");
@@ -263,12 +264,28 @@ bool lockstep_wants(int kind)
     return l.send >> kind & 1;
 }
 
+bool lockstep_asks(int kind)
+{
+    return l.before >> kind & 1;
+}
+
+/* The consumer talks with a vCPU whose event is not recorded yet. */
+void lockstep_ask(unsigned cpu, const void *record, size_t length)
+{
+    MUST_BE_INSIDE();
+    uint32_t unused = 0;
+    if (l.fd < 0 || !put(WIRE_EVENT, WIRE_F_WAITS | WIRE_F_BEFORE, record, length))
+        return;
+    while (l.fd >= 0 && serve(cpu, &unused))
+        ;
+}
+
 uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind)
 {
     MUST_BE_INSIDE();
     bool hold = l.hold >> kind & 1;
     uint32_t delay = 0;
-    if (l.fd < 0 || !put(WIRE_EVENT, hold, record, length) || !hold)
+    if (l.fd < 0 || !put(WIRE_EVENT, hold ? WIRE_F_WAITS : 0, record, length) || !hold)
         return 0;
     while (l.fd >= 0 && serve(cpu, &delay))
         ;
@@ -281,7 +298,7 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
     struct wire_header h;
-    uint8_t setup[8];
+    uint8_t setup[WIRE_SETUP_LENGTH];
     if (strlen(path) >= sizeof address.sun_path)
         return "the lock-step socket's path is longer than 107 characters";
     strcpy(address.sun_path, path);

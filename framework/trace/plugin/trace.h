@@ -227,6 +227,8 @@ void hooks_init(qemu_plugin_id_t id);
 
 /* lockstep.c, under the lock once the board runs */
 const char *lockstep_open(const char *path, const char *json, unsigned timeout_ms, bool stop_on_loss);
+bool lockstep_asks(int kind); /* whether the consumer changes something before such an event is recorded */
+void lockstep_ask(unsigned cpu, const void *record, size_t length);
 bool lockstep_wants(int kind);
 /* Sends the record; when the consumer holds this kind, serves its requests until it lets go. Returns a delay in us. */
 uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind);

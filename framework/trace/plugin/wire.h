@@ -17,11 +17,11 @@ struct wire_header {
 enum wire_type {
     /* plugin -> consumer */
     WIRE_HELLO = 1, /* JSON text */
-    WIRE_EVENT = 2, /* a record; flags bit 0: the vCPU waits */
+    WIRE_EVENT = 2, /* a record; flags: WIRE_F_* */
     WIRE_REPLY = 3, /* flags: 0 done, else WIRE_E_*; then data */
     WIRE_BYE = 4,   /* the board ends */
     /* consumer -> plugin */
-    WIRE_SETUP = 0x80,     /* u32 kinds to send, u32 kinds to hold: bit 1 << kind */
+    WIRE_SETUP = 0x80,     /* u32 kinds to send, to hold, to ask about before they are recorded: bit 1 << kind */
     WIRE_READ_REG = 0x81,  /* name -> u64 */
     WIRE_WRITE_REG = 0x82, /* u64, name */
     WIRE_READ_MEM = 0x83,  /* struct wire_memory -> bytes */
@@ -31,6 +31,12 @@ enum wire_type {
     WIRE_STOP = 0x87,      /* stop the board */
     WIRE_TRANSLATE = 0x88, /* u64 IPA -> struct wire_leaf */
 };
+
+#define WIRE_SETUP_LENGTH 12
+
+/* of WIRE_EVENT */
+#define WIRE_F_WAITS 1  /* the vCPU waits */
+#define WIRE_F_BEFORE 2 /* nothing is recorded yet: registers only, and the record follows with the same number */
 
 enum wire_error { WIRE_E_NAME = 1, WIRE_E_UNMAPPED = 2, WIRE_E_ACCESS = 3, WIRE_E_REQUEST = 4 };
 

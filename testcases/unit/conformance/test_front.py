@@ -169,7 +169,7 @@ class Plugin:
     def play(self, records: Sequence[Record], *, bye: bool = True) -> None:
         self._put(Message.HELLO, b'{"cpus": 2}')
         _, setup = self._get()
-        send, hold = struct.unpack("<II", setup)
+        send, hold, _before = struct.unpack("<3I", setup)
         for record in records:
             if not (send | hold) >> record.kind & 1:
                 continue

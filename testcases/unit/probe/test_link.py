@@ -20,7 +20,7 @@ from framework.probe.link import ConsoleTransport, DoorbellServer, DoorbellTrans
 from framework.probe.message import Invoke, tmem
 from framework.probe.ops import MAILBOX, PROGRAM, PROTOCOL, RESULTS, Call, Read
 from framework.trace.format import Kind
-from framework.trace.live import Message, Space
+from framework.trace.live import Held, Message, Space
 from framework.trace.writer import pack_record
 from mediator_ref.abi import RpcFunc
 from testcases.unit.trace.test_live import FakePlugin
@@ -235,13 +235,16 @@ def test_doorbell_of_another_protocol() -> None:
 
 
 def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> None:
-    """With the plugin's part played by the test: its domains are told apart, and the end of the board reaches all."""
-    with DoorbellServer(tmp_path / "s") as bells:
+    """With the plugin's part played by the test: its domains are told apart, and the end of the board reaches all. What
+    else the board was asked for is another's."""
+    others: list[Held] = []
+    kinds = {"hold": {Kind.GUEST_CALL}, "before": {Kind.GUEST_RETURN}}
+    with DoorbellServer(tmp_path / "s", **kinds, on_event=others.append) as bells:
         transport = bells.transport(1)
         client, found = executing(transport, b"program!")
         plugin = FakePlugin(bells.socket)
         plugin.greet()
-        assert plugin.setup == (0, 1 << Kind.DOORBELL)
+        assert plugin.setup == (0, 1 << Kind.DOORBELL | 1 << Kind.GUEST_CALL, 1 << Kind.GUEST_RETURN)
 
         def ring(domain: int, sequence: int, words: int) -> None:
             regs = [MAILBOX, sequence, words, PROTOCOL, *[0] * 14]
@@ -249,6 +252,9 @@ def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> Non
 
         ring(2, 0, 0)
         assert plugin.get()[0] == Message.CONTINUE, "a probe without a transport is left alone"
+        plugin.put(Message.EVENT, pack_record(Kind.GUEST_RETURN, 1, [0], domain=1), flags=3)
+        assert plugin.get()[0] == Message.CONTINUE
+        assert [(held.event.kind, held.before) for held in others] == [(Kind.GUEST_RETURN, True)]
         sent = b""
         while b"program!" not in sent:
             ring(1, 0, 0)

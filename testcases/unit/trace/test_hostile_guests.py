@@ -283,7 +283,7 @@ class Consumer(threading.Thread):
     def run(self) -> None:
         connection, _ = self.listener.accept()
         with connection, suppress(OSError):
-            connection.sendall(self.message(Message.SETUP, struct.pack("<II", 0, 0x1FE)))
+            connection.sendall(self.message(Message.SETUP, struct.pack("<3I", 0, 0x1FE, 0x1FE)))
             answers = threading.Thread(target=self.drain, args=(connection,))
             answers.start()
             try:

@@ -32,7 +32,7 @@ class FakePlugin:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
-        self.setup: tuple[int, int] = (0, 0)
+        self.setup: tuple[int, ...] = ()
 
     def put(self, kind: Message, payload: bytes = b"", flags: int = 0) -> None:
         self.socket.sendall(HEADER.pack(len(payload), kind, flags) + payload)
@@ -54,7 +54,7 @@ class FakePlugin:
         self.put(Message.HELLO, b'{"cpus": 1}')
         kind, payload = self.get()
         assert kind == Message.SETUP
-        self.setup = struct.unpack("<II", payload)
+        self.setup = struct.unpack("<3I", payload)
 
 
 Play = Callable[[FakePlugin], None]
@@ -62,7 +62,8 @@ Play = Callable[[FakePlugin], None]
 
 @pytest.fixture
 def consumer(tmp_path: Path) -> Iterator[LiveConsumer]:
-    with LiveConsumer(tmp_path / "s", hold={Kind.GUEST_CALL}, send={Kind.EL3_CALL}) as found:
+    masks = {"hold": {Kind.GUEST_CALL}, "send": {Kind.EL3_CALL}, "before": {Kind.GUEST_RETURN}}
+    with LiveConsumer(tmp_path / "s", **masks) as found:
         yield found
 
 
@@ -89,25 +90,25 @@ def event(seq: int, kind: Kind = Kind.GUEST_CALL) -> bytes:
 
 
 def test_greeting_and_masks(consumer: LiveConsumer) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, ...]] = []
     play(consumer, lambda plugin: seen.append(plugin.setup)).join()
     assert consumer.meta == {"cpus": 1}
-    assert seen == [(1 << Kind.EL3_CALL, 1 << Kind.GUEST_CALL)]
+    assert seen == [(1 << Kind.EL3_CALL, 1 << Kind.GUEST_CALL, 1 << Kind.GUEST_RETURN)]
 
 
 def test_going_on_to_the_next_event_releases_the_vcpu(consumer: LiveConsumer) -> None:
     answers: list[tuple[int, bytes]] = []
 
     def script(plugin: FakePlugin) -> None:
-        for seq in (1, 2):
-            plugin.put(Message.EVENT, event(seq), flags=1)
+        for seq, flags in ((1, 1), (2, 3)):
+            plugin.put(Message.EVENT, event(seq), flags=flags)
             answers.append(plugin.get())
         plugin.put(Message.BYE)
 
     thread = play(consumer, script)
-    seen = [(held.event.seq, held.waiting) for held in consumer.events()]
+    seen = [(held.event.seq, held.waiting, held.before) for held in consumer.events()]
     thread.join()
-    assert seen == [(1, True), (2, True)]
+    assert seen == [(1, True, False), (2, True, True)]
     assert answers == [(Message.CONTINUE, bytes(4))] * 2
 
 
