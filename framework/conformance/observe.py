@@ -87,7 +87,7 @@ class Observer:
         self._begun = False
         self._lost_attribution = False
         self._calls: dict[tuple[int, int], int] = {}
-        self._unannounced: set[int] = set()
+        self._unannounced: dict[int, bool] = {}  # whether OP-TEE was told of them
         self._killed: dict[int, int] = {}
 
     def place(self, seq: int) -> tuple[int, int]:
@@ -141,7 +141,9 @@ class Observer:
             self._domain(kind, record, seq, events)
         elif kind == _COUNTERS:
             self._counters(record)
-        elif kind != _DOORBELL:
+        elif kind == _DOORBELL:
+            self._announce(record.domain, seq, events)
+        else:
             raise ValueError(f"there is no kind {kind}")
 
     def _discontinuity(self, record: Event, events: list[RefEvent]) -> None:
@@ -197,13 +199,13 @@ class Observer:
         self._lost_attribution = False
         mem, shadow, own = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW, None)
         if kind == _EL3_CALL:
+            if regs[0] & abi.U32 == abi.VM_CREATED and regs[1] - 1 in self._unannounced:
+                self._unannounced[regs[1] - 1] = True
             events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record), own))
         elif kind == _EL3_RETURN:
             events.append(El3Return(seq, vcpu, domid, regs, shadow, mem))
         elif kind == _CALL:
-            if domid in self._unannounced:
-                self._unannounced.discard(domid)
-                events.append(DomainCreated(seq, domid))
+            self._announce(domid, seq, events)
             self._calls[domid, vcpu] = record.pc
             events.append(
                 GuestCall(
@@ -224,6 +226,12 @@ class Observer:
             undef = called_at is not None and record.pc not in (called_at, called_at + _INSTRUCTION)
             events.append(GuestReturn(seq, vcpu, domid, regs, mem, undef, *_stretch(record), own))
 
+    def _announce(self, domid: int | None, seq: int, events: list[RefEvent]) -> None:
+        """Say, once, that a domain exists whose creation was seen; without VM_CREATED it has no mediator."""
+        if domid is not None and domid in self._unannounced:
+            told = self._unannounced.pop(domid)
+            events.append(DomainCreated(seq, domid, None if told else False))
+
     def _unattributed(self, record: Event, events: list[RefEvent]) -> None:
         """Note a gap, once, for guests' calls without a domain, which cannot be paired with anything."""
         if self._lost_attribution:
@@ -241,17 +249,14 @@ class Observer:
         own = _memory(record)[2] if record.nblocks else None
         if kind == _CREATE:
             # Xen has only begun to create it; OP-TEE may still refuse. It exists once it runs, or is killed.
-            self._unannounced.add(domid)
+            self._unannounced[domid] = False
             return
         if kind == _KILL:
             self._killed.setdefault(domid, seq)
-        if domid in self._unannounced and kind == _KILL:
-            self._unannounced.discard(domid)
-            events.append(DomainCreated(seq, domid))
-        if kind == _KILL:
+            self._announce(domid, seq, events)
             events.append(DomainDying(seq, domid, own))
         if kind == _DESTROY:
-            self._unannounced.discard(domid)
+            self._unannounced.pop(domid, None)
             self._killed.pop(domid, None)
             for key in [key for key in self._calls if key[0] == domid]:
                 del self._calls[key]

@@ -159,7 +159,7 @@ def domain_created(state: State, event: DomainCreated) -> None:
     domain = known if known is not None else state.domain(event.domid)
     if domain.created:
         domain.history_unknown = ""  # otherwise its VM_CREATED may have gone unseen before the trace began
-    if event.tee is False:
+    if event.tee is False and not domain.created:
         domain.tee = False
 
 

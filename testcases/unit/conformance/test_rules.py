@@ -89,6 +89,20 @@ def test_a_refused_domain_that_runs_is_found_from_records_alone() -> None:
     regs = (abi.FID["CALLS_COUNT"], *range(1, 18))
     runs = [GuestCall(93, 0, 3, regs), GuestReturn(94, 0, 3, (abi.SMCCC_UNKNOWN_FUNCTION, *regs[1:]))]
     assert failed_rules(check_records(records_of([*events, *runs]))) == {"LIFE-5"}
+    records = records_of(events)
+    rings = Record(pack_record(Kind.DOORBELL, len(records) + 1, (0,) * 18, domain=3, vcpu=0))
+    assert failed_rules(check_records([*records, rings])) == {"LIFE-5"}
+
+
+def test_a_domain_whose_creation_was_seen_and_that_optee_was_not_told_of_has_no_mediator() -> None:
+    """In a trace that begins in the middle, too: what such a domain is answered is known."""
+    regs = (abi.CALLS_UID, *range(1, 18))
+    records = [
+        pack_record(Kind.DOMAIN_CREATE, 5, (0,), imm=3),
+        pack_record(Kind.GUEST_CALL, 6, regs, domain=3, vcpu=0, pc=0x1000),
+        pack_record(Kind.GUEST_RETURN, 7, (0, *regs[1:]), domain=3, vcpu=0, pc=0x1004),
+    ]
+    assert failed_rules(check_records(map(Record, records))) == {"DISP-4"}
 
 
 def test_a_known_deviation_is_reported_with_its_evidence_and_is_no_failure() -> None:
