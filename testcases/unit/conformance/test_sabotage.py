@@ -14,6 +14,8 @@ from framework.conformance.merge import merge
 from framework.conformance.result import ConformanceResult
 from mediator_ref import RULES
 from mediator_ref.examples import EXAMPLES
+from testcases.integration.sabotage import PATCHES
+from testcases.integration.sabotages import SABOTAGES
 from testcases.unit.conformance.samples import busy_board, check_events, simple_trace
 
 CHECKED = [rule.id for rule in RULES.values() if not rule.unobservable]
@@ -31,6 +33,14 @@ def good() -> ConformanceResult:
 def test_every_rule_that_can_be_checked_has_an_example() -> None:
     assert sorted(EXAMPLES) == sorted(CHECKED)
     assert head(run=good()) is Kind.CONFORMS
+
+
+def test_every_rule_that_can_be_checked_has_a_sabotaged_board() -> None:
+    """``testcases/integration/test_sabotaged_boards.py`` runs them; a patch that it names is there, and is named."""
+    assert sorted(SABOTAGES) == sorted(CHECKED)
+    assert {s.patch for s in SABOTAGES.values()} - {""} == {path.stem for path in PATCHES.glob("*.patch")}
+    for rule, sabotage in SABOTAGES.items():
+        assert sabotage.changes or sabotage.patch or sabotage.limits or sabotage.mended, f"{rule}: nothing is sabotaged"
 
 
 @pytest.mark.parametrize("rule", CHECKED)
