@@ -3,11 +3,13 @@
  *
  * The counter grows by a whole translation block when the block begins, so a stretch is exact to a block, and the same
  * in every run of the same path. Neither an interrupt (or another exception of EL2 itself) that Xen takes on the way
- * counts, nor what it does on its way out to the guest (softirqs, scheduling).
+ * counts, nor a loop in which it waits for another CPU, nor what it does on its way out to the guest (softirqs,
+ * scheduling).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "senses.h"
+#include "waiting.h"
 
 static struct stretch {
     uint64_t key;
@@ -30,10 +32,20 @@ static bool counts(void)
     return options.time && !clock_counts_instructions();
 }
 
+static bool only_waits(struct qemu_plugin_tb *tb, size_t count)
+{
+    uint32_t opcodes[MOST_WAITING] = {0};
+    if (count > MOST_WAITING)
+        return false;
+    for (size_t i = 0; i < count; i++)
+        qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), &opcodes[i], 4);
+    return is_waiting_loop(opcodes, count);
+}
+
 void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
 {
     qemu_plugin_u64 counter = {instructions, 0};
-    if (counts())
+    if (counts() && !only_waits(tb, count))
         qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD_U64, counter, count);
 }
 

@@ -4,6 +4,7 @@ found."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import shutil
 import signal
@@ -310,3 +311,46 @@ def test_concatenated_first_tables_take_more_index_bits() -> None:
 def test_another_granule_is_refused() -> None:
     with pytest.raises(ValueError, match="granule"):
         stage2(Tables(), 0, 25 | 1 << 6 | 1 << 14, 0)
+
+
+WAITING = {
+    "check_and_stop_scrub": "ldr x1, [x0, #24]; and w1, w1, #0x300000; cmp w1, #0x200, lsl #12; b.eq 1b",
+    "a lock with WFE": "ldaxr w1, [x0]; wfe; cmp w1, w2; b.ne 1b",
+    "a bit": "ldrb w1, [x0]; yield; tbnz w1, #3, 1b",
+    "until it is not 0": "ldar x1, [x0]; cbz x1, 1b",
+}
+WORKING = {
+    "memchr": "ldrb w1, [x0], #1; cmp w1, w2; b.ne 1b",
+    "a copy": "ldr x1, [x0]; str x1, [x2]; cbnz x1, 1b",
+    "a list": "ldr x0, [x0]; cbnz x0, 1b",
+    "a list in two steps": "ldr x1, [x0, #8]; mov x0, x1; cbnz x1, 1b",
+    "a count": "ldr x1, [x0]; subs x3, x3, #1; b.ne 1b",
+    "shifts": "lsr w1, w1, #1; cbnz w1, 1b",
+    "no loop": "ldr x1, [x0]; cbnz x1, 2f",
+}
+
+
+@pytest.fixture(scope="module")
+def is_waiting_loop(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], bool]:
+    library = tmp_path_factory.mktemp("waiting") / "waiting.so"
+    source = SOURCES / "waiting.c"
+    subprocess.run(["cc", "-std=gnu11", "-shared", "-fPIC", "-o", library, source], check=True)
+    function = ctypes.CDLL(str(library)).is_waiting_loop
+    function.restype = ctypes.c_bool
+    function.argtypes = ctypes.c_char_p, ctypes.c_size_t
+    return lambda code: bool(function(code, len(code) // 4))
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-as") is None, reason="this machine has no assembler for AArch64")
+def test_a_loop_that_waits_is_told_from_one_that_works(
+    is_waiting_loop: Callable[[bytes], bool], tmp_path: Path
+) -> None:
+    found = {}
+    for name, loop in (WAITING | WORKING).items():
+        compiled, code = tmp_path / "loop.o", tmp_path / "loop.bin"
+        text = f"1: {loop}\n2: nop\n"
+        subprocess.run(["aarch64-linux-gnu-as", "-o", compiled, "-"], input=text, text=True, check=True)
+        subprocess.run(["aarch64-linux-gnu-objcopy", "-O", "binary", compiled, code], check=True)
+        found[name] = is_waiting_loop(code.read_bytes()[:-4])
+    assert found == {name: name in WAITING for name in found}
