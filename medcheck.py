@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from framework.conformance.checker import check_file as check_trace
     from framework.conformance.result import ConformanceResult
+    from framework.fuzz.machine import play
+    from framework.fuzz.steps import Step as FuzzStep
     from framework.guests.dom0 import Dom0
     from framework.guests.linux import LinuxGuest
     from framework.guests.xl import GuestConfig
@@ -77,6 +79,7 @@ __all__ = [
     "Deviations",
     "Dom0",
     "ExitCode",
+    "FuzzStep",
     "GuestConfig",
     "GuestCrash",
     "GuestError",
@@ -107,6 +110,7 @@ __all__ = [
     "hypercalls",
     "messages",
     "ops",
+    "play",
 ]
 
 _HOMES = {
@@ -130,6 +134,8 @@ _HOMES = {
     ),
     "framework.conformance.checker": ("check_trace",),
     "framework.conformance.result": ("ConformanceResult",),
+    "framework.fuzz.machine": ("play",),
+    "framework.fuzz.steps": ("FuzzStep",),
     "framework.guests.dom0": ("Dom0",),
     "framework.guests.linux": ("LinuxGuest",),
     "framework.guests.xl": ("GuestConfig",),
@@ -171,7 +177,7 @@ _HOMES = {
 }
 """The module of every public name."""
 
-_NAMES_THERE = {"check_trace": "check_file", "hypercalls": "xen", "messages": "message"}
+_NAMES_THERE = {"FuzzStep": "Step", "check_trace": "check_file", "hypercalls": "xen", "messages": "message"}
 """What a public name is called in its module, where that differs."""
 
 if not TYPE_CHECKING:  # or any name would be one

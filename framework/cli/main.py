@@ -238,6 +238,7 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     """The commands that parts of the framework bring themselves."""
     from framework.cli import check as conformance
     from framework.cli import compare as compare_cli
+    from framework.cli import fuzz as fuzz_cli
     from framework.cli import matrix as matrix_cli
     from framework.cli import mutants as mutants_cli
     from framework.cli import replay as replay_cli
@@ -251,6 +252,7 @@ def _add_parts(commands: Any, common: argparse.ArgumentParser, stack: argparse.A
     conformance.add_parser(commands, [common])
     compare_cli.add_parser(commands, [common])
     mutants_cli.add_parser(commands, common, stack=stack)
+    fuzz_cli.add_parser(commands, common, stack=stack)
 
 
 # Each handler imports what it needs: `--help` and a usage error answer at once.

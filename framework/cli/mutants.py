@@ -20,13 +20,13 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
     """Add ``mutants`` to the program's subcommands; see :func:`framework.cli.snapshot.add_parser`."""
     command = subparsers.add_parser("mutants", help=_TEXT, description=f"{_TEXT}. {_MORE}", parents=[*parents, stack])
-    command.add_argument("--sample", type=_whole, default=0, metavar="N", help="only so many, drawn by --seed")
-    command.add_argument("--seed", type=_whole, default=1, metavar="N", help="which, and in which order (default 1)")
-    command.add_argument("--time", type=_seconds, default=0.0, metavar="T", help="begin nothing after 90s, 30m or 2h")
+    command.add_argument("--sample", type=whole, default=0, metavar="N", help="only so many, drawn by --seed")
+    command.add_argument("--seed", type=whole, default=1, metavar="N", help="which, and in which order (default 1)")
+    command.add_argument("--time", type=seconds, default=0.0, metavar="T", help="begin nothing after 90s, 30m or 2h")
     command.add_argument(
-        "--most", type=_whole, default=0, metavar="N", help="tests for each mutant (default: all that reach it)"
+        "--most", type=whole, default=0, metavar="N", help="tests for each mutant (default: all that reach it)"
     )
-    command.add_argument("--workers", type=_whole, default=1, metavar="N", help="boards at once (default 1)")
+    command.add_argument("--workers", type=whole, default=1, metavar="N", help="boards at once (default 1)")
     command.add_argument("--operators", metavar="NAMES", help="comma separated; --list shows them (default: all)")
     command.add_argument("--seeded", action="store_true", help="the faults of testcases/faults instead of operators")
     command.add_argument("--list", action="store_true", help="list the operators, or with --seeded the faults")
@@ -36,13 +36,15 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     command.set_defaults(handler=_mutants)
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """argparse's type of a number of things."""
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """argparse's type of a duration such as 90s, 30m or 2h, in seconds."""
     found = re.fullmatch(r"([0-9]{1,6})([smh])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, found '{text}'")

@@ -36,8 +36,8 @@ SUITE = PACKAGE / "suite" if INSTALLED else ROOT / "testcases" / "suite"
 
 
 CACHE_FOLDERS = (
-    "blobs", "boards", "builds", "hashes", "kept", "locks", "logs", "mutants", "partial", "pool", "reports", "slots",
-    "snapshots", "ssh", "templates",
+    "blobs", "boards", "builds", "fuzz", "hashes", "kept", "locks", "logs", "mutants", "partial", "pool", "reports",
+    "slots", "snapshots", "ssh", "templates",
 )  # fmt: skip
 """Entries of a cache, by their present and their former names; others in a cache are not medcheck's."""
 

@@ -78,6 +78,11 @@ class Checker:
         """Those found so far, the first of each rule up to a limit."""
         return tuple(self._found)
 
+    @property
+    def state(self) -> State:
+        """What the reference knows, and its tally; to look at, not to change."""
+        return self._state
+
     def feed(self, record: Record) -> Sequence[Verdict]:
         """Check one record, whatever it holds; returns the nonconformances and deviations it decided."""
         events = self._observer.observe(record)

@@ -249,6 +249,9 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
 
     ``hold``, ``before``: further kinds of events at which vCPUs wait, as in
     :class:`framework.trace.live.LiveConsumer`, until ``on_event`` has seen them.
+
+    ``watch``: called in the server's thread with every record of the board, in order, rings included, each before it
+    is answered. So what came before a program's results has been watched when they are returned.
     """
 
     def __init__(
@@ -258,15 +261,18 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         hold: Collection[Kind] = (),
         before: Collection[Kind] = (),
         on_event: Callable[[Held], None] | None = None,
+        watch: Callable[[Held], None] | None = None,
     ) -> None:
         self.socket = socket
         self._on_event = on_event
+        self._watch = watch
         self._transports: dict[int | None, DoorbellTransport] = {}
         self._gone: GuestError | None = None
         self._consumer = LiveConsumer(
             socket,
             hold={Kind.DOORBELL, *hold},
             before=before,
+            send=() if watch is None else tuple(Kind),
             on_failed_write=lambda event, text: self.fail(event.domain, text),
         )
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
@@ -312,6 +318,8 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         """
         try:
             for held in self._consumer.events():
+                if self._watch is not None:
+                    self._watch(held)
                 if held.event.kind == Kind.DOORBELL:
                     self.serve(held.event.domain, held)
                 elif self._on_event is not None:

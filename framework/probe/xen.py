@@ -50,6 +50,11 @@ def balloon_out_ops(scratch: int, ipa: int) -> list[Op]:
     return _reservation(scratch, ipa, _DECREASE_RESERVATION)
 
 
+def balloon_in_ops(scratch: int, ipa: int) -> list[Op]:
+    """Instructions that get a page of RAM where nothing is (XENMEM_populate_physmap); the last one's x0 is 1 then."""
+    return _reservation(scratch, ipa, _POPULATE_PHYSMAP)
+
+
 def balloon_out(probe: Probe, ipa: int) -> None:
     """Give a page back to Xen: nothing is at ``ipa`` afterwards."""
     _one(probe, probe.run(*balloon_out_ops(probe.pages(1), ipa))[-1].x0, f"giving back {ipa:#x}")
@@ -57,7 +62,7 @@ def balloon_out(probe: Probe, ipa: int) -> None:
 
 def balloon_in(probe: Probe, ipa: int) -> None:
     """Get a page of RAM at ``ipa``, where nothing is (XENMEM_populate_physmap)."""
-    _one(probe, probe.run(*_reservation(probe.pages(1), ipa, _POPULATE_PHYSMAP))[-1].x0, f"filling {ipa:#x}")
+    _one(probe, probe.run(*balloon_in_ops(probe.pages(1), ipa))[-1].x0, f"filling {ipa:#x}")
 
 
 @dataclass(frozen=True)

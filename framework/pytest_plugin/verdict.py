@@ -8,7 +8,6 @@ deviations alone. A trace that is missing, damaged, cut off or empty proves noth
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,6 @@ if TYPE_CHECKING:
 
 BOARD_FIXTURES = frozenset({"target", "module_target", "cold_target"})
 """The fixtures that every other one of a booted board asks for."""
-
-_THREADS = re.compile(
-    rb"^\[ {0,9}\d{1,9}\.\d{3}\] \(XEN\) {1,4}(?:\[[^\]\n]{0,40}\] )?"
-    rb"OP-TEE supports (\d{1,4}) simultaneous threads per guest", re.MULTILINE
-)  # fmt: skip
-"""Xen's own line in a console's log: what a guest prints stands behind ``d1v0`` or ``(d1)``."""
-_BOOT_BYTES = 4 << 20
-"""Xen says it while it boots, before there is any guest; logs grow to a GiB."""
 
 
 @dataclass
@@ -119,12 +110,12 @@ def _judge(node: pytest.Item, trace: Trace) -> str:
     from framework.common.paths import atomic_write_text
     from framework.conformance.checker import check_file
     from framework.conformance.result import RESULT_FILE
-    from framework.target.liveness import Hypervisor
+    from framework.target.liveness import Hypervisor, threads_said
     from mediator_ref import Limits
 
     try:
         seen = trace.hypervisor or Hypervisor(None)
-        limits = Limits(threads=_threads(trace.path))
+        limits = Limits(threads=threads_said(trace.path.parent.parent))
         result = check_file(trace.path, limits=limits, board_alive=seen.alive, memory_free=seen.memory_free)
     except (OSError, TraceError) as error:
         return f"incomplete: the trace cannot be read, so nothing was checked: {error}"
@@ -167,16 +158,6 @@ def _objection(result: ConformanceResult, trace: Trace) -> str:
     if result.verdict == "not checked":
         return f"incomplete: nothing in the trace could be checked: it holds no call to OP-TEE ({trace.path})"
     return ""
-
-
-def _threads(trace: Path) -> int | None:
-    """OP-TEE's number of threads. A trace begins after Xen asked for it; the board's console remembers the answer."""
-    console = trace.parent.parent / "consoles" / "xen.log"
-    if not console.exists():
-        return None
-    with console.open("rb") as log:
-        said = _THREADS.search(log.read(_BOOT_BYTES))
-    return int(said[1]) if said else None
 
 
 def note(node: pytest.Item, text: str) -> None:

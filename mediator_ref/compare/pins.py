@@ -4,6 +4,8 @@ put_page)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mediator_ref.books import Books, Lists, is_allocated, is_own, mfn_of, taken
 from mediator_ref.events import El3Call, Event
 from mediator_ref.knowledge import BookState, PageSeen, Pending, TrackedDomain
@@ -24,10 +26,14 @@ def _seen(word: int, named: int) -> PageSeen | None:
 
 
 def note(domain: TrackedDomain, books: Books) -> None:
-    """Note the references that the pages a call names have before it."""
+    """Note the references that the pages a call names have before it, and which held pages the guest has given away."""
     book = domain.book
     if book.lists is None:
         return
+    for word in book.lists.pages():
+        mfn = mfn_of(word)
+        if mfn is not None and mfn in book.held and not is_allocated(word):
+            book.held[mfn] = replace(book.held[mfn], allocated=False)
     for word in books.frames:
         mfn = mfn_of(word)
         if mfn is None:
@@ -101,6 +107,10 @@ def _check_page(
     if seen is None:
         state.unchecked(RuleId.REF_1, "the references of a page could not be read", event)
         return set()
+    if known is not None and known[0].own and not (known[0].allocated or seen.own or named):
+        return {
+            RuleId.REF_2
+        }  # the guest gave it away while it was held: it went with the last reference, and is another's
     if seen.spare < 0:
         if known is None or known[0].spare != seen.spare:  # else reported when it came to be so
             difference = Difference(where, f"at least {named}", str(named + seen.spare))
@@ -115,8 +125,6 @@ def _check_page(
         passed.add(RuleId.REF_2)
     elif then != at or at == _BUSY:
         state.unchecked(RuleId.REF_2, "a hypercall that may take references ran at the same time", event)
-    elif before.own and not before.allocated and not seen.own and not named:
-        passed.add(RuleId.REF_2)  # the guest gave it away while it was held: it went with the last reference
     elif before.own and not seen.own:
         difference = Difference(f"owner of frame {mfn:#x}", "the domain", "another")
         state.fail(RuleId.REF_2, event, "a page was taken from its domain", difference, pending=pending, domain=domain)

@@ -170,9 +170,14 @@ def handle_std_call_refused(state: State, pending: Pending, event: GuestReturn, 
         lose_history(pending.domain, expected.reason)
         return
     assert isinstance(expected, Forward | Refuse)
-    if isinstance(expected, Forward) and _refused_for_its_parameters(state, pending, event, expected):
-        return
     with_defects = translation_with_defects(state, pending, expected)
+    by_defects = _refused(with_defects)  # what a failed call left behind makes the refusal that call's, and leaves more
+    if (
+        not by_defects
+        and isinstance(expected, Forward)
+        and _refused_for_its_parameters(state, pending, event, expected)
+    ):
+        return
     no_thread = no_thread_left(pending.domain, pending.domain.defects, state.threads)
     if isinstance(expected, Forward) or (no_thread and event.regs[0] == _ETHREAD_LIMIT):
         _refused_but_should_have_been_forwarded(state, pending, event, expected, with_defects)

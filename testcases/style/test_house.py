@@ -29,6 +29,7 @@ ROOMS = (
     "framework.snapshot",
     "framework.target",
     "framework.jobs",
+    "framework.fuzz",
     "framework.mutants",
     "framework.bench",
     "framework.pytest_plugin",

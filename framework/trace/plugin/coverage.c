@@ -23,11 +23,13 @@
 #define MOST_WORDS (1U << 18) /* 1 MiB of code: far more than a mediator */
 #define FELL_THROUGH 1
 #define BRANCHED 2
+#define RAN 4
 
 struct site { /* one instruction */
     uint64_t calls; /* executions that a callback counted */
     uint32_t opcode;
     uint8_t outcomes;
+    uint8_t told; /* of these, and that it ran at all: what coverage_news has handed out */
 };
 
 static struct { uint64_t start, end; size_t first; } ranges[RANGES];
@@ -139,6 +141,24 @@ static uint64_t executed(size_t slot)
     for (unsigned cpu = 0; cpu < MAX_CPUS && cpu_exists(cpu); cpu++)
         sum += __atomic_load_n((uint64_t *)qemu_plugin_scoreboard_find(executions, cpu) + slot, __ATOMIC_RELAXED);
     return sum;
+}
+
+size_t coverage_news(uint64_t *found, size_t room)
+{
+    size_t n = 0;
+    for (unsigned i = 0; executions && i < count; i++)
+        for (uint64_t va = ranges[i].start; va < ranges[i].end && n < room; va += 4) {
+            size_t slot = ranges[i].first + (va - ranges[i].start) / 4;
+            struct site *site = &sites[slot];
+            if (site->told == (RAN | FELL_THROUGH | BRANCHED))
+                continue;
+            uint8_t ways = __atomic_load_n(&site->outcomes, __ATOMIC_RELAXED);
+            uint8_t seen = site->told & RAN || executed(slot) ? RAN | ways : 0;
+            if (seen & ~site->told)
+                found[n++] = va | (ways & ~site->told);
+            site->told |= seen;
+        }
+    return n;
 }
 
 void coverage_close(void)

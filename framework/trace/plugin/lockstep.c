@@ -17,7 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "trace.h"
+#include "senses.h"
 #include "wire.h"
 
 #define REQUEST_MAX (1U << 20)
@@ -177,6 +177,12 @@ static bool translate_request(unsigned cpu, uint64_t ipa)
     return reply(0, &answer, sizeof answer);
 }
 
+static bool coverage_request(void)
+{
+    static uint64_t found[1024];
+    return reply(0, found, 8 * coverage_news(found, sizeof found / sizeof *found));
+}
+
 static void apply_setup(const uint8_t *p)
 {
     memcpy(&l.send, p, 4);
@@ -234,6 +240,10 @@ static bool serve(unsigned cpu, uint32_t *delay)
             break;
         memcpy(&value, p, 8);
         return translate_request(cpu, value);
+    case WIRE_COVERAGE:
+        if (h.length)
+            break;
+        return coverage_request();
     case WIRE_SETUP:
         if (h.length != WIRE_SETUP_LENGTH)
             break;

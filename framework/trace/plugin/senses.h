@@ -13,6 +13,9 @@
 bool coverage_range(const char *text);        /* "START-END" of code to count; false: not understood, or too many */
 const char *coverage_open(const char *path);  /* NULL or a text that says what is wrong */
 void coverage_instrument(struct qemu_plugin_insn *insn, uint64_t va, uint32_t opcode);
+/* Under the lock: instructions that ran for the first time since the last call, with the new ways of branches in bits
+ * 0 and 1; at most `room` of them, others come next time. */
+size_t coverage_news(uint64_t *found, size_t room);
 void coverage_close(void);
 
 /*

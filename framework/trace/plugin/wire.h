@@ -30,6 +30,7 @@ enum wire_type {
     WIRE_DETACH = 0x86,    /* the consumer leaves, the board goes on */
     WIRE_STOP = 0x87,      /* stop the board */
     WIRE_TRANSLATE = 0x88, /* u64 IPA -> struct wire_leaf */
+    WIRE_COVERAGE = 0x89,  /* -> u64s: code that ran first since the last request, new ways of branches in bits 0, 1 */
 };
 
 #define WIRE_SETUP_LENGTH 12

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "compare": "testcases/unit/jobs/test_compare.py",
     "matrix": "testcases/unit/jobs/test_matrix.py",
     "mutants": "testcases/integration/test_mutants.py",
+    "fuzz": "testcases/integration/test_fuzz.py",
 }
 """Forms that need a board, a network or minutes, and the file that runs them or the work behind them."""
 

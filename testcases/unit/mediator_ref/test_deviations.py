@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, abi, step
+from mediator_ref.books import frame_word, mfn_of
 from mediator_ref.deviations import Mismatch
 from mediator_ref.events import El3Call, El3Return, End, GuestReturn, PageKind
 from mediator_ref.examples.mutate import with_register, with_shadow_bytes
@@ -254,6 +255,41 @@ def test_page_released_after_d2_is_d2() -> None:
     d2_balloon(board)
     _, verdicts = judge(board)
     assert [(v.rule, v.deviation) for v in verdicts] == [("BOOK-2", "D2"), ("MEM-10", "D2")]
+
+
+def test_a_refusal_because_of_d5_is_not_taken_for_one_of_the_references_in_the_message() -> None:
+    """A failed call left cookie 1; the next with it is refused for that, though it names memory by reference as well,
+    and leaves cookie 2."""
+    board = booted(frozenset({"D5"}))
+    plain = abi.Param(abi.Attr.TMEM_INPUT, DATA, 64, 1)
+    named = abi.Param(abi.Attr.RMEM_INPUT, 0, 64, 1)
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, cookie=1), plain))
+    for _ in range(2):
+        parameters = board.buffer(1, cookie=2), board.buffer(1, cookie=1), named
+        board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, *parameters))
+    _, verdicts = judge(board)
+    assert {v.deviation for v in verdicts} == {"D5"}, list(map(str, verdicts))
+
+
+def test_a_page_that_was_given_away_says_nothing_when_its_last_reference_is_gone() -> None:
+    """It is another's then, and may be free or counted by other rules."""
+    board = booted(frozenset())
+    register(board)
+    board.balloon(1, DATA)
+    board.message(1, INVOKE)
+    board.destroy(1)
+    events = list(board.events)
+    at, end = next(
+        (n, e) for n, e in enumerate(events) if isinstance(e, El3Call) and e.regs[0] == abi.VM_DESTROYED and e.regs[1]
+    )
+    assert end.books is not None
+    held = [e.books.lists.buffers for e in events if isinstance(e, GuestReturn) and e.books and e.books.lists]
+    mfn = mfn_of(held[-1][0].frames[0])
+    assert mfn is not None
+    events[at] = replace(end, books=replace(end.books, frames=(frame_word(mfn, 0, own=False),)))
+    board.events[:] = events
+    _, verdicts = judge(board)
+    assert not [v for v in verdicts if v.rule in ("REF-1", "REF-2")], list(map(str, verdicts))
 
 
 def test_pages_of_a_wrong_answer_count_for_d3_where_its_model_foresaw_them() -> None:

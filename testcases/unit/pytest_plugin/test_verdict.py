@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from framework.conformance.synthesize import write_trace
-from framework.pytest_plugin import verdict
 from mediator_ref.events import El3Call
 from mediator_ref.examples.calls import INVOKE
 from mediator_ref.examples.mutate import with_register
@@ -209,30 +208,3 @@ def test_users_of_a_probe_are_traced_and_begin_in_dom0(pytester: pytest.Pytester
             assert which(request) == ("ready",)
     """
     run(pytester, text).assert_outcomes(passed=2)
-
-
-@pytest.mark.parametrize(
-    ("text", "threads"),
-    [
-        (b"[     0.412] (XEN) OP-TEE supports 2 simultaneous threads per guest.", 2),
-        (b"[     0.412] (XEN) [    0.051234] OP-TEE supports 16 simultaneous threads per guest.", 16),
-        # A guest's words on Xen's console, and a number that no Xen has.
-        (b"[     9.100] (XEN) d1v0 OP-TEE supports 9 simultaneous threads per guest.", None),
-        (b"[     9.100] (d1) (XEN) OP-TEE supports 9 simultaneous threads per guest.", None),
-        (b"[     0.412] (XEN) OP-TEE supports " + b"9" * 5000 + b" simultaneous threads per guest.", None),
-        (b"[     0.412] (XEN) d1v0 OP-TEE supports 9 simultaneous threads per guest.\n"
-         b"[     0.500] (XEN) OP-TEE supports 2 simultaneous threads per guest.", 2),
-        (b"[     0.412] x\n" * 400_000 + b"[     9.100] (XEN) OP-TEE supports 9 simultaneous threads per guest.", None),
-    ],
-    ids=["xen", "with-its-time", "domu", "domu-release", "endless", "domu-first", "late"],
-)  # fmt: skip
-def test_the_number_of_threads_is_what_xen_said_while_it_booted(
-    tmp_path: Path, text: bytes, threads: int | None
-) -> None:
-    (tmp_path / "consoles").mkdir()
-    (tmp_path / "consoles/xen.log").write_bytes(text + b"\n")
-    assert verdict._threads(tmp_path / "trace/board.trace") == threads
-
-
-def test_without_a_console_the_trace_decides_the_number_of_threads(tmp_path: Path) -> None:
-    assert verdict._threads(tmp_path / "trace/board.trace") is None
