@@ -120,8 +120,8 @@ def _outcome(campaign: Campaign, folder: Path) -> Outcome:
         "findings": [
             {"rule": f.rule, "words": f.words, "steps": len(f.program.steps) + f.program.dies, "seen": f.seen,
              "tries": f.tries, "rules": list(f.rules), "needs": f.needs, "programs": f.after[0],
-             "seconds": round(f.after[1], 1), "shrink_seconds": round(f.shrunk, 1), "file": str(folder / f"{f.name}.json"),
-             "test": str(folder / f"test_{f.name}.py")}
+             "seconds": round(f.after[1], 1), "shrink_seconds": round(f.shrunk, 1),
+             "file": str(folder / f"{f.name}.json"), "test": str(folder / f"test_{f.name}.py")}
             for f in campaign.findings
         ],
     }  # fmt: skip

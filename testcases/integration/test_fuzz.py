@@ -37,7 +37,7 @@ def test_a_live_board_judges_program_after_program(target_provider: TargetProvid
         assert not again.blocks and not again.features
         ends = board.run(FuzzProgram("probe", ({"do": "call", "ta": "missing", "park": 1},), dies=True))
     assert not ends.found and not ends.fit
-    assert board.calls > 10
+    assert board.calls >= 8
 
 
 @pytest.mark.slow
