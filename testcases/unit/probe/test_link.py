@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,7 +239,7 @@ def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> Non
     """With the plugin's part played by the test: its domains are told apart, and the end of the board reaches all. What
     else the board was asked for is another's."""
     others: list[Held] = []
-    kinds = {"hold": {Kind.GUEST_CALL}, "before": {Kind.GUEST_RETURN}}
+    kinds: Any = {"hold": {Kind.GUEST_CALL}, "before": {Kind.GUEST_RETURN}}
     with DoorbellServer(tmp_path / "s", **kinds, on_event=others.append) as bells:
         transport = bells.transport(1)
         client, found = executing(transport, b"program!")
