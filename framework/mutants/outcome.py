@@ -68,17 +68,18 @@ class Verdict:
 def judge(run: Run) -> tuple[Status, tuple[str, ...]]:
     """The status that a single test gives its mutant, and the evidence.
 
-    A broken rule counts first. That Xen is dead is a crash, unless other rules were broken as well.
+    A broken rule counts first. That Xen is dead is a crash, unless other rules were broken as well, or the test passed:
+    those of D3 and D4 expect the end of a debug Xen.
     """
     rules = tuple(rule for rule in run.broken if rule not in ALIVE)
     if rules:
         return Status.NONCONFORMANCE, rules
+    if run.passed:
+        return Status.SURVIVED, ()
     if run.dead or run.broken:
         return Status.CRASH, (_last(run.failures) or "Xen's console shows its end",)
     if run.stuck:
         return Status.CRASH, (f"hung: {run.stuck}",)
-    if run.passed:
-        return Status.SURVIVED, ()
     kinds = {name for _, name, _ in run.failures}
     if kinds & set(_CRASHES):
         return Status.CRASH, (_last(run.failures),)

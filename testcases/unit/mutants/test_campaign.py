@@ -174,6 +174,7 @@ def test_runs_come_back_from_the_file(tmp_path: Path) -> None:
     ("run", "status"),
     [
         (_GOOD, Status.SURVIVED),
+        (replace(_GOOD, dead=True), Status.SURVIVED),
         (_KILL, Status.NONCONFORMANCE),
         (replace(_KILL, dead=True), Status.NONCONFORMANCE),
         (replace(_BAD, broken=("LIFE-7",)), Status.CRASH),
