@@ -25,7 +25,7 @@ D18 = Deviation(
     where="handle_rpc_cmd",
     severity=Severity.CORRECTNESS,
     status="seen",
-    seen_in=("4.17", "4.18"),
+    seen_in=("4.17", "4.18", "4.19", "4.20", "4.21", "4.22", "4.23-unstable"),
     stimulus="answer any RPC command",
     explains=_explains,
 )
