@@ -103,7 +103,8 @@ class Domain:
 
     ``tee``: whether it has a mediator, ``None`` when that is not known. ``history_unknown`` is the reason why parts of
     its past are not known, or empty. ``calls``: suspended ones by thread; ``running``: those in OP-TEE or the mediator,
-    by vCPU. ``returned_cookies``: of RPC pages OP-TEE gave back.
+    by vCPU. ``returned_cookies``: of RPC pages OP-TEE gave back; ``ended_cookies``: of buffers that went with the call
+    that had brought them.
     """
 
     domid: int
@@ -114,6 +115,7 @@ class Domain:
     rpcs: dict[int, ShmRpc] = field(default_factory=dict)
     buffers: dict[int, Buffer] = field(default_factory=dict)
     returned_cookies: set[int] = field(default_factory=set)
+    ended_cookies: set[int] = field(default_factory=set)
 
     @property
     def call_count(self) -> int:

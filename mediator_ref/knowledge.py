@@ -102,6 +102,7 @@ class TrackedDomain(Domain):
         self.rpcs.clear()
         self.buffers.clear()
         self.returned_cookies.clear()
+        self.ended_cookies.clear()
         self.defects.forget()
 
     def snapshot(self) -> dict[str, object]:
@@ -215,6 +216,7 @@ def accept(
         domain.defects.accounting = None
         domain.defects.deviation_by_cookie.clear()
     found = {buffer.cookie: buffer for buffer in accepted.buffers.values() if buffer is not None}
+    domain.ended_cookies.difference_update(accepted.pages)
     for cookie in accepted.pages:
         buffer = domain.buffers[cookie] = found.get(cookie, Buffer(cookie, ()))
         buffer.rpc = not temporary

@@ -96,6 +96,7 @@ def _completed(state: State, pending: Pending, event: El3Return, call: StdCall, 
     correct = free_shm_buffers(call, answer.x0, ret, answer.params)
     deviation = too_early_release(call, answer.x0, ret)
     release(domain, correct, with_defects if deviation in state.deviations else set(correct), deviation)
+    domain.ended_cookies.update(cookie for cookie in call.cookies if cookie not in domain.buffers)
 
 
 # RPC

@@ -96,7 +96,9 @@ def check_references(state: State, pending: Pending, call: StdCall, event: El3Re
         elif cookie not in domain.buffers and uncertain(pending):
             state.unchecked(RuleId.MEM_11, uncertain(pending), event)
         else:
-            what = "buffer of another call" if cookie in domain.buffers else "shm_ref"
+            what = "shm_ref"
+            if cookie in domain.buffers or cookie in domain.ended_cookies:
+                what = "buffer of another call" if cookie in domain.buffers else "buffer of an ended call"
             difference = Difference(what, "memory that the guest registered or gave for a request", f"{cookie:#x}")
             state.fail(RuleId.MEM_11, event, "OP-TEE accepted a reference", difference, pending=pending)
 

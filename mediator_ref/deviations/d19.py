@@ -8,14 +8,14 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 
 def _explains(m: Mismatch) -> bool:
-    return m.fields == {"buffer of another call"}
+    return m.fields in ({"buffer of another call"}, {"buffer of an ended call"})
 
 
 D19 = Deviation(
     id=DeviationId.D19,
     rules=(RuleId.MEM_11,),
     title="a message may name by reference memory that another call brought, and that is released with that call",
-    condition="OP-TEE accepted a reference to a buffer of another call that had not ended",
+    condition="OP-TEE accepted a reference to a buffer of another call, of one that has ended (O2), too",
     where="translate_params",
     severity=Severity.ISOLATION,
     status="seen",

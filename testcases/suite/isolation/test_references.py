@@ -9,6 +9,7 @@ from framework.probe.message import (
     INVOKE_TESTS,
     NO_TA,
     PTA_CMD_PARAMS,
+    PTA_CMD_TRACE,
     TEE_ITEM_NOT_FOUND,
     Invoke,
     OpenSession,
@@ -41,6 +42,22 @@ def test_d19_memory_of_another_call_by_reference(probe: Probe, deviations: Devia
         if not call.done:
             call.finish()
             assert (call.x0, call.arg.ret) == (SmcReturn.OK, TEE_ITEM_NOT_FOUND)
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-11", "D19")
+def test_o2_memory_of_an_ended_call_by_reference(probe: Probe, deviations: Deviations) -> None:
+    """A buffer that a call brought is gone with it, for the mediator and for OP-TEE (finding O2: 4.10 keeps it)."""
+    session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
+    brought = probe.call_with_arg(Invoke(session, PTA_CMD_TRACE, [tmem(ref=0xC0)]))
+    assert (brought.x0, brought.arg.ret) == (SmcReturn.OK, 0)
+    for cookie in (0xC0, 0xC1):
+        named = probe.call_with_arg(Invoke(session, PTA_CMD_TRACE, [rmem(cookie, 64)]))
+        assert named.x0 == SmcReturn.OK
+        if cookie == 0xC0 and not named.arg.ret:
+            deviations.seen("D19", "OP-TEE accepts by reference the buffer of a call that has ended")
+        else:
+            assert named.arg.ret == Tee.BAD_PARAMETERS
 
 
 @pytest.mark.mc_core

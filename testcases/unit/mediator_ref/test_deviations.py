@@ -19,7 +19,7 @@ from mediator_ref.examples.mutate import with_register, with_shadow_bytes
 from mediator_ref.knowledge import TrackedDomain
 from mediator_ref.rules import RuleId
 from mediator_ref.simulator.board import ARG, DATA, RPC, Board
-from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, alloc, ask
+from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, Optee, alloc, ask
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 NONCONTIG = abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG
@@ -302,6 +302,19 @@ def test_pages_of_a_wrong_answer_count_for_d3_where_its_model_foresaw_them() -> 
     assert Outcome.FAIL in {v.outcome for v in verdicts}, "the answer was not wrong"
     books = [(v.outcome, v.deviation) for v in verdicts if v.rule == "BOOK-1"]
     assert books == [(Outcome.DEVIATION, "D3")] * 3
+
+
+@pytest.mark.parametrize(("cookie", "deviation"), [(0xB0, "D19"), (0xB1, None)])
+def test_memory_of_an_ended_call_by_reference_is_d19(
+    monkeypatch: pytest.MonkeyPatch, cookie: int, deviation: str | None
+) -> None:
+    """An OP-TEE that kept it goes on (O2); that it accepts a cookie that was never used has no excuse."""
+    monkeypatch.setattr(Optee, "_accepts", lambda *_: True)
+    board = booted(frozenset({"D19"}))
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, board.buffer(1, cookie=0xB0)))
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, abi.Param(abi.Attr.RMEM_INPUT, 0, 64, cookie)))
+    _, verdicts = judge(board)
+    assert [(v.rule, v.deviation) for v in verdicts] == [("MEM-11", deviation)]
 
 
 def test_ground_truth_agrees_that_d1_and_d11_break_isolation() -> None:
