@@ -271,8 +271,8 @@ class Campaign(AbstractContextManager["Campaign"]):
     ) -> tuple[FuzzProgram, int | None]:
         """A program that shows a finding on a fresh board, and how many others had to run before: itself, or with more
         and more of what its board had run. The second is None when none does."""
-        for candidate in dict.fromkeys((program.upto(found.step).text, program.text)):
-            chosen = program.upto(found.step) if candidate == program.upto(found.step).text else program
+        begin = program.upto(found.step)
+        for chosen in (program,) if begin.text == program.text else (begin, program):
             if any(shows(self._fresh(chosen)) for _ in range(_FIRST_TRIES)):
                 return chosen, 0
         count = 2

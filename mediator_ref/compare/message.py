@@ -96,9 +96,10 @@ def check_references(state: State, pending: Pending, call: StdCall, event: El3Re
         elif cookie not in domain.buffers and uncertain(pending):
             state.unchecked(RuleId.MEM_11, uncertain(pending), event)
         else:
-            what = "shm_ref"
-            if cookie in domain.buffers or cookie in domain.ended_cookies:
-                what = "buffer of another call" if cookie in domain.buffers else "buffer of an ended call"
+            if cookie in domain.buffers:
+                what = "buffer of another call"
+            else:
+                what = "buffer of an ended call" if cookie in domain.ended_cookies else "shm_ref"
             difference = Difference(what, "memory that the guest registered or gave for a request", f"{cookie:#x}")
             state.fail(RuleId.MEM_11, event, "OP-TEE accepted a reference", difference, pending=pending)
 

@@ -108,9 +108,8 @@ def _check_page(
         state.unchecked(RuleId.REF_1, "the references of a page could not be read", event)
         return set()
     if known is not None and known[0].own and not (known[0].allocated or seen.own or named):
-        return {
-            RuleId.REF_2
-        }  # the guest gave it away while it was held: it went with the last reference, and is another's
+        # The guest gave it away while it was held: it went with the last reference, and is another's.
+        return {RuleId.REF_2}
     if seen.spare < 0:
         if known is None or known[0].spare != seen.spare:  # else reported when it came to be so
             difference = Difference(where, f"at least {named}", str(named + seen.spare))
