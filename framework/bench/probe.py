@@ -51,7 +51,7 @@ def _rates(context: Context, batch: int) -> list[float]:
     for _ in range(_SAMPLES):
         with (
             tempfile.TemporaryDirectory(prefix="medcheck-bench-") as name,
-            DoorbellServer(Path(name) / "lockstep") as bells,
+            DoorbellServer() as bells,
             boards.clone(Path(name), "dom0", lockstep=bells.socket) as target,
         ):
             probe = create_probe(target.dom0, "probe0", "guest0", target.board.consoles["guest0"], image)

@@ -123,7 +123,7 @@ class FuzzBoard(AbstractContextManager["FuzzBoard"]):
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medcheck-fuzz-")))
             stack.callback(self._keep, folder / "run")
-            bells = stack.enter_context(DoorbellServer(folder / "bells", watch=self._judge.watch))
+            bells = stack.enter_context(DoorbellServer(watch=self._judge.watch))
             self.target = stack.enter_context(
                 boards.clone(folder / "run", checkpoint, trace=True, lockstep=bells.socket)
             )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -241,14 +242,14 @@ class DoorbellTransport:
 class DoorbellServer(AbstractContextManager["DoorbellServer"]):
     """All probes of a board that talk through the doorbell: a thread at the board's lock-step socket serves them.
 
-        with DoorbellServer(folder / "lockstep") as bells:
+        with DoorbellServer() as bells:
             ...start a board with the plugin argument lockstep=<bells.socket>, create a probe on it...
             probe.transport = bells.transport(probe.domid)
 
     Leave the context after the board has ended: a plugin that loses its consumer stops the board.
 
-    ``hold``, ``before``: further kinds of events at which vCPUs wait, as in
-    :class:`framework.trace.live.LiveConsumer`, until ``on_event`` has seen them.
+    ``socket`` is in a folder that it makes and removes. ``hold``, ``before``: further kinds of events at which vCPUs
+    wait, as in :class:`framework.trace.live.LiveConsumer`, until ``on_event`` has seen them.
 
     ``watch``: called in the server's thread with every record of the board, in order, rings included, each before it
     is answered. So what came before a program's results has been watched when they are returned.
@@ -256,20 +257,21 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
 
     def __init__(
         self,
-        socket: Path,
         *,
         hold: Collection[Kind] = (),
         before: Collection[Kind] = (),
         on_event: Callable[[Held], None] | None = None,
         watch: Callable[[Held], None] | None = None,
     ) -> None:
-        self.socket = socket
+        # Not in a board's own folder: a socket's path is at most 107 characters.
+        self._folder = tempfile.TemporaryDirectory(prefix="medcheck-")
+        self.socket = Path(self._folder.name) / "lockstep"
         self._on_event = on_event
         self._watch = watch
         self._transports: dict[int | None, DoorbellTransport] = {}
         self._gone: GuestError | None = None
         self._consumer = LiveConsumer(
-            socket,
+            self.socket,
             hold={Kind.DOORBELL, *hold},
             before=before,
             send=() if watch is None else tuple(Kind),
@@ -309,6 +311,7 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         """Hang up; calls that wait for a probe raise."""
         self._consumer.close()
         self._thread.join()
+        self._folder.cleanup()
 
     def _served(self) -> bool:
         """Answer rings until the board ends; whether it has.

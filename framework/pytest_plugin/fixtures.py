@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,11 +73,7 @@ def doorbells() -> Iterator[DoorbellServer]:
     """The doorbells of the test's board, which runs in lock-step: its probes do 2000 programs a second."""
     from framework.probe.link import DoorbellServer
 
-    # Not in the test's own folder: a socket's path is at most 107 characters.
-    with (
-        tempfile.TemporaryDirectory(prefix="medcheck-") as folder,
-        DoorbellServer(Path(folder) / "lockstep") as bells,
-    ):
+    with DoorbellServer() as bells:
         yield bells
 
 

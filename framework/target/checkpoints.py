@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,7 +209,7 @@ def _with_probes(
     """A clone of :data:`DOM0` with these probes at their doorbells, calm, and all its SMCs in a trace."""
     image = build_probe(BuildCache(cache_root()))
     # Left last: a plugin that loses its consumer stops the board.
-    with tempfile.TemporaryDirectory(prefix="medcheck-") as folder, DoorbellServer(Path(folder) / "lockstep") as bells:
+    with DoorbellServer() as bells:
         with snapshot(store, spec, stack, DOM0, shown) as base:
             sparse.copy(base.ram, ram.path)
             target = Target.from_snapshot(

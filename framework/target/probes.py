@@ -12,7 +12,6 @@ The trace begins with the domains' creation, recorded when the snapshot was made
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +34,7 @@ def waiting_probes(
     :meth:`framework.target.provider.TargetProvider.clone` raises.
     """
     with (
-        # Not below ``folder``: a socket's path is at most 107 characters.
-        tempfile.TemporaryDirectory(prefix="medcheck-") as place,
-        DoorbellServer(Path(place) / "lockstep") as bells,
+        DoorbellServer() as bells,
         boards.clone(folder, checkpoint, trace=trace, lockstep=bells.socket) as target,
     ):
         yield target, take_over(target, bells)

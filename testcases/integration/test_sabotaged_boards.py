@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -41,10 +40,7 @@ DONE_S = 10.0
 @contextmanager
 def board(boards: TargetProvider, folder: Path, sabotage: Sabotage, saboteur: Saboteur) -> Iterator[Rig]:
     """A board that ``saboteur`` follows in lock-step."""
-    with (
-        tempfile.TemporaryDirectory(prefix="medcheck-") as place,
-        DoorbellServer(Path(place) / "lockstep", hold=HOLD, before=BEFORE, on_event=saboteur) as bells,
-    ):
+    with DoorbellServer(hold=HOLD, before=BEFORE, on_event=saboteur) as bells:
         if sabotage.boots:
             saboteur.armed = True
             with Target(boards.spec, boards.stack, folder, trace=True, lockstep=bells.socket) as target:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -50,10 +48,7 @@ def liar() -> Liar:
 @pytest.fixture
 def doorbells(liar: Liar) -> Iterator[DoorbellServer]:
     """The plugin's doorbells, by which the liar hears of the board's events as well."""
-    with (
-        tempfile.TemporaryDirectory(prefix="medcheck-") as folder,
-        DoorbellServer(Path(folder) / "lockstep", before={Kind.EL3_CALL, Kind.EL3_RETURN}, on_event=liar) as bells,
-    ):
+    with DoorbellServer(before={Kind.EL3_CALL, Kind.EL3_RETURN}, on_event=liar) as bells:
         yield bells
 
 

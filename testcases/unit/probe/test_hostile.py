@@ -11,7 +11,6 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,8 +177,8 @@ def test_results_that_cannot_be_read() -> None:
     assert "not mapped" in str(found[0])
 
 
-def test_a_mailbox_that_is_gone_does_not_end_the_other_probes_thread(tmp_path: Path) -> None:
-    with DoorbellServer(tmp_path / "s") as bells:
+def test_a_mailbox_that_is_gone_does_not_end_the_other_probes_thread() -> None:
+    with DoorbellServer() as bells:
         transport = bells.transport(1)
         bells.transport(2)
         plugin = FakePlugin(bells.socket)

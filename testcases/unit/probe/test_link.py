@@ -10,7 +10,6 @@ import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,12 +234,12 @@ def test_doorbell_of_another_protocol() -> None:
     assert "protocol 9" in str(found[0])
 
 
-def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> None:
+def test_doorbells_serve_the_probes_of_a_board_to_its_end() -> None:
     """With the plugin's part played by the test: its domains are told apart, and the end of the board reaches all. What
     else the board was asked for is another's."""
     others: list[Held] = []
     kinds: Any = {"hold": {Kind.GUEST_CALL}, "before": {Kind.GUEST_RETURN}}
-    with DoorbellServer(tmp_path / "s", **kinds, on_event=others.append) as bells:
+    with DoorbellServer(**kinds, on_event=others.append) as bells:
         transport = bells.transport(1)
         client, found = executing(transport, b"program!")
         plugin = FakePlugin(bells.socket)
@@ -277,8 +276,8 @@ def test_doorbells_serve_the_probes_of_a_board_to_its_end(tmp_path: Path) -> Non
     assert not bells.socket.exists()
 
 
-def test_doorbells_that_no_board_ever_came_to(tmp_path: Path) -> None:
-    with DoorbellServer(tmp_path / "s") as bells:
+def test_doorbells_that_no_board_ever_came_to() -> None:
+    with DoorbellServer() as bells:
         transport = bells.transport(1)
     with pytest.raises(GuestError, match="closed before a board connected"):
         transport.execute(b"", 10)

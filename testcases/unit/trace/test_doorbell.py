@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from framework.common.errors import GuestError
@@ -46,8 +44,8 @@ class Board:
 
 
 @pytest.mark.parametrize("words", [1 << 18, 1 << 29, 1 << 32, 1 << 61, (1 << 64) - 1])
-def test_any_number_of_results_is_an_error_of_that_probe(tmp_path: Path, words: int) -> None:
-    with DoorbellServer(tmp_path / "s") as bells:
+def test_any_number_of_results_is_an_error_of_that_probe(words: int) -> None:
+    with DoorbellServer() as bells:
         transport = bells.transport(1)
         client, found = executing(transport, b"program!")
         board = Board(bells)
@@ -65,8 +63,8 @@ def test_any_number_of_results_is_an_error_of_that_probe(tmp_path: Path, words: 
         board.plugin.socket.close()
 
 
-def test_a_mailbox_that_the_guest_took_away_is_an_error_of_that_probe(tmp_path: Path) -> None:
-    with DoorbellServer(tmp_path / "s") as bells:
+def test_a_mailbox_that_the_guest_took_away_is_an_error_of_that_probe() -> None:
+    with DoorbellServer() as bells:
         transport = bells.transport(1)
         client, found = executing(transport, b"program!")
         board = Board(bells)
