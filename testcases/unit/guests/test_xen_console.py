@@ -21,9 +21,10 @@ class Console:
 
     name = "xen"
 
-    def __init__(self, *, at_xen: bool, deaf: bool = False, before: bytes = b"") -> None:
+    def __init__(self, *, at_xen: bool, deaf: bool = False, twice: bool = False, before: bytes = b"") -> None:
         self.at_xen = at_xen
         self.deaf = deaf
+        self.twice = twice
         self.said = before
         self.kib = 0
 
@@ -37,6 +38,9 @@ class Console:
         elif text != b"m":
             self.at_xen = not self.at_xen
             self.said += TO_XEN if self.at_xen else TO_DOM0
+            if self.twice:
+                self.twice = False
+                self.send(text)
 
     def expect(self, patterns: list[bytes], idle_timeout: float) -> re.Match[bytes]:  # noqa: ARG002
         found = [match for pattern in patterns if (match := re.search(pattern, self.said, re.DOTALL))]
@@ -50,6 +54,12 @@ def test_xen_is_asked_wherever_its_input_goes_and_a_guest_cannot_answer(at_xen: 
     console: Any = Console(at_xen=at_xen, before=FORGED + TO_DOM0 + INFO % 99)
     # Each answer is to its own question.
     assert [free_kib(console) for _ in range(3)] == [1, 2, 3]
+    assert not console.at_xen
+
+
+def test_xen_is_asked_again_when_it_takes_the_first_keys_twice() -> None:
+    console: Any = Console(at_xen=False, twice=True)
+    assert free_kib(console) == 1
     assert not console.at_xen
 
 
