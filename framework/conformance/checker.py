@@ -46,8 +46,9 @@ class Checker:
     """Checks one trace as it comes. :meth:`feed` it every record in order, then ask for the :meth:`result`.
 
     ``limits``: those of the mediator under test (Xen's by default). ``deviations``: the known ones; with an
-    empty mapping each is a nonconformance. ``source``: the trace file, for the replay command. Memory is
-    bounded by the domains, calls and buffers that are alive, not by the length of the trace.
+    empty mapping each is a nonconformance. ``source``: the trace file, for the replay command; may be set until
+    the first nonconformance. Memory is bounded by the domains, calls and buffers that are alive, not by the length of
+    the trace.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Checker:
             memory_free=memory_free,
         )
         self._observer = Observer()
-        self._source = source
+        self.source = source
         self._history: dict[int | None, deque[Event]] = {}
         self._found: list[Nonconformance] = []
         self._kept: Counter[str] = Counter()
@@ -82,6 +83,11 @@ class Checker:
     def state(self) -> State:
         """What the reference knows, and its tally; to look at, not to change."""
         return self._state
+
+    @property
+    def last_record(self) -> int:
+        """The number of the latest record in its run of the plugin; 0 before the first."""
+        return self._observer.last
 
     def feed(self, record: Record) -> Sequence[Verdict]:
         """Check one record, whatever it holds; returns the nonconformances and deviations it decided."""
@@ -172,7 +178,7 @@ class Checker:
         segment, record = self._observer.place(event.seq)
         history = list(self._history.get(_domain_of(event), (event,)))
         cause = next((e for e in history if type(e) is GuestCall and e.seq == verdict.cause), None)
-        command = replay_command(self._source, segment, record)
+        command = replay_command(self.source, segment, record)
         return explain_verdict(verdict, event, cause, history[:-1], self._place, command)
 
     def _place(self, event: Event) -> str:

@@ -90,6 +90,11 @@ class Observer:
         self._unannounced: dict[int, bool] = {}  # whether OP-TEE was told of them
         self._killed: dict[int, int] = {}
 
+    @property
+    def last(self) -> int:
+        """The number of the latest record in its run of the plugin; 0 before the first."""
+        return self._last
+
     def place(self, seq: int) -> tuple[int, int]:
         """Return the plugin's run (from 1) and the record number behind an event's ``seq``."""
         segment = len(self._bases)

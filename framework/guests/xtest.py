@@ -166,6 +166,7 @@ def run_xtest_in_all(
     cases: Sequence[str] | None = None,
     *,
     own: Mapping[str, Sequence[str]] | None = None,
+    make_ready: Callable[[XtestGuest], None] | None = None,
     suite: str = "regression",
     level: int = 0,
     on_event: Callable[[str, Event], None] | None = None,
@@ -176,14 +177,18 @@ def run_xtest_in_all(
     """Run the same cases in all guests at the same time; results by guest name, in the order of ``guests``. ``own`` are
     the cases of guests that run others, by name.
 
-    The callbacks get the guest's name first and are never called by two threads at once. A guest that
-    crashes does not stop the others; an infrastructure failure or an interrupt stops all and is raised.
+    ``make_ready`` waits, in the guest's own thread, until the guest can run them: none waits for another one. Without
+    it, all must be ready. What it raises is an infrastructure failure.
+
+    The other callbacks get the guest's name first and are never called by two threads at once. A guest that crashes
+    does not stop the others; an infrastructure failure or an interrupt stops all and is raised.
     """
     chosen = {guest.name: (own or {}).get(guest.name, cases) for guest in guests}
     for each in chosen.values():
         case_ids(each, suite)
-    for guest in guests:
-        guest.ssh.connect()
+    if make_ready is None:
+        for guest in guests:
+            guest.ssh.connect()
     stop, one_at_a_time = threading.Event(), threading.Lock()
     results: dict[str, XtestResult] = {}
     failures: list[BaseException] = []
@@ -202,6 +207,8 @@ def run_xtest_in_all(
 
     def work(guest: XtestGuest) -> None:
         try:
+            if make_ready is not None:
+                make_ready(guest)
             results[guest.name] = run_xtest(
                 guest, chosen[guest.name], suite=suite, level=level, idle_timeout=idle_timeout, alive=check,
                 on_event=lambda event: tell(guest.name, event),

@@ -113,7 +113,7 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     hypervisor = Hypervisor(None)
     try:
         with live or nullcontext(), target:
-            target.boot(progress)
+            target.boot(progress, wait=False)
             # Cases of the user's choice are for the domUs.
             xtest = _exercise(target, cases, profile.dom0 if options.xtest is None else (), progress)
             hypervisor = hypervisor_of(target)
@@ -123,7 +123,8 @@ def run(options: RunOptions, progress: Progress) -> RunResult:
     try:
         # Even of a run that broke off, and before any other verdict on it: the trace may name the broken rule.
         if target.trace is not None and target.trace.exists():
-            traces["run"] = check_file(
+            judged = live.result(target.trace, hypervisor.alive) if live else None
+            traces["run"] = judged or check_file(
                 target.trace, progress, board_alive=hypervisor.alive, memory_free=hypervisor.memory_free
             )
         if failure is None and not any(result.failed for result in traces.values()):
@@ -206,14 +207,21 @@ def _make_folder(folder: Path) -> None:
 def _exercise(
     target: Target, cases: Sequence[str] | None, dom0: Sequence[str], progress: Progress
 ) -> Mapping[str, XtestResult]:
-    """Run ``cases`` in every domU, and those of ``dom0`` in dom0, if any, at the same time."""
+    """Run ``cases`` in every domU as soon as it is ready, and those of ``dom0`` in dom0, if any, at the same time."""
     guests: list[XtestGuest] = list(target.guests.values())
     total = None if cases is None else len(cases) * len(guests) + len(dom0)
     own = {target.dom0.name: dom0} if dom0 else {}
     if dom0:
-        target.dom0.become_client()
         guests.insert(0, target.dom0)
+
+    def make_ready(guest: XtestGuest) -> None:
+        if guest.name in target.guests:
+            target.wait_ready(guest.name)
+        else:
+            target.dom0.become_client()
+
     with progress.task(f"xtest in {len(guests)} domains", total=total, unit="cases") as task:
         return run_xtest_in_all(
-            guests, cases, own=own, on_case=lambda _guest, _case: task.advance(), alive=target.check_alive
-        )
+            guests, cases, own=own, make_ready=make_ready, on_case=lambda _guest, _case: task.advance(),
+            alive=target.check_alive,
+        )  # fmt: skip

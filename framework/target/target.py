@@ -180,10 +180,11 @@ class Target(AbstractContextManager["Target"]):
             restored.wake(self.dom0.console, [guest.console for guest in self.guests.values()])
         self.phases.append(Phase("restored", time.monotonic() - self._begin))
 
-    def boot(self, progress: Progress, *, guests: bool = True) -> None:
-        """Boot from power-on until every Linux guest of the board is ready; without ``guests``, until dom0 is."""
+    def boot(self, progress: Progress, *, guests: bool = True, wait: bool = True) -> None:
+        """Boot from power-on until every Linux guest of the board is ready; without ``guests``, until dom0 is; without
+        ``wait``, until all are created (:meth:`wait_ready` waits for one)."""
         linux = [guest for guest in self.spec.guests if guest.kind == "linux" and guests]
-        with progress.task("booting", total=2 + 2 * len(linux), unit="steps") as task:
+        with progress.task("booting", total=2 + (1 + wait) * len(linux), unit="steps") as task:
             self._begin = time.monotonic()
             self.board.start()
             say_remarks(self.board, progress)
@@ -194,9 +195,13 @@ class Target(AbstractContextManager["Target"]):
             for number, guest in enumerate(linux, start=1):
                 self._phase(f"{guest.name} created", lambda n=number, g=guest: self._create(n, g))  # type: ignore[misc]
                 task.advance()
-            for guest in linux:
-                self._phase(f"{guest.name} ready", self.guests[guest.name].wait_ready)
+            for guest in linux if wait else ():
+                self.wait_ready(guest.name)
                 task.advance()
+
+    def wait_ready(self, name: str) -> None:
+        """Wait until a guest that was created is ready; from any thread, once."""
+        self._phase(f"{name} ready", self.guests[name].wait_ready)
 
     def abort(self, error: MedcheckError) -> None:
         """End every wait for this board with ``error``; from any thread."""

@@ -17,6 +17,7 @@ from framework.artifacts.xen_tools import pinned_tools
 from framework.common.errors import ExitCode, GuestError
 from framework.common.paths import cache_root
 from framework.common.progress import Silent
+from framework.conformance.checker import check_file
 from framework.jobs.bisect import Bisection, Step
 from framework.jobs.run import RunOptions, RunResult, run
 from framework.target.stack import builder_here, open_store
@@ -71,6 +72,12 @@ def test_hypervisor_and_tools_of_a_tree_that_cannot_be_written(tree: Path, tmp_p
     assert stack["Xen's tools"]["origin"] == "built"
     verdicts = {rule["id"]: rule["verdict"] for rule in result.document["conformance"]["rules"]}
     assert verdicts["STD-6"] == verdicts["RPC-4"] == "pass"
+    # What was judged as it came is what its file gives.
+    alone = check_file(tmp_path / "report" / "trace" / "board.trace", board_alive=True)
+    counted = {rule["id"]: (rule["verdict"], rule["checked"]) for rule in result.document["conformance"]["rules"]}
+    assert counted == {rule.id: (rule.verdict, rule.passed + rule.failed + rule.deviations) for rule in alone.rules}
+    assert result.document["conformance"]["outcomes"] == alone.outcomes
+    assert result.document["conformance"]["events_checked"] == alone.events_checked
 
 
 def test_an_edit_that_breaks_a_rule_is_judged_so(tree: Path, tmp_path: Path) -> None:

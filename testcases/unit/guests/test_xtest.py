@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.common.errors import BoardError, GuestCrash, UsageError
+from framework.common.errors import BoardError, GuestCrash, GuestError, UsageError
 from framework.diagnosis.crash import Watch
 from framework.guests import xtest
 from framework.guests.ssh import SshClient
@@ -384,6 +384,34 @@ def test_several_guests_run_at_the_same_time(make):
     assert list(results) == ["vm1", "vm2"]
     assert all(result.good for result in results.values())
     assert sorted(seen) == [("vm1", "regression_1001"), ("vm2", "regression_1001")]
+
+
+def test_a_guest_that_is_ready_does_not_wait_for_the_other_one(make):
+    first, second = make("vm1"), make("vm2")
+    first.prints(GOOD)
+    second.prints(GOOD)
+    first_is_done = threading.Event()
+
+    def make_ready(guest):
+        if guest is second:
+            assert first_is_done.wait(30)
+
+    results = run_xtest_in_all(
+        [first, second], ["1001"], make_ready=make_ready, on_case=lambda _name, _case: first_is_done.set()
+    )
+    assert [result.good for result in results.values()] == [True, True]
+
+
+def test_a_guest_that_never_becomes_ready_ends_the_run(make):
+    first, second = make("vm1"), make("vm2")
+    first.prints("", then="sleep 60")
+
+    def make_ready(guest):
+        if guest is second:
+            raise GuestError("came up without OP-TEE", where="vm2")
+
+    with pytest.raises(GuestError, match="came up without OP-TEE"):
+        run_xtest_in_all([first, second], ["1001"], make_ready=make_ready)
 
 
 def test_a_guest_that_crashes_does_not_stop_the_other_one(make):

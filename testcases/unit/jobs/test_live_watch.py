@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,14 @@ import pytest
 
 from framework.common.errors import MedcheckError, NonconformanceError, TraceError
 from framework.common.progress import Silent
+from framework.conformance.checker import check_file
+from framework.conformance.live import LiveCheck
 from framework.jobs.live_watch import HOPELESS, LiveWatch
+from framework.trace.format import Kind
+from framework.trace.reader import Reader
 from mediator_ref import Outcome, Verdict
 from mediator_ref.rules import RuleId
+from testcases.unit.conformance.samples import simple_trace
 
 
 class Said(Silent):
@@ -32,7 +39,7 @@ def watch(fail_fast: bool = False) -> Iterator[tuple[LiveWatch, Said, list[Medch
     """A watch of a board that never comes."""
     said, ended = Said(), list[MedcheckError]()
     live = LiveWatch(said, fail_fast=fail_fast)
-    target: Any = SimpleNamespace(abort=ended.append, board=SimpleNamespace(in_lockstep=True))
+    target: Any = SimpleNamespace(abort=ended.append, trace=None, board=SimpleNamespace(in_lockstep=True))
     live.watch(target)
     assert not target.board.in_lockstep, "its waits are judged as those of a board that is not held"
     with suppress(ConnectionAbortedError), live:
@@ -102,3 +109,43 @@ def test_nothing_is_left_behind_by_a_run_that_breaks_off() -> None:
         folder = live.socket.parent
         assert live.socket.exists()
     assert not folder.exists()
+
+
+def ended(trace: Path, records: int | None = None, *, broke_off: bool = False) -> LiveWatch:
+    """A watch that saw the first ``records`` of a trace, or all, until its board ended."""
+
+    def see(check: LiveCheck) -> None:
+        # The closing record is in the file only.
+        for event in islice(Reader(trace).events(), records):
+            if event.kind != Kind.COUNTERS:
+                check.checker.feed(event)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LiveCheck, "_run", see)
+        live = LiveWatch(Silent())
+        target: Any = SimpleNamespace(trace=trace, board=SimpleNamespace(in_lockstep=True))
+        live.watch(target)
+        with suppress(ConnectionAbortedError), live:
+            if broke_off:
+                raise ConnectionAbortedError
+    return live
+
+
+def test_what_was_checked_live_needs_no_second_check(tmp_path: Path) -> None:
+    trace = tmp_path / "board.trace"
+    count = simple_trace(trace)
+    assert ended(trace).result(trace, True) == check_file(trace, board_alive=True)
+    assert ended(trace, count - 1).result(trace, True) is None
+    assert ended(trace, broke_off=True).result(trace, True) is None
+
+
+def test_a_file_with_other_records_is_checked_itself(tmp_path: Path) -> None:
+    trace = tmp_path / "board.trace"
+    simple_trace(trace)
+    live = ended(trace)
+    data = trace.read_bytes()
+    trace.write_bytes(data[:-40])
+    assert live.result(trace, True) is None
+    assert ended(trace).result(trace, True) is None, "it has no closing record any more"
+    trace.write_bytes(data + data)
+    assert live.result(trace, True) is None
