@@ -28,6 +28,7 @@ from framework.common.digest import (
     Checker,
     make_writable_parent,
     sha256_file,
+    short_key,
 )
 from framework.common.errors import BuildError, MedcheckError
 from framework.common.locks import announced, flock
@@ -137,8 +138,7 @@ class BuildCache:
         return removed
 
     def _folder(self, name: str, plain: Mapping[str, object]) -> Path:
-        key = hashlib.sha256(json.dumps([name, plain], sort_keys=True).encode()).hexdigest()[:16]
-        return self.root / "builds" / f"{name}-{key}"
+        return self.root / "builds" / f"{name}-{short_key([name, plain])}"
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from framework.cli.mutants import seconds, whole
+from framework.cli.arguments import seconds, whole
 from framework.common.errors import ExitCode, UsageError
 from framework.common.terminal import Output
 

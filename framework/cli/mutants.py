@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
+from framework.cli.arguments import seconds, whole
 from framework.common.errors import ExitCode, UsageError
 from framework.common.terminal import Output
 
 _TEXT = "change the mediator in a thousand ways, and count which changes the suite notices"
 _MORE = """One Xen holds all mutants, each behind a number in its memory. A campaign that was interrupted goes on where
 it was. Exit code 1 when a seeded fault lives, or a change without effect was killed."""
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argparse.ArgumentParser) -> None:
@@ -34,21 +33,6 @@ def add_parser(subparsers: Any, *parents: argparse.ArgumentParser, stack: argpar
     command.add_argument("--report", type=Path, default=Path("reports/mutants"), metavar="DIR", help="reports/mutants")
     command.add_argument("-k", dest="keyword", metavar="WORDS", help="only tests whose names match, as in pytest")
     command.set_defaults(handler=_mutants)
-
-
-def whole(text: str) -> int:
-    """argparse's type of a number of things."""
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"expected a number, found '{text}'")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """argparse's type of a duration such as 90s, 30m or 2h, in seconds."""
-    found = re.fullmatch(r"([0-9]{1,6})([smh])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, found '{text}'")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def _mutants(options: argparse.Namespace, output: Output) -> int:

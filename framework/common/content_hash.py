@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.common.digest import sha256_file as sha256
+from framework.common.digest import short_key
 from framework.common.paths import atomic_write_text, cache_root
 
 
@@ -24,8 +25,7 @@ def key_of(label: str, inputs: Mapping[str, object], form: int) -> str:
 
     ``form`` is the version of the files' layout.
     """
-    text = json.dumps([form, label, plain(inputs)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_key([form, label, plain(inputs)])
 
 
 def plain(value: object) -> Any:

@@ -7,8 +7,6 @@ cell by what it finds there, and refuses one that has another content.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from framework.artifacts import xen
 from framework.artifacts.cache import BuildCache, canonical
 from framework.artifacts.optee import read_optee_tree
 from framework.board.spec import BoardSpec
+from framework.common.digest import short_key
 from framework.common.errors import InfrastructureError, MedcheckError, UsageError
 from framework.common.paths import IMAGES, PACKAGE, SUITE, cache_root
 from framework.common.progress import Progress, Silent
@@ -44,7 +43,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name by content, such as ``cell-0f3a…``."""
-        return "cell-" + _digest(dict(self.inputs))
+        return "cell-" + short_key(dict(self.inputs))
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def name_cell(options: RunOptions, progress: Progress) -> Cell:
         "policy": [options.fail_on, options.baseline, options.fail_fast, options.reruns],
         "medcheck": [PACKAGE, _REFERENCE, IMAGES, SUITE],
     }
-    return Cell(options, {name: _digest(canonical(value)) for name, value in inputs.items()})
+    return Cell(options, {name: short_key(canonical(value)) for name, value in inputs.items()})
 
 
 def known_outcome(cell: Cell) -> Outcome | None:
@@ -143,7 +142,3 @@ def _words(options: RunOptions) -> list[str]:
     words = [f"--profile={options.profile}", f"--board={options.board}"]
     words += [] if options.domus is None else [f"--domus={options.domus}"]
     return [*words, *(f"--{word}" for word in options.overrides.chosen())]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
