@@ -135,10 +135,11 @@ class Campaign(AbstractContextManager["Campaign"]):
     def reproduced(
         self, program: FuzzProgram, tries: int, shows: Callable[[Result], bool]
     ) -> tuple[int, Result | None]:
-        """How many of some fresh boards show something, and what the first that did said."""
+        """How many of some fresh boards show something, and what the first that did said, whose
+        trace and consoles are kept."""
         seen, first = 0, None
         for _ in range(tries):
-            result = self._fresh(program)
+            result = self._fresh(program, keep=first is None)
             if shows(result):
                 seen += 1
                 first = first or result
@@ -224,10 +225,15 @@ class Campaign(AbstractContextManager["Campaign"]):
         finally:
             self.numbers.calls += board.calls - before
 
-    def _fresh(self, program: FuzzProgram) -> Result:
+    def _fresh(self, program: FuzzProgram, keep: bool = False) -> Result:
+        """Run a program on a fresh board; ``keep`` what it leaves when something is found."""
         self._retire()
         try:
-            return self._run(self._current(program.checkpoint), program)
+            board = self._current(program.checkpoint)
+            result = self._run(board, program)
+            if keep and result.found:
+                board.keep_to = self._evidence
+            return result
         finally:
             self._retire()
 

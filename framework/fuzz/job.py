@@ -75,6 +75,7 @@ def run(options: FuzzOptions, progress: Progress) -> Outcome:
         if program is not None:
             seen, first = campaign.reproduced(program, options.reproduce, lambda result: bool(result.found))
             said = f"{seen} of {options.reproduce} fresh boards show it"
+            said += f"; trace and consoles of the first: {options.folder / 'evidence'}" if seen else ""
             found = () if first is None else first.found
             shown = "".join(f"{each.rule}: {each.words}\n\n{each.explanation}\n\n" for each in found)
             document = {"seen": seen, "tries": options.reproduce, "found": [asdict(each) for each in found]}

@@ -12,7 +12,14 @@ from typing import Any
 from framework.common.errors import UsageError
 from framework.fuzz.steps import COMMANDS, STEPS, Step, value_of
 from framework.probe.client import Probe
-from framework.probe.message import INVOKE_TESTS, NO_TA, UNANSWERED, open_session_params
+from framework.probe.message import (
+    INVOKE_TESTS,
+    NO_TA,
+    PTA_CMD_PARAMS,
+    PTA_CMD_TRACE,
+    UNANSWERED,
+    open_session_params,
+)
 from framework.probe.ops import Call, Drive, Fill, Join, Op, Read, RpcPage, Run, Write
 from framework.probe.program import Program
 from framework.probe.wire import Record, Status
@@ -129,7 +136,7 @@ class Actor:
             self.registered |= {cookie(p.get("cookie", 0)) for p in value_of(step, "params") if p["is"] == "tmem"}
         session = {"zero": 0, "highest": U32}.get(value_of(step, "session"), self.sessions[-1] if self.sessions else 0)
         header = HEADER.pack(
-            COMMANDS[command], value_of(step, "func"), session, 0, 0, UNANSWERED, 0, _count(step, len(params))
+            COMMANDS[command], _function(step), session, 0, 0, UNANSWERED, 0, _count(step, len(params))
         )
         before.append(Write(page, header + b"".join(params)))
         high, low = split(_address(value_of(step, "address"), page))
@@ -330,6 +337,21 @@ def _regs(records: Sequence[Record]) -> tuple[int, ...]:
 def _count(step: Step, right: int) -> int:
     word = value_of(step, "count")
     return _COUNTS.get(word, max(right + {"one more": 1, "one less": -1}.get(word, 0), 0))
+
+
+def _function(step: Step) -> int:
+    """The function of a trusted application that a call asks for: as the step has it, except where OP-TEE's test TA
+    would take all of OP-TEE down, and every program after it. Its command 1 writes through an only parameter of memory
+    without a look whether that is NULL (docs/findings/O3.md)."""
+    function = int(value_of(step, "func"))
+    params = value_of(step, "params")
+    if value_of(step, "count") == "one less":
+        params = params[:-1]
+    given = [param for param in params if param["is"] != "none"]
+    if function != PTA_CMD_PARAMS or len(given) != 1 or given[0]["is"] == "value":
+        return function
+    whole = given[0]["is"] == "tmem" and not {"list", "size", "pages", "entry"} & given[0].keys()
+    return function if whole else PTA_CMD_TRACE
 
 
 def _address(word: str, page: int) -> int:

@@ -20,10 +20,11 @@ from framework.fuzz.program import FuzzProgram, as_pytest, joined, load, parsed
 from framework.fuzz.steps import DOMAINS, STEPS, TABLES, Several, check, fields_of, short, value_of
 from framework.fuzz.strategies import programs, smaller
 from framework.probe.client import Probe
-from framework.probe.ops import Call, Drive, Join, Op, Read
+from framework.probe.message import PTA_CMD_PARAMS, PTA_CMD_TRACE
+from framework.probe.ops import Call, Drive, Join, Op, Read, Write
 from framework.probe.program import Program
 from framework.probe.wire import Record, Status
-from mediator_ref.abi import RPC_CMD_RETURN
+from mediator_ref.abi import HEADER, RPC_CMD_RETURN
 
 quick = settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 anywhere = st.sampled_from(sorted(DOMAINS)).flatmap(programs)
@@ -169,6 +170,19 @@ def test_a_call_that_waits_is_resumed_with_its_thread_and_by_number() -> None:
     actor.run({"do": "resume", "call": 1, "answer": "as it is", "thread": "next"})
     resumed = calls_of(probe.ran)[-1]
     assert resumed.regs[:4] == (0x32000003, 1, 2, 4)
+
+
+@pytest.mark.parametrize(("params", "function"), [
+    ([{"is": "rmem"}], PTA_CMD_TRACE),
+    ([{"is": "none"}, {"is": "tmem", "list": "null", "size": "zero"}], PTA_CMD_TRACE),
+    ([{"is": "tmem"}], PTA_CMD_PARAMS),
+    ([{"is": "tmem", "list": "null"}, {"is": "value"}], PTA_CMD_PARAMS),
+])  # fmt: skip
+def test_the_test_ta_is_not_asked_to_take_optee_down(params: list[dict[str, Any]], function: int) -> None:
+    actor = Actor(FakeProbe())
+    ops, _ = actor.plan({"do": "call", "params": params})
+    (message,) = [op.data for op in ops if isinstance(op, Write) and len(op.data) > HEADER.size]
+    assert HEADER.unpack_from(message)[1] == function
 
 
 def test_cookies_differ_in_their_halves() -> None:
