@@ -101,6 +101,15 @@ class Lists:
         """Count how often each frame is named; one without a number is left out."""
         return Counter(mfn for word in self.pages() if (mfn := mfn_of(word)) is not None)
 
+    def shadows(self) -> Iterator[tuple[str, int]]:
+        """Yield what each page of the hypervisor is for, and its frame word; of a page list the first page's."""
+        for call in self.calls:
+            yield f"shadow of the call at {call.ipa:#x}", call.shadow
+        for rpc in self.rpcs:
+            yield f"shadow of RPC page {rpc.cookie:#x}", rpc.shadow
+        for buffer in self.buffers:
+            yield f"page list of buffer {buffer.cookie:#x}", buffer.shadow
+
     @property
     def shadow_pages(self) -> int:
         """Pages of the hypervisor that the entries hold."""

@@ -90,8 +90,7 @@ class Campaign:
         self._taken: set[tuple[str, int]] = set()
         self._changed = threading.Condition()
         self._reach: dict[str, frozenset[int]] = {}
-        self._kills: Counter[tuple[str, str]] = Counter()
-        self._tries: Counter[tuple[str, str]] = Counter()
+        self._round: list[Job] = []
         self._done: dict[int, Verdict] = {}
         for (test, number), run in log.runs.items():
             self._learn(test, number, run)
@@ -136,34 +135,46 @@ class Campaign:
         if number == 0:
             self._reach[test] = frozenset(run.met) if run.passed else frozenset()
             return
-        mutant = self._xen.mutants.get(number)
-        if mutant is not None:
-            self._tries[test, mutant.function] += 1
-            self._kills[test, mutant.function] += judge(run)[0].kills
         self._done.pop(number, None)
 
     def _next(self) -> Job | None:
-        for test in self._tests:
-            if (test, 0) not in self._log.runs and (test, 0) not in self._taken:
+        missing = [test for test in self._tests if (test, 0) not in self._log.runs]
+        for test in missing:
+            if (test, 0) not in self._taken:
                 return Job(test, 0, _FIRST_LIMIT)
+        if not missing and not self._round and not self._taken:
+            self._round = self._new_round()
+        return self._round.pop(0) if self._round else None
+
+    def _new_round(self) -> list[Job]:
+        """One test more for each mutant that had the fewest.
+
+        Which one follows from what all had by then, so it does not depend on how many workers there are, nor on where
+        the campaign was interrupted. Mutants that are easily killed do not wait for those that no test kills.
+        """
+        left = [number for number in self._numbers if self._verdict(number).status is Status.UNDECIDED]
+        had = {number: len(self._log.order.get(number, ())) for number in left}
+        fewest = min(had.values(), default=0)
+        kills: Counter[tuple[str, str]] = Counter()
+        tries: Counter[tuple[str, str]] = Counter()
         for number in self._numbers:
-            if self._verdict(number).status is not Status.UNDECIDED or any(n == number for _, n in self._taken):
-                continue
-            due = next(iter(self._due(number)), None)
-            if due is not None:
-                return Job(due, number, max(_LEAST, _SLOWER * self._log.runs[due, 0].seconds))
-        return None
+            function = self._xen.mutants[number].function
+            for test in self._log.order.get(number, ())[:fewest]:
+                tries[test, function] += 1
+                kills[test, function] += judge(self._log.runs[test, number])[0].kills
 
-    def _due(self, number: int) -> list[str]:
-        """The tests that a mutant has not had yet, the most promising first."""
-        function = self._xen.mutants[number].function
-        left = [test for test in self._reaching(number) if (test, number) not in self._log.runs]
-
-        def promise(test: str) -> float:
-            rate = (self._kills[test, function] + 0.5) / (self._tries[test, function] + 1)
+        def promise(test: str, function: str) -> float:
+            rate = (kills[test, function] + 0.5) / (tries[test, function] + 1)
             return rate / self._log.runs[test, 0].seconds
 
-        return sorted(left, key=promise, reverse=True)
+        jobs = []
+        for number in left:
+            function = self._xen.mutants[number].function
+            due = [test for test in self._reaching(number) if (test, number) not in self._log.runs]
+            if had[number] == fewest and due:
+                test = max(due, key=lambda test: promise(test, function))
+                jobs.append(Job(test, number, max(_LEAST, _SLOWER * self._log.runs[test, 0].seconds)))
+        return jobs
 
     def _reaching(self, number: int) -> list[str]:
         return [test for test in self._tests if number in self._reach.get(test, ())]

@@ -151,11 +151,16 @@ def is_rpc(x0: int) -> bool:
 
 
 def is_answer(x0: int) -> bool:
-    """True when ``x0`` is one of the codes that OP-TEE answers a standard call with."""
-    return x0 in _CODES or (x0 >> 16 == RPC_PREFIX >> 16 and x0 & 0xFFFF in _RPC_FUNCS)
+    """True when ``x0`` is an answer to a standard call: a request of OP-TEE's, or any code that ends the call.
+
+    None are a request that does not exist, and that the function is unknown.
+    """
+    if x0 & U32 == U32:
+        return False
+    return not is_rpc(x0) or (x0 >> 16 == RPC_PREFIX >> 16 and x0 & 0xFFFF in _RPC_FUNCS)
 
 
-_CODES, _RPC_FUNCS = frozenset(map(int, SmcReturn)), frozenset(map(int, RpcFunc))
+_RPC_FUNCS = frozenset(map(int, RpcFunc))
 
 # Capabilities
 

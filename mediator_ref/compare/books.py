@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from mediator_ref.books import Books, Lists, mfn_of
+from mediator_ref.books import Books, Lists, is_own, mfn_of
 from mediator_ref.compare import heap, pins
 from mediator_ref.domain import Domain, StdCall
 from mediator_ref.events import DomainDestroyed, DomainDying, El3Call, Event, GuestCall, GuestReturn
@@ -74,6 +74,7 @@ def _itself(state: State, domain: TrackedDomain, event: Event, books: Books, pen
         domain.book.excess = _excess(books.lists)
     else:
         _counters(state, domain, event, books.lists, pending)
+    _owned(state, domain, event, books.lists, pending)
     before, domain.book.lists = domain.book.lists, books.lists
     pins.check(state, domain, event, books, before, pending)
 
@@ -118,6 +119,15 @@ def _counters(state: State, domain: TrackedDomain, event: Event, lists: Lists, p
                            domain=domain, cookie=cookie)  # fmt: skip
     if not wrong:
         state.ok(RuleId.BOOK_1)
+
+
+def _owned(state: State, domain: TrackedDomain, event: Event, lists: Lists, pending: Pending | None) -> None:
+    """STD-7: no page of the hypervisor counts as the domain's, which has a limit, and could be given it."""
+    for what, word in lists.shadows():
+        if is_own(word):
+            difference = Difference(f"owner of the {what}", "none", "the domain")
+            reason = "a page of the hypervisor counts as the domain's"
+            state.fail(RuleId.STD_7, event, reason, difference, pending=pending, domain=domain)
 
 
 def _new(domain: TrackedDomain, *what: object) -> bool:

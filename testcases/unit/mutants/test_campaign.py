@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
+import random
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +89,13 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_the_better_killer_comes_first(tmp_path: Path) -> None:
-    reach = {"slow": (1, 2, 3), "fast": (1, 2, 3)}
-    answers = {
-        ("slow", 0): replace(_GOOD, met=(1, 2, 3), seconds=9.0),
-        ("fast", 0): replace(_GOOD, met=(1, 2, 3), seconds=1.0),
-        ("slow", 1): replace(_KILL, seconds=9.0),
-        ("fast", 2): _KILL,
-    }
+    reach = {"slow": (1, 2, 3), "fast": (1, 2, 3), "other": (1, 2, 3)}
+    answers = {(test, 0): replace(_GOOD, met=(1, 2, 3), seconds=9.0 if test == "slow" else 1.0) for test in reach}
+    answers |= {("other", 1): _KILL, ("other", 2): _KILL, ("slow", 3): _KILL}
     suite = _Suite(reach, answers)
-    _drive(Campaign(XEN, RunLog(tmp_path / "runs"), suite.tests, [2, 1]), suite)
-    assert suite.asked[2:] == [("fast", 2), ("fast", 1), ("slow", 1)]
+    _drive(Campaign(XEN, RunLog(tmp_path / "runs"), suite.tests, [3, 2, 1]), suite)
+    assert suite.asked[3:6] == [("fast", 3), ("fast", 2), ("fast", 1)], "one test for each, the quickest"
+    assert suite.asked[6:] == [("other", 3), ("other", 2), ("other", 1), ("slow", 3)]
 
 
 def test_two_tests_out_of_time_are_enough(tmp_path: Path) -> None:
@@ -129,16 +129,40 @@ def test_one_of_a_family_of_tests_comes_first(tmp_path: Path) -> None:
     assert [test for test, _ in suite.asked] == ["a[1]", "b", "a[2]"]
 
 
-def test_several_workers_do_the_same(tmp_path: Path) -> None:
-    answers = {("a", 1): _KILL, ("b", 3): _KILL}
-    found = []
-    for workers in (1, 3):
-        suite = _Suite(REACH, answers)
-        campaign = Campaign(XEN, RunLog(tmp_path / f"runs{workers}"), suite.tests, [1, 2, 3, 4, 5])
-        _drive(campaign, suite, workers)
-        assert len(suite.asked) == len(set(suite.asked))
-        found.append({number: verdict.status for number, verdict in campaign.verdicts().items()})
-    assert found[0] == found[1]
+class _Slow(_Suite):
+    """Answers that come in another order than they were asked for."""
+
+    def run(self, test: str, number: int, limit: float, *, met: bool = False) -> Run:
+        time.sleep(0.001 * random.random())
+        return super().run(test, number, limit, met=met)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_same_table_whatever_the_workers(tmp_path: Path, workers: int) -> None:
+    """Several tests kill a mutant, each in its way: which one it is depends on what was learnt before."""
+    draw = random.Random(5)
+    xen = replace(XEN, mutants={n: _mutant(n, "fg"[n % 2]) for n in range(1, 31)})
+    reach = {f"t{i}": tuple(sorted(draw.sample(range(1, 31), 20))) for i in range(6)}
+    kinds = [_GOOD, _GOOD, _KILL, replace(_KILL, broken=("MEM-1",)), replace(_BAD, dead=True)]
+    answers = {(test, n): draw.choice(kinds) for test, met in reach.items() for n in met}
+    answers |= {(test, 0): replace(_GOOD, met=met, seconds=draw.random()) for test, met in reach.items()}
+
+    def table(folder: str, workers: int, most: int = 0) -> str:
+        suite = _Slow(reach, answers)
+
+        def told(*_: object) -> None:
+            if most and len(suite.asked) >= most:
+                raise InfrastructureError("stopped")
+
+        campaign = Campaign(xen, RunLog(tmp_path / folder), suite.tests, list(xen.mutants))
+        drive(campaign, lambda _: suite, workers, 0, told)  # type: ignore[arg-type, return-value]
+        return json.dumps({number: asdict(verdict) for number, verdict in campaign.verdicts().items()})
+
+    due = table("one", 1)
+    assert table("straight", workers) == due
+    with pytest.raises(InfrastructureError, match="stopped"):
+        table("interrupted", workers, most=40)
+    assert table("interrupted", workers) == due
 
 
 def test_a_worker_that_ends_ends_the_campaign(tmp_path: Path) -> None:
