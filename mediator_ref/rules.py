@@ -116,6 +116,7 @@ class DeviationId(StrEnum):
     D17 = "D17"
     D18 = "D18"
     D19 = "D19"
+    D20 = "D20"
 
 
 class Severity(Enum):

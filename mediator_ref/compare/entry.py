@@ -12,6 +12,7 @@ from mediator_ref.compare.outcomes import outcome_of_answer, outcome_of_call
 from mediator_ref.events import El3Call, El3Return, GuestCall, GuestReturn
 from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
+from mediator_ref.spec.call_return import is_too_long
 from mediator_ref.spec.dispatch import vsmccc_handle_call
 from mediator_ref.spec.outcome import Deliver, Expected, FastReturn, NotObserved, Refuse, Restart, Unknown
 from mediator_ref.state import State
@@ -166,6 +167,9 @@ def _restarted(state: State, pending: Pending, event: El3Call) -> None:
     if not differences:
         state.ok(RuleId.RPC_11)
         state.deviation_not_seen(DeviationId.D6)
+        rpc = pending.domain.rpcs.get(cookie)
+        if rpc is not None and rpc.shadow is not None and is_too_long(rpc.shadow):
+            state.deviation_not_seen(DeviationId.D20)
         return
     state.fail(RuleId.RPC_11, event, "OP-TEE was resumed wrongly", *differences, pending=pending)
     call.tainted = FOLLOWS

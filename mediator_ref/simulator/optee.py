@@ -16,6 +16,9 @@ Run = Generator[tuple[int, int, int], Resume, tuple[int, ...]]
 
 INTR, FREE_ARG, SHM_FREE = "intr", "free arg", "shm free"
 UNKNOWN_COOKIE = "unknown cookie"
+TOO_LONG = "long"
+"""Plan step: a request that says it has 200 parameters."""
+_TOO_MANY = 200
 
 
 def alloc(size: int = PAGE_SIZE) -> str:
@@ -177,9 +180,10 @@ class Optee:
             else:
                 page = yield from self._ask(
                     thread,
-                    abi.RpcCmd.SHM_ALLOC if word == "alloc" else int(number),
+                    abi.RpcCmd.SHM_ALLOC if word == "alloc" else int(number or abi.RpcCmd.SUSPEND),
                     0,
                     int(number) if word == "alloc" else 7,
+                    count=_TOO_MANY if step == TOO_LONG else 1,
                 )
                 failed = failed or page is None
                 if word == "alloc" and page is not None:
@@ -194,7 +198,9 @@ class Optee:
         self._finish(client, arg_ma, failed)
         return ()
 
-    def _ask(self, thread: Thread, cmd: int, a: int, b: int) -> Generator[tuple[int, int, int], Resume, bytes | None]:
+    def _ask(
+        self, thread: Thread, cmd: int, a: int, b: int, *, count: int = 1
+    ) -> Generator[tuple[int, int, int], Resume, bytes | None]:
         """An RPC command; the shadow as it comes back, or ``None`` when there is no page to ask with."""
         if thread.rpc is None:
             x1, x2, x4, x5 = yield abi.RPC_PREFIX | abi.RpcFunc.ALLOC, PAGE_SIZE, 0
@@ -206,7 +212,7 @@ class Optee:
             thread.rpc = (ma, cookie)
         ma, cookie = thread.rpc
         request = abi.encode_arg(
-            abi.Arg(cmd=cmd, ret=abi.Tee.GENERIC, num_params=1, params=(abi.Param(abi.Attr.VALUE_INPUT, a, b, 0),))
+            abi.Arg(cmd=cmd, ret=abi.Tee.GENERIC, num_params=count, params=(abi.Param(abi.Attr.VALUE_INPUT, a, b, 0),))
         )
         self.world.secure_write(ma, request[:64] + self.world.secure_read(ma)[64:])
         yield (abi.RPC_CMD_RETURN, *abi.split(cookie))

@@ -29,6 +29,11 @@ def find_shm_rpc(domain: Domain, cookie: int) -> ShmRpc | None:
     return domain.rpcs.get(cookie)
 
 
+def is_too_long(message: bytes) -> bool:
+    """Whether a message says that it has more parameters than its page holds."""
+    return bool(abi.HEADER.unpack_from(message)[7] > abi.MAX_NUM_PARAMS)
+
+
 def copy_std_request_back(ipa: int, after: bytes, params: list[abi.Param]) -> PageWrite:
     """optee.c: copy_std_request_back(): ret, ret_origin, session, and by type the outputs; ``after`` is the shadow.
 
@@ -102,6 +107,8 @@ def handle_rpc_return(
     if request is None:
         deliver.page = Unknown(RPC_SHADOW_NOT_OBSERVED)
         return deliver
+    if is_too_long(request):
+        return Restart(abi.RETURN_FROM_RPC, res[3])
     deliver.params = params_of(request)
     size = abi.arg_size(len(deliver.params))
     deliver.page = PageWrite(rpc.ipa, [(0, request[:size])], size)

@@ -9,6 +9,7 @@ from framework.probe.call import StdCall
 from framework.probe.message import INVOKE_TESTS, NO_TA, OpenSession, RegisterShm, tmem
 from medcheck import Deviations, Limits, Probe
 from mediator_ref.abi import (
+    ARG_FIELDS,
     MAX_NUM_PARAMS,
     RPC_ALLOC_ATTR,
     RPC_PREFIX,
@@ -168,6 +169,32 @@ def test_r2_a_request_on_a_page_that_is_none(probe: Probe, liar: Liar, deviation
         ends(call)
     assert is_held(probe, COOKIE)
     assert probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.ret == 0
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("RPC-11", "FETCH-2", "R2", "R22", "D20")
+def test_d20_a_request_longer_than_its_page(probe: Probe, liar: Liar, deviations: Deviations) -> None:
+    """A request that says it has 200 parameters goes back to OP-TEE: what lies behind its page is Xen's own."""
+    pages = probe.pages(2)
+    behind, mark = pages + PAGE_SIZE, 0x5A5A_5A5A_5A5A_5A5A
+    probe.fill(pages, 2 * PAGE_SIZE, mark)
+
+    def lengthen(answer: Answer) -> None:
+        assert answer.request is not None
+        answer.write(answer.request + ARG_FIELDS["num_params"], (200).to_bytes(4, "little"))
+
+    call = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+    liar.at(asks(RpcCmd.SHM_ALLOC), lengthen)
+    call.give_page(pages, cookie=PAGE, park=[RpcFunc.CMD])
+    assert liar.told
+    if call.done or call.request().num_params != 200:
+        assert probe.read(behind, PAGE_SIZE) == mark.to_bytes(8, "little") * (PAGE_SIZE // 8)
+        ends(call)
+        return
+    found = probe.read(behind, PAGE_SIZE)
+    changed = sum(found[at : at + 8] != mark.to_bytes(8, "little") for at in range(0, PAGE_SIZE, 8))
+    deviations.seen("D20", f"{changed} words behind the page of a request are what lies behind Xen's")
+    call.answer(ret=Tee.GENERIC)
 
 
 @pytest.mark.mc_core

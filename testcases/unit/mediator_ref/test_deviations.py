@@ -19,7 +19,7 @@ from mediator_ref.examples.mutate import with_register, with_shadow_bytes
 from mediator_ref.knowledge import TrackedDomain
 from mediator_ref.rules import RuleId
 from mediator_ref.simulator.board import ARG, DATA, RPC, Board
-from mediator_ref.simulator.optee import INTR, UNKNOWN_COOKIE, Optee, alloc, ask
+from mediator_ref.simulator.optee import INTR, TOO_LONG, UNKNOWN_COOKIE, Optee, alloc, ask
 
 INVOKE = abi.message(abi.MsgCmd.INVOKE_COMMAND)
 NONCONTIG = abi.Attr.TMEM_INPUT | abi.ATTR_NONCONTIG
@@ -171,6 +171,13 @@ def d19(board: Board) -> None:
     board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, named), ipa=ARG + 4096, vcpu=1)
 
 
+def d20(board: Board) -> None:
+    regs = asked(board, TOO_LONG)
+    if abi.is_rpc(regs[0]):
+        board.reply(1, abi.Param(abi.Attr.VALUE_OUTPUT, 1, 2, 3))
+        board.resume(1, regs)
+
+
 Stimulus = Callable[[Board], None]
 CASES: list[tuple[str, str, Stimulus]] = [
     ("D1", "D1", d1),
@@ -193,6 +200,7 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D17", "D17", d17),
     ("D18", "D18", d18),
     ("D19", "D19", d19),
+    ("D20", "D20", d20),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
 
@@ -367,7 +375,7 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert set(deviation.rules) <= set(RULES)
         assert deviation.condition
         assert deviation.stimulus
-    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14", "D19"}
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14", "D19", "D20"}
     assert {f"D{i}" for i in range(1, 11)} <= set(DEVIATIONS)
 
 

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, step
+from mediator_ref.abi import RpcCmd
+from mediator_ref.books import Lists, frame_word, mfn_of
 from mediator_ref.deviations import Deviation
-from mediator_ref.events import Event
+from mediator_ref.events import Event, GuestReturn
 from mediator_ref.examples import EXAMPLES
+from mediator_ref.examples.books import with_lists
+from mediator_ref.examples.rpc import asked
+from mediator_ref.simulator.optee import ask
 
 CHECKED = [rule.id for rule in RULES.values() if not rule.unobservable]
 
@@ -46,3 +52,15 @@ def test_bad(rule: str) -> None:
     assert failed == {rule}, "\n".join(map(str, verdicts))
     assert state.tally.outcome(rule) is Outcome.FAIL
     assert not state.tally.deviations
+
+
+@pytest.mark.parametrize("what", ["calls", "rpcs"])
+def test_a_page_of_the_hypervisor_that_counts_as_the_domains(what: str) -> None:
+    made, _ = asked(ask(RpcCmd.GET_TIME))
+
+    def given(lists: Lists) -> Lists:
+        owned = [replace(entry, shadow=frame_word(mfn_of(entry.shadow) or 0, 1)) for entry in getattr(lists, what)]
+        return replace(lists, **{what: tuple(owned)})
+
+    _, verdicts = judge(with_lists(made.events, GuestReturn, given))
+    assert {v.rule for v in verdicts if v.outcome is Outcome.FAIL} == {"STD-7"}
