@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,25 +30,31 @@ _TIMEOUTS = 2
 
 
 class RunLog:
-    """All runs so far, in memory and in a file of JSON lines."""
+    """All runs so far, in memory and in a file of JSON lines.
 
-    def __init__(self, path: Path) -> None:
+    ``versions``: what each test is now. A run of another version counts no more, and is taken for not made.
+    """
+
+    def __init__(self, path: Path, versions: Mapping[str, str] | None = None) -> None:
         self._path = path
+        self._versions = versions or {}
         self.runs: dict[tuple[str, int], Run] = {}
         self.order: dict[int, list[str]] = {}
         """For each mutant its tests, in the order of their runs."""
         if path.exists():
             for line in path.read_text().splitlines():
                 row = json.loads(line)
+                current = row.pop("version", "") == self._versions.get(row["test"], "")
                 # A test that failed without a mutant is tried again: it may have been the machine's fault.
-                if row["number"] or row["passed"]:
+                if current and (row["number"] or row["passed"]):
                     self._keep(row.pop("test"), row.pop("number"), _run(row))
 
     def add(self, test: str, number: int, run: Run) -> None:
         """Keep a run, on disk first."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as stream:
-            stream.write(json.dumps({"test": test, "number": number, **asdict(run)}) + "\n")
+            head = {"test": test, "version": self._versions.get(test, ""), "number": number}
+            stream.write(json.dumps({**head, **asdict(run)}) + "\n")
         self._keep(test, number, run)
 
     def _keep(self, test: str, number: int, run: Run) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from framework.artifacts import xen as xen_parts
@@ -29,8 +30,8 @@ from framework.mutants.worker import Run, Worker
 from framework.mutants.xen import MEDIATOR, Mutant, MutantXen, provide
 from framework.target.stack import builder_here, open_store, prepare_stack
 
-_DECIDING = (SUITE, ROOT / "mediator_ref", PACKAGE / "conformance", PACKAGE / "probe", PACKAGE / "trace")
-"""What decides a test's verdict, beside the Xen; runs of other versions of these count no more."""
+_DECIDING = (SUITE / "lib", ROOT / "mediator_ref", PACKAGE / "conformance", PACKAGE / "probe", PACKAGE / "trace")
+"""What decides every test's verdict, beside the Xen; runs of other versions of these count no more."""
 _LIVING = (Status.SURVIVED, Status.NOT_MET, Status.TIMEOUT)
 
 
@@ -162,8 +163,8 @@ def _without_source(overrides: Overrides, builder: Builder) -> Overrides:
 
 def _drive(options: MutantOptions, built: Built, numbers: Sequence[int], progress: Progress) -> Campaign:
     xen, words = built.xen, built.words(options.board)
-    log = RunLog(cache_root() / "mutants" / f"{xen.key}-{_deciding()}" / "runs.jsonl")
     first = Worker(xen, options.selection, words, options.folder, 0)
+    log = RunLog(cache_root() / "mutants" / f"{xen.key}-{_deciding()}" / "runs.jsonl", _versions(first.tests))
     campaign = Campaign(xen, log, first.tests, numbers, options.most)
 
     def make(number: int) -> Worker:
@@ -185,6 +186,17 @@ def _drive(options: MutantOptions, built: Built, numbers: Sequence[int], progres
     if campaign.unfit and len(campaign.unfit) == len(first.tests):
         raise InfrastructureError("every test fails without any mutant", hint="run `medcheck test` and look why")
     return campaign
+
+
+def _versions(tests: Iterable[str]) -> dict[str, str]:
+    """For each test the digests of its file and of the fixtures beside it: a new test costs no other one its runs."""
+
+    @cache
+    def version(name: str) -> str:
+        files = (SUITE / name, (SUITE / name).with_name("conftest.py"))
+        return " ".join(sha256_file(path)[:12] for path in files if path.is_file())
+
+    return {test: version(test.partition("::")[0]) for test in tests}
 
 
 def _deciding() -> str:

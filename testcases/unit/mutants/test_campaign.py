@@ -194,6 +194,14 @@ def test_runs_come_back_from_the_file(tmp_path: Path) -> None:
     assert RunLog(tmp_path / "runs").runs == {("a", 1): run}
 
 
+def test_a_changed_test_costs_no_other_its_runs(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "runs", {"a": "1", "b": "1"})
+    for test in "ab":
+        log.add(test, 1, _KILL)
+    again = RunLog(tmp_path / "runs", {"a": "1", "b": "2", "c": "1"})
+    assert set(again.runs) == {("a", 1)}
+
+
 @pytest.mark.parametrize(
     ("run", "status"),
     [
