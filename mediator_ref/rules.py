@@ -106,7 +106,6 @@ class DeviationId(StrEnum):
     D7 = "D7"
     D8 = "D8"
     D9 = "D9"
-    D10 = "D10"
     D11 = "D11"
     D12 = "D12"
     D13 = "D13"

@@ -20,7 +20,7 @@ from mediator_ref.events import (
     Start,
 )
 from mediator_ref.knowledge import BookState, Phase, TrackedDomain
-from mediator_ref.rules import DeviationId, RuleId
+from mediator_ref.rules import RuleId
 from mediator_ref.spec.lifecycle import (
     optee_client_id,
     optee_domain_init,
@@ -43,8 +43,7 @@ def hypervisor_call(state: State, event: El3Call) -> None:
     elif fid == abi.VM_DESTROYED and client:
         _vm_destroyed(state, event, client)
     elif fid in abi.PROBE_FIDS or fid == abi.VM_DESTROYED:
-        if _check_arguments(state, event, RuleId.LIFE_6, optee_probe(fid)):
-            state.deviation_not_seen(DeviationId.D10)
+        _check_arguments(state, event, RuleId.LIFE_6, optee_probe(fid))
     elif state.mid_stream:
         state.unchecked(RuleId.DISP_5, state.mid_stream, event)
     else:

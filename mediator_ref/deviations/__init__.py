@@ -19,7 +19,6 @@ from mediator_ref.deviations.d06 import D6
 from mediator_ref.deviations.d07 import D7
 from mediator_ref.deviations.d08 import D8
 from mediator_ref.deviations.d09 import D9
-from mediator_ref.deviations.d10 import D10
 from mediator_ref.deviations.d11 import D11
 from mediator_ref.deviations.d12 import D12
 from mediator_ref.deviations.d13 import D13
@@ -34,7 +33,7 @@ from mediator_ref.deviations.deviation import Deviation, Mismatch
 from mediator_ref.rules import DeviationId
 
 DEVIATIONS: Mapping[str, Deviation] = {
-    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D10, D11, D12, D13, D14, D15, D16, D17, D18, D19, D20)
+    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D11, D12, D13, D14, D15, D16, D17, D18, D19, D20)
 }
 """All known deviations by id."""
 

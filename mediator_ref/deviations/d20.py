@@ -13,6 +13,8 @@ from mediator_ref.spec.call_return import is_too_long
 def _explains(m: Mismatch) -> bool:
     if not isinstance(m.observed, GuestReturn) or m.pending is None or m.domain is None:
         return False
+    if len(m.pending.returned) < 3:  # nothing came back yet
+        return False
     rpc = m.domain.rpcs.get(abi.pair(*m.pending.returned[1:3]))
     return rpc is not None and rpc.shadow is not None and is_too_long(rpc.shadow)
 

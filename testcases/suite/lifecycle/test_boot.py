@@ -16,8 +16,8 @@ from mediator_ref.abi import CALLS_UID, GET_THREAD_COUNT, VM_DESTROYED
 
 @pytest.mark.mc_board
 @pytest.mark.slow
-@pytest.mark.mc_rule("LIFE-6", "D10")
-def test_d10_registers_of_the_probe_calls(target_provider: TargetProvider, results_dir: Path) -> None:
+@pytest.mark.mc_rule("LIFE-6")
+def test_registers_of_the_probe_calls(target_provider: TargetProvider, results_dir: Path) -> None:
     """A board from power-on: Xen's three questions to OP-TEE carry nothing but their arguments."""
     with target_provider.cold(results_dir, trace=True) as session:
         trace = session.trace

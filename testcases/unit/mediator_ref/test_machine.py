@@ -20,7 +20,7 @@ from mediator_ref.simulator.board import ARG, DATA, LIST, RPC
 from mediator_ref.simulator.optee import FREE_ARG, INTR, SHM_FREE, UNKNOWN_COOKIE, alloc, ask
 from testcases.unit.mediator_ref.driver import Driver
 
-DEFECTS = frozenset(DEVIATIONS) - {"D10"}
+DEFECTS = frozenset(DEVIATIONS)
 DOMAIN_CHOICE = [1, 1, 1, 2, 2, 3]
 VCPU_CHOICE = [0, 0, 1, 2]
 COOKIE_CHOICE = list(range(0xB0, 0xB6))
