@@ -21,7 +21,7 @@ from framework.probe.message import (
 )
 from framework.probe.xen import FREE_SPACE, balloon_out, grant, map_grant, unmap_grant
 from medcheck import Probe
-from mediator_ref.abi import RETURN_FROM_RPC, RpcFunc, SmcReturn, Tee, split
+from mediator_ref.abi import FID, RETURN_FROM_RPC, RpcCmd, RpcFunc, SmcReturn, Tee, split
 
 
 @pytest.mark.mc_core
@@ -55,6 +55,35 @@ def test_r11_sessions_and_cookies_are_per_domain(probe_pair: tuple[Probe, Probe]
     assert first.call_with_arg(Invoke(session, PTA_CMD_PARAMS, [rmem(0x77, 16)])).arg.ret == 0
     assert first.read(probe_page, 1)[0] == 32
     assert first.call_with_arg(CloseSession(session)).arg.ret == 0
+
+
+@pytest.mark.mc_core
+@pytest.mark.mc_rule("R5", "R8", "R14", "RPC-2", "RPC-3", "RPC-4", "MEM-8", "CACHE-1")
+def test_r5_the_same_names_in_two_domains(probe_pair: tuple[Probe, Probe]) -> None:
+    """Calls of two domains wait, whose pages, threads and cookies have equal names: each goes on with its own.
+
+    The first to come is the last to go, and each ends what has its name in its own domain only.
+    """
+    calls = []
+    for probe in probe_pair:
+        assert probe.call_with_arg(RegisterShm(tmem(ref=0xC0))).arg.ret == 0
+        call = probe.begin(OpenSession(NO_TA, [tmem(ref=0xC1)]), park=[RpcFunc.ALLOC])
+        call.give_page(cookie=0xAA, park=[RpcCmd.SHM_ALLOC])
+        assert call.request().cmd == RpcCmd.SHM_ALLOC
+        calls.append(call)
+    first, second = calls
+    assert first.thread == second.thread
+    for probe, call in ((probe_pair[1], second), (probe_pair[0], first)):
+        call.give_memory(park=[RpcFunc.CMD])
+        assert call.request().cmd == RpcCmd.FS
+        call.finish()
+        assert (call.x0, call.arg.ret) == (SmcReturn.OK, TEE_ITEM_NOT_FOUND)
+        assert probe.call_with_arg(UnregisterShm(0xC0)).arg.ret == 0
+        regs = probe.smc(FID["DISABLE_SHM_CACHE"])
+        assert regs[0] in (SmcReturn.OK, SmcReturn.ENOTAVAIL)
+        again = probe.begin(OpenSession(NO_TA), park=[RpcFunc.ALLOC])
+        again = again if again.done else again.give_page(cookie=0xAA)
+        assert (again.x0, again.arg.ret) == (SmcReturn.OK, TEE_ITEM_NOT_FOUND)
 
 
 @pytest.mark.mc_core
