@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _FIRST_LIMIT = 180.0
 """Seconds for a test without any mutant; the first one may have to make its snapshot."""
 _SLOWER, _LEAST = 6.0, 20.0
 """A mutant's test may take so many times as long as without one, and at least so many seconds."""
+_ABOUT = 8.0
+"""How much more a test promises that is about a rule which has to see the fault."""
 _TIMEOUTS = 2
 """Tests that run out of time before a mutant is given up: each takes long."""
 
@@ -83,16 +85,23 @@ class Job:
 
 class Campaign:
     """``tests`` is the suite in its order, ``numbers`` the mutants that are wanted, in theirs. ``most`` tests are run
-    with each mutant at most (0: all that reach it)."""
+    with each mutant at most (0: all that reach it). ``about``: tests that are likely to notice a mutant."""
 
     def __init__(
-        self, xen: MutantXen, log: RunLog, tests: Sequence[str], numbers: Sequence[int], most: int = 0
+        self,
+        xen: MutantXen,
+        log: RunLog,
+        tests: Sequence[str],
+        numbers: Sequence[int],
+        most: int = 0,
+        about: Mapping[int, Collection[str]] | None = None,
     ) -> None:
         self._xen = xen
         self._log = log
         self._tests = _representatives_first(tests)
         self._numbers = list(numbers)
         self._most = most
+        self._about = about or {}
         self._taken: set[tuple[str, int]] = set()
         self._changed = threading.Condition()
         self._reach: dict[str, frozenset[int]] = {}
@@ -169,16 +178,17 @@ class Campaign:
                 tries[test, function] += 1
                 kills[test, function] += judge(self._log.runs[test, number])[0].kills
 
-        def promise(test: str, function: str) -> float:
+        def promise(test: str, number: int) -> float:
+            function = self._xen.mutants[number].function
             rate = (kills[test, function] + 0.5) / (tries[test, function] + 1)
-            return rate / self._log.runs[test, 0].seconds
+            likely = _ABOUT if test in self._about.get(number, ()) else 1.0
+            return rate * likely / self._log.runs[test, 0].seconds
 
         jobs = []
         for number in left:
-            function = self._xen.mutants[number].function
             due = [test for test in self._reaching(number) if (test, number) not in self._log.runs]
             if had[number] == fewest and due:
-                test = max(due, key=lambda test: promise(test, function))
+                test = max(due, key=lambda test: promise(test, number))
                 jobs.append(Job(test, number, max(_LEAST, _SLOWER * self._log.runs[test, 0].seconds)))
         return jobs
 

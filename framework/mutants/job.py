@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -132,10 +132,11 @@ def run(options: MutantOptions, progress: Progress) -> Outcome:
     built = build(options.overrides, options.offline, options.mirrors, operators, faults, progress)
     xen = built.xen
     numbers = choose(xen.mutants.values(), options.sample, options.seed)
-    campaign = _drive(options, built, numbers, progress)
+    faulty = {mutant.number: fault for mutant in xen.mutants.values() for fault in faults if fault.id == mutant.id}
+    campaign = _drive(options, built, numbers, faulty, progress)
     outcome = Outcome(
         xen, _with_equivalents(xen, campaign.verdicts(), options.folder, progress), campaign.unfit,
-        {mutant.number: fault for mutant in xen.mutants.values() for fault in faults if fault.id == mutant.id},
+        faulty,
     )  # fmt: skip
     write(outcome, built.source, options.folder)
     return outcome
@@ -161,11 +162,17 @@ def _without_source(overrides: Overrides, builder: Builder) -> Overrides:
     return replace(chosen, xen=None, xen_syms=None)
 
 
-def _drive(options: MutantOptions, built: Built, numbers: Sequence[int], progress: Progress) -> Campaign:
+def _drive(
+    options: MutantOptions, built: Built, numbers: Sequence[int], faults: Mapping[int, Fault], progress: Progress
+) -> Campaign:
     xen, words = built.xen, built.words(options.board)
     first = Worker(xen, options.selection, words, options.folder, 0)
     log = RunLog(cache_root() / "mutants" / f"{xen.key}-{_deciding()}" / "runs.jsonl", _versions(first.tests))
-    campaign = Campaign(xen, log, first.tests, numbers, options.most)
+    about = {
+        number: {test for test, rules in first.rules.items() if rules & set(fault.expected)}
+        for number, fault in faults.items()
+    }
+    campaign = Campaign(xen, log, first.tests, numbers, options.most, about)
 
     def make(number: int) -> Worker:
         return first if number == 0 else Worker(xen, options.selection, words, options.folder, number)

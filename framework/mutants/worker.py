@@ -67,10 +67,13 @@ class Worker:
         self._requests = os.fdopen(requests[1], "w", encoding="utf-8", buffering=1)
         self._answers = os.fdopen(answers[0], encoding="utf-8")
         try:
-            self.tests: tuple[str, ...] = tuple(self._answer()["tests"])
+            found: dict[str, list[str]] = self._answer()["tests"]
         except BaseException:
             self.close()
             raise
+        self.tests = tuple(found)
+        self.rules = {test: frozenset(rules) for test, rules in found.items()}
+        """What each test says that it exercises."""
 
     def __enter__(self) -> Worker:
         return self

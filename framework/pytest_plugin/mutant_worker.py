@@ -81,7 +81,7 @@ class _Worker:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Answer requests until there are no more."""
         items = {item.nodeid: item for item in session.items if _repeatable(item)}
-        self._answer({"tests": list(items)})
+        self._answer({"tests": {name: _rules(item) for name, item in items.items()}})
         with os.fdopen(os.dup(self._requests), encoding="utf-8") as requests:
             for line in requests:
                 request = json.loads(line)
@@ -142,6 +142,11 @@ class _Worker:
         data = json.dumps(answer).encode() + b"\n"
         while data:
             data = data[os.write(self._answers, data) :]
+
+
+def _rules(item: pytest.Item) -> list[str]:
+    """What a test says that it exercises."""
+    return sorted({str(rule) for mark in item.iter_markers("mc_rule") for rule in mark.args})
 
 
 def _repeatable(item: pytest.Item) -> bool:

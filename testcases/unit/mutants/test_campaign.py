@@ -98,6 +98,13 @@ def test_the_better_killer_comes_first(tmp_path: Path) -> None:
     assert suite.asked[6:] == [("other", 3), ("other", 2), ("other", 1), ("slow", 3)]
 
 
+def test_a_test_that_is_about_the_fault_comes_first(tmp_path: Path) -> None:
+    suite = _Suite({"a": (1, 2), "b": (1, 2)}, {})
+    about = {2: {"b"}}
+    _drive(Campaign(XEN, RunLog(tmp_path / "runs"), suite.tests, [1, 2], about=about), suite)
+    assert suite.asked[2:4] == [("a", 1), ("b", 2)]
+
+
 def test_two_tests_out_of_time_are_enough(tmp_path: Path) -> None:
     reach = {"a": (1,), "b": (1,), "c": (1,)}
     suite = _Suite(reach, {(test, 1): _LATE for test in reach})
