@@ -14,7 +14,7 @@ from mediator_ref.knowledge import FOLLOWS, Pending, Phase, lose_history
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.call_return import is_too_long
 from mediator_ref.spec.dispatch import vsmccc_handle_call
-from mediator_ref.spec.outcome import Deliver, Expected, FastReturn, NotObserved, Refuse, Restart, Unknown
+from mediator_ref.spec.outcome import Deliver, Expected, FastReturn, NotObserved, PageWrite, Refuse, Restart, Unknown
 from mediator_ref.state import State
 from mediator_ref.verdict import Difference
 
@@ -176,8 +176,8 @@ def _restarted(state: State, pending: Pending, event: El3Call) -> None:
 
 
 def _may_be_undeliverable(answer: object) -> bool:
-    """Tell whether it was not observed if the page of a request can be written."""
-    return isinstance(answer, Deliver) and answer.writable is None and not isinstance(answer.page, Unknown)
+    """Tell whether it was not observed if the page of a request can be written; only a command has one."""
+    return isinstance(answer, Deliver) and answer.writable is None and isinstance(answer.page, PageWrite)
 
 
 # OP-TEE answers

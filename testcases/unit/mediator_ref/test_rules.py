@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 
 from mediator_ref import DEVIATIONS, RULES, Limits, Outcome, State, Verdict, step
-from mediator_ref.abi import RpcCmd
+from mediator_ref.abi import RETURN_FROM_RPC, Attr, Param, RpcCmd
 from mediator_ref.books import Lists, frame_word, mfn_of
 from mediator_ref.deviations import Deviation
-from mediator_ref.events import Event, GuestReturn
+from mediator_ref.events import El3Call, Event, GuestReturn
 from mediator_ref.examples import EXAMPLES
 from mediator_ref.examples.books import with_lists
 from mediator_ref.examples.rpc import asked
-from mediator_ref.simulator.optee import ask
+from mediator_ref.simulator.optee import FREE_ARG, ask
 
 CHECKED = [rule.id for rule in RULES.values() if not rule.unobservable]
 
@@ -64,3 +64,16 @@ def test_a_page_of_the_hypervisor_that_counts_as_the_domains(what: str) -> None:
 
     _, verdicts = judge(with_lists(made.events, GuestReturn, given))
     assert {v.rule for v in verdicts if v.outcome is Outcome.FAIL} == {"STD-7"}
+
+
+def test_a_request_that_is_kept_from_the_guest() -> None:
+    """OP-TEE gives a page back, and the mediator resumes it at once: no page is in the way of that request."""
+    made, regs = asked(ask(RpcCmd.GET_TIME), FREE_ARG)
+    made.reply(1, Param(Attr.VALUE_OUTPUT, 1, 2, 3))
+    freed = made.resume(1, regs)
+    *events, last = made.events
+    latest = next(event for event in reversed(events) if isinstance(event, El3Call))
+    regs = [RETURN_FROM_RPC, *freed[1:4], 0, 0, 0, latest.regs[7]]
+    again = replace(latest, seq=last.seq, regs=tuple(regs), accesses=None)
+    _, verdicts = judge([*events, again])
+    assert {v.rule for v in verdicts if v.outcome is Outcome.FAIL} == {"DISP-5"}
