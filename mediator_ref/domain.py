@@ -71,6 +71,8 @@ class StdCall:
     xen_arg: bytes | None = None
     """The shadow argument as it was handed over, where it was observed."""
     references: tuple[int, ...] = ()
+    named_messages: bool = False
+    """OP-TEE accepted a reference to its messages' own pages in it (D21)."""
     """Cookies that it names by reference, until OP-TEE's answer shows whether it accepted them."""
     resumed: int = 0
     """The event with which it was resumed last."""

@@ -116,6 +116,7 @@ class DeviationId(StrEnum):
     D18 = "D18"
     D19 = "D19"
     D20 = "D20"
+    D21 = "D21"
 
 
 class Severity(Enum):

@@ -19,6 +19,9 @@ from mediator_ref.verdict import Difference
 
 _REFERRING = frozenset({int(abi.MsgCmd.OPEN_SESSION), int(abi.MsgCmd.INVOKE_COMMAND), int(abi.MsgCmd.UNREGISTER_SHM)})
 _FOREIGN_INTR = abi.RPC_PREFIX | abi.RpcFunc.FOREIGN_INTR
+_MESSAGES = 0
+"""Cookie under which OP-TEE has the pages of messages (``std_smc_entry`` in core/arch/arm/kernel/thread_optee_smc.c):
+those that the mediator made."""
 
 
 def _attr(page: bytes, index: int) -> int:
@@ -98,6 +101,8 @@ def check_references(state: State, pending: Pending, call: StdCall, event: El3Re
         else:
             if cookie in domain.buffers:
                 what = "buffer of another call"
+            elif cookie == _MESSAGES:
+                what, call.named_messages = "messages", True
             else:
                 what = "buffer of an ended call" if cookie in domain.ended_cookies else "shm_ref"
             difference = Difference(what, "memory that the guest registered or gave for a request", f"{cookie:#x}")

@@ -200,7 +200,7 @@ def _refused_for_its_parameters(state: State, pending: Pending, event: GuestRetu
     if has_undefined_bits(request.params):
         rule, deviation = RuleId.STD_12, DeviationId.D16
     elif not_to_be_named(pending.domain, None, references(request)):
-        rule, deviation = RuleId.MEM_11, DeviationId.D19
+        rule, deviation = RuleId.MEM_11, DeviationId.D19 if any(references(request)) else DeviationId.D21
     else:
         return False
     check_guest_regs(state, pending, event, rule, (_OK,))

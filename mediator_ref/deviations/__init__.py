@@ -29,11 +29,12 @@ from mediator_ref.deviations.d17 import D17
 from mediator_ref.deviations.d18 import D18
 from mediator_ref.deviations.d19 import D19
 from mediator_ref.deviations.d20 import D20
+from mediator_ref.deviations.d21 import D21
 from mediator_ref.deviations.deviation import Deviation, Mismatch
 from mediator_ref.rules import DeviationId
 
 DEVIATIONS: Mapping[str, Deviation] = {
-    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D11, D12, D13, D14, D15, D16, D17, D18, D19, D20)
+    d.id: d for d in (D1, D2, D3, D4, D5, D6, D7, D8, D9, D11, D12, D13, D14, D15, D16, D17, D18, D19, D20, D21)
 }
 """All known deviations by id."""
 

@@ -165,7 +165,10 @@ class Mediator:
         ctx.calls.append(call)
         others = {cookie for other in ctx.calls for cookie in other.own if other is not call}
         for index, param in enumerate(arg.params):
-            foreign = param.type in range(5, 8) and param.c in others and "D19" not in self.defects
+            foreign = param.type in abi.RMEM_TYPES and (
+                (param.c in others and "D19" not in self.defects)
+                or (param.c == 0 and 0 not in ctx.bufs and "D21" not in self.defects)
+            )
             if not foreign and (param.type not in _TMEM or not param.a):
                 continue
             error, pointer = (abi.Tee.BAD_PARAMETERS, 0) if foreign else self._translate(ctx, param)

@@ -150,7 +150,7 @@ class Optee:
         if arg.cmd not in (abi.MsgCmd.OPEN_SESSION, abi.MsgCmd.INVOKE_COMMAND):
             return True
         thread.brought = frozenset(param.c for param in arg.params if param.type in abi.TMEM_TYPES and param.a)
-        known = set(self.clients[client].registered)
+        known = {0, *self.clients[client].registered}  # its messages' pages have cookie 0
         for (owner, _), other in self.running.items():
             if owner == client:
                 known |= other.brought | {cookie for cookie, _ in other.allocated}

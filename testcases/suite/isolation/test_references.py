@@ -61,6 +61,19 @@ def test_o2_memory_of_an_ended_call_by_reference(probe: Probe, deviations: Devia
 
 
 @pytest.mark.mc_core
+@pytest.mark.mc_rule("R8", "MEM-11", "D21")
+def test_d21_the_mediators_copies_of_messages_by_reference(probe: Probe, deviations: Deviations) -> None:
+    """No reference names what the mediator made for itself: a guest shared nothing under cookie 0."""
+    session = probe.call_with_arg(OpenSession(INVOKE_TESTS)).arg.session
+    named = probe.call_with_arg(Invoke(session, PTA_CMD_TRACE, [rmem(0, 64)]))
+    assert named.x0 == SmcReturn.OK
+    if named.arg.ret:
+        assert named.arg.ret == Tee.BAD_PARAMETERS
+    else:
+        deviations.seen("D21", "OP-TEE accepts by reference the mediator's copy of the guest's message")
+
+
+@pytest.mark.mc_core
 @pytest.mark.mc_rule("R3", "R6", "STD-12", "D16")
 def test_d16_undefined_attribute_bits(probe: Probe) -> None:
     """Bits of an attribute that the ABI does not define do not reach OP-TEE, or the message is refused.

@@ -178,6 +178,10 @@ def d20(board: Board) -> None:
         board.resume(1, regs)
 
 
+def d21(board: Board) -> None:
+    board.message(1, abi.message(abi.MsgCmd.INVOKE_COMMAND, abi.Param(abi.Attr.RMEM_INOUT, 28, 4, 0)))
+
+
 Stimulus = Callable[[Board], None]
 CASES: list[tuple[str, str, Stimulus]] = [
     ("D1", "D1", d1),
@@ -200,6 +204,7 @@ CASES: list[tuple[str, str, Stimulus]] = [
     ("D17", "D17", d17),
     ("D18", "D18", d18),
     ("D19", "D19", d19),
+    ("D21", "D21", d21),
     ("D20", "D20", d20),
 ]
 LIMITS = {"D3": Limits(total_pages=16)}
@@ -373,7 +378,8 @@ def test_deviations_name_rules_that_exist_and_disclosure_is_marked() -> None:
         assert set(deviation.rules) <= set(RULES)
         assert deviation.condition
         assert deviation.stimulus
-    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == {"D1", "D2", "D11", "D12", "D13", "D14", "D19", "D20"}
+    isolation = {"D1", "D2", "D11", "D12", "D13", "D14", "D19", "D20", "D21"}
+    assert {d.id for d in DEVIATIONS.values() if d.disclosure} == isolation
     assert {f"D{i}" for i in range(1, 10)} <= set(DEVIATIONS)
 
 
