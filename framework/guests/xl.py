@@ -196,6 +196,10 @@ class Xl:
         """Let the virtual CPUs of a domain run."""
         self._checked(f"xl unpause {int(domid)}")
 
+    def pin(self, *places: tuple[int, int, int]) -> None:
+        """Have virtual CPUs run on one CPU alone, each given as (domain, virtual CPU, CPU)."""
+        self._checked(" && ".join(f"xl vcpu-pin {int(domid)} {int(vcpu)} {int(cpu)}" for domid, vcpu, cpu in places))
+
     def destroy(self, domid: int) -> None:
         """End a domain at once, as if its power were cut."""
         self._checked(f"xl destroy {int(domid)}")

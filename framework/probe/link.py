@@ -22,7 +22,7 @@ from framework.common.host_speed import host_factor
 from framework.console.wait_policy import deadline
 from framework.probe.ops import MAILBOX, PROTOCOL, RESULTS, RESULTS_SIZE
 from framework.trace.format import Kind
-from framework.trace.live import Held, LiveConsumer
+from framework.trace.live import Held, Hold, HoldNews, LiveConsumer
 
 _LINE = rb"@([HREN]) ([^@\r\n]{0,1000})\r?\n"
 """A line of results has 768 characters of base64, which knows no "@"."""
@@ -276,7 +276,9 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
             before=before,
             send=() if watch is None else tuple(Kind),
             on_failed_write=lambda event, text: self.fail(event.domain, text),
+            on_hold=lambda news, path: self._news.put((news, path)),
         )
+        self._news: SimpleQueue[tuple[HoldNews, Sequence[int]]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="doorbells", daemon=True)
 
     def __enter__(self) -> DoorbellServer:
@@ -300,6 +302,17 @@ class DoorbellServer(AbstractContextManager["DoorbellServer"]):
         transport = self._transports.get(domid) or self._transports.get(None)
         if transport is not None:
             transport.serve(held)
+
+    def hold(self, wanted: Hold) -> None:
+        """Have a vCPU stand at a point of Xen; it is in force before the next program begins."""
+        self._consumer.hold(wanted)
+
+    def news(self, timeout_s: float) -> tuple[HoldNews, Sequence[int]] | None:
+        """Return the next thing that became of a hold, and the addresses of a path; None when none comes in time."""
+        try:
+            return self._news.get(timeout_s > 0, timeout_s)
+        except Empty:
+            return None
 
     def fail(self, domid: int | None, text: str) -> None:
         """Report that a program could not be handed over: the mailbox is the guest's, which may take it away."""

@@ -175,11 +175,15 @@ class Run(Op):
 
 @dataclass(frozen=True)
 class Join(Op):
-    """Wait until a vCPU has ended its section; its records come inside this one's."""
+    """Wait until a vCPU has ended its section; its records come inside this one's.
+
+    ``started``: the section, when an earlier program started it.
+    """
 
     opcode: ClassVar[int] = 8
     vcpu: int
     timeout_s: float = 10.0
+    started: tuple[Op, ...] = ()
 
     def operands(self) -> list[int]:
         return [self.vcpu, _us(self.timeout_s)]

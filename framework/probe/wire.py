@@ -180,10 +180,11 @@ def _of_scan(op: Scan, words: Sequence[int], _: Mapping[int, Op]) -> Record:
 
 
 def _of_join(op: Join, words: Sequence[int], steps: Mapping[int, Op]) -> Record:
-    started = [other for other in steps.values() if isinstance(other, Run) and other.vcpu == words[0]]
+    here = [other.body for other in steps.values() if isinstance(other, Run) and other.vcpu == words[0]]
+    started = [*([op.started] if op.started else []), *here]
     if not started:
-        raise GuestError(f"vCPU {words[0]} was started by an earlier program; start and join it in one")
-    _, own = encode_ops(started[-1].body, 0)
+        raise GuestError(f"vCPU {words[0]} was started by an earlier program; tell Join what it runs")
+    _, own = encode_ops(started[-1], 0)
     return Record(op, Status.OK, inner=tuple(_records(words[1:], own)))
 
 

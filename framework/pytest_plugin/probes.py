@@ -20,6 +20,7 @@ from framework.pytest_plugin.verdict import note
 if TYPE_CHECKING:
     from framework.probe.client import Probe
     from framework.probe.link import DoorbellServer
+    from framework.probe.schedule import Schedule
     from framework.target.target import Target
 
 Slowdown = Callable[[str, float], None]
@@ -99,6 +100,14 @@ def probe(_probes: list[Probe]) -> Probe:
 def smp_probe(_probes: list[Probe]) -> Probe:
     """A probe like ``probe`` with two virtual CPUs."""
     return _probes[0]
+
+
+@pytest.fixture
+def schedule(smp_probe: Probe, target: Target, doorbells: DoorbellServer) -> Schedule:
+    """Makes the order of what the two virtual CPUs of ``smp_probe`` do: one stands at a point of Xen."""
+    from framework.probe.schedule import Schedule
+
+    return Schedule(smp_probe, doorbells, target.dom0.xl)
 
 
 @pytest.fixture

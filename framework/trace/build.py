@@ -168,8 +168,9 @@ class PluginOptions:
         found += [f"{sense}=on" for sense in _BY_NAME if sense in self.senses]
         if self.xen is not None:
             found += self.xen.arguments()
-            if self.coverage is not None:
+            if self.coverage is not None or self.lockstep is not None:
                 found += [f"cover={start:#x}-{end:#x}" for start, end in self.xen.code.ranges]
+            if self.coverage is not None:
                 found.append(f"coverage={self.coverage}")
         return tuple(found)
 

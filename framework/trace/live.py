@@ -36,6 +36,7 @@ from framework.trace.peer import is_welcome
 _HEADER = struct.Struct("<IHH")
 _MEMORY = struct.Struct("<QII")
 _LEAF = struct.Struct("<QQII")
+_HOLD = struct.Struct("<QIIHHI")
 _WAITS, _BEFORE = 1, 2
 _RECEIVE = 1 << 18
 _PATH_LIMIT = 107
@@ -49,6 +50,7 @@ class Message(IntEnum):
     EVENT = 2
     REPLY = 3
     BYE = 4
+    HELD = 5
     SETUP = 0x80
     READ_REG = 0x81
     WRITE_REG = 0x82
@@ -59,6 +61,7 @@ class Message(IntEnum):
     STOP = 0x87
     TRANSLATE = 0x88
     COVERAGE = 0x89
+    HOLD = 0x8A
 
 
 class Space(IntEnum):
@@ -68,6 +71,41 @@ class Space(IntEnum):
     MA = 0
     IPA = 1
     VA = 2
+
+
+class HoldMode(IntEnum):
+    """What the plugin does about a vCPU: nothing (whatever it stands at, it goes on), hold it at a point, or note the
+    mediator's code that it executes."""
+
+    NONE = 0
+    AT_POINT = 1
+    PATH = 2
+
+
+class HoldNews(IntEnum):
+    """What became of a :class:`Hold`: the vCPU stands; it was let go; it went on because another one only waited, or
+    because nothing let it go in time; and the mediator's code that it executed."""
+
+    REACHED = 1
+    RELEASED = 2
+    OTHER_WAITS = 3
+    EXPIRED = 4
+    PATH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A vCPU of a domain that is to stand still when it comes to ``at`` for the ``passing``-th time.
+
+    ``at``: the address of an instruction of Xen's, or a :class:`Kind` of event, before it happens. Of the mediator,
+    any instruction; elsewhere one at which a block begins, such as a function's first.
+    """
+
+    domain: int
+    vcpu: int
+    at: int = 0
+    passing: int = 1
+    mode: HoldMode = HoldMode.AT_POINT
 
 
 _ERRORS = {
@@ -93,7 +131,8 @@ class LiveConsumer:
     ``hold``: the kinds of events at which the vCPU waits once they are recorded; ``before``: those at which it waits
     before they are, too, so that a change is part of the record; ``send``: kinds that are sent without waiting, in
     batches. ``on_failed_write``: called for a write given to :meth:`Held.release` that failed, with the event at which
-    it was given and a text; without it, :meth:`events` raises.
+    it was given and a text; without it, :meth:`events` raises. ``on_hold``: called for what becomes of :meth:`hold`,
+    with the addresses of a path.
 
     The socket belongs to this process's user alone. To let a QEMU of another user connect, give the socket to that
     user; of that user's processes only those that this process started are let in.
@@ -107,6 +146,7 @@ class LiveConsumer:
         send: Collection[Kind] = (),
         before: Collection[Kind] = (),
         on_failed_write: Callable[[Event, str], None] | None = None,
+        on_hold: Callable[[HoldNews, Sequence[int]], None] | None = None,
     ) -> None:
         if len(str(path)) > _PATH_LIMIT:
             raise UsageError(f"the socket's path is longer than {_PATH_LIMIT} characters: {path}")
@@ -116,6 +156,8 @@ class LiveConsumer:
         self._buffer = bytearray()
         self._owed: deque[tuple[Event, str]] = deque()  # what was asked for without waiting for the answer
         self._on_failed_write = on_failed_write
+        self._on_hold = on_hold
+        self._holds: deque[bytes] = deque()  # asked for by any thread, sent with the next release
         self._connection: socket.socket | None = None
         self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -174,6 +216,9 @@ class LiveConsumer:
             if kind == Message.REPLY and self._owed:
                 self._settle(flags, *self._owed.popleft())
                 continue
+            if kind == Message.HELD:
+                self._tell_hold(payload)
+                continue
             if kind != Message.EVENT:
                 raise TraceError(f"the plugin sent message {kind} where an event was due", where=str(self.path))
             held = Held(self, Event(payload), bool(flags & _WAITS), before=bool(flags & _BEFORE))
@@ -189,6 +234,11 @@ class LiveConsumer:
         except BaseException:
             self.close()
             raise
+
+    def hold(self, wanted: Hold) -> None:
+        """Have a vCPU stand at a point, from any thread: the plugin hears of it when the next waiting vCPU is let go,
+        before that one goes on. A hold that was asked for before ends."""
+        self._holds.append(_HOLD.pack(wanted.at, wanted.passing, wanted.mode, wanted.domain, wanted.vcpu, 0))
 
     def close(self) -> None:
         """Hang up, from any thread. A board that waits learns of it at once, and so does a thread in
@@ -282,6 +332,19 @@ class LiveConsumer:
         self._check(error, what)
         return data
 
+    def _tell_hold(self, payload: bytes) -> None:
+        words = struct.unpack(f"<{len(payload) // 8}Q", payload[: len(payload) & ~7])
+        if len(words) < 2 or words[1] not in HoldNews.__members__.values():
+            raise TraceError("the plugin's news of a hold cannot be read", where=str(self.path))
+        if self._on_hold is not None:
+            self._on_hold(HoldNews(words[1]), words[2:])
+
+    def _asked_holds(self) -> bytes:
+        asked = b""
+        while self._holds:
+            asked += _message(Message.HOLD, self._holds.popleft())
+        return asked
+
     def _settle(self, error: int, event: Event, what: str) -> None:
         try:
             self._check(error, what)
@@ -371,6 +434,7 @@ class Held:
             self.waiting = False
             self._consumer._owed.extend((self.event, what) for *_, what in named)
             pause = min(max(round(delay_s * 1e6), 0), 0xFFFF_FFFF)
+            messages += self._consumer._asked_holds()
             self._consumer._send_all(messages + _message(Message.CONTINUE, struct.pack("<I", pause)))
 
     def detach(self) -> None:

@@ -116,6 +116,14 @@ static void on_execution(unsigned reported, void *udata)
     __atomic_fetch_add(&site->calls, 1, __ATOMIC_RELAXED);
 }
 
+bool coverage_covers(uint64_t va)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (va >= ranges[i].start && va < ranges[i].end)
+            return true;
+    return false;
+}
+
 void coverage_instrument(struct qemu_plugin_insn *insn, uint64_t va, uint32_t opcode)
 {
     for (unsigned i = 0; sites && i < count; i++) {

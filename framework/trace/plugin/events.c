@@ -27,6 +27,7 @@ uint64_t counters[C_COUNT];
 struct options options = {.memory = true, .doorbell = true, .stop_on_error = true, .list_pages = 40};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static uint64_t sequence;
 static bool finished;
 __thread bool inside;
@@ -90,7 +91,7 @@ static struct record *begin(unsigned cpu, int kind, int el, unsigned nregs)
     return r;
 }
 
-static bool enter(void)
+bool plugin_enter(void)
 {
     pthread_mutex_lock(&lock);
     if (finished)
@@ -98,10 +99,28 @@ static bool enter(void)
     return inside = !finished;
 }
 
-static void leave(void)
+void plugin_leave(void)
 {
     inside = false;
     pthread_mutex_unlock(&lock);
+}
+
+void plugin_wait(unsigned ms)
+{
+    MUST_BE_INSIDE();
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_nsec += ms * 1000000L;
+    end.tv_sec += end.tv_nsec / 1000000000L;
+    end.tv_nsec %= 1000000000L;
+    inside = false;
+    pthread_cond_timedwait(&wake, &lock, &end);
+    inside = true;
+}
+
+void plugin_wake(void)
+{
+    pthread_cond_broadcast(&wake);
 }
 
 /* Stores the record and, in lock-step, waits for the consumer. Releases the lock. */
@@ -116,7 +135,7 @@ static void commit_and_unlock(unsigned cpu)
         sink_append(rec.data, r->length, r->seq);
     if (options.lockstep && lockstep_wants(kind))
         delay = lockstep_event(cpu, rec.data, r->length, kind);
-    leave();
+    plugin_leave();
     if (delay)
         usleep(delay); /* asked for by the consumer; other vCPUs go on */
 }
@@ -147,7 +166,7 @@ void on_guest_entry(unsigned reported, void *unused)
         books_hypercall(cpu, hypercall, hypercall ? reg_read(cpu, R_X0 + 16) : 0, hypercall ? reg_read(cpu, R_X0) : 0);
     if (!hvc && ec != EC_SMC64 && ec != EC_SMC32)
         return;
-    if (!enter())
+    if (!plugin_enter())
         return;
     uint64_t x0 = reg_read(cpu, R_X0);
     bool tee = is_tee(x0) && !hypercall;
@@ -157,7 +176,7 @@ void on_guest_entry(unsigned reported, void *unused)
     if (!tee)
         count_other(x0, hvc, imm);
     if (!tee && !options.others) {
-        leave();
+        plugin_leave();
         return;
     }
     struct record *r = begin(cpu, REC_GUEST_CALL, 1, GUEST_REGS);
@@ -191,7 +210,7 @@ void on_guest_entry(unsigned reported, void *unused)
 void on_el2_smc(unsigned reported, void *udata)
 {
     unsigned cpu = cpu_running(reported);
-    if (!enter())
+    if (!plugin_enter())
         return;
     uint64_t x[EL3_REGS];
     bool tee = is_tee(reg_read(cpu, R_X0));
@@ -200,7 +219,7 @@ void on_el2_smc(unsigned reported, void *udata)
     if (!tee)
         counters[C_EL2_OTHER]++;
     if (!tee && !options.others) {
-        leave();
+        plugin_leave();
         return;
     }
     struct record *r = begin(cpu, REC_EL3_CALL, 2, EL3_REGS);
@@ -234,16 +253,21 @@ void on_el2_smc(unsigned reported, void *udata)
     commit_and_unlock(cpu);
 }
 
+static bool returns_to_el2(unsigned cpu)
+{
+    if (!asked[cpu].pending) /* written by this CPU's thread only */
+        return false;
+    uint64_t scr = reg_read(cpu, R_SCR_EL3), spsr = reg_read(cpu, R_SPSR_EL3);
+    return scr & 1 && (spsr & 0x1c) == 8; /* to the non-secure world, and to EL2 */
+}
+
 void on_el3_eret(unsigned reported, void *unused)
 {
     unsigned cpu = cpu_running(reported);
     (void)unused;
-    if (!asked[cpu].pending) /* written by this CPU's thread only */
+    if (!returns_to_el2(cpu))
         return;
-    uint64_t scr = reg_read(cpu, R_SCR_EL3), spsr = reg_read(cpu, R_SPSR_EL3);
-    if (!(scr & 1) || (spsr & 0x1c) != 8) /* not to the non-secure world, or not to EL2 */
-        return;
-    if (!enter())
+    if (!plugin_enter())
         return;
     asked[cpu].pending = false;
     counters[C_EL3_ERET]++;
@@ -263,25 +287,50 @@ void on_el3_eret(unsigned reported, void *unused)
     commit_and_unlock(cpu);
 }
 
+static bool leaves_el2(unsigned cpu)
+{
+    uint64_t spsr = reg_read(cpu, R_SPSR_EL2);
+    return spsr & 0x10 || (spsr & 0xc) < 8;
+}
+
+bool event_is_due(unsigned cpu, int kind)
+{
+    struct who who;
+    unsigned ec;
+    switch (kind) {
+    case REC_GUEST_CALL:
+        ec = reg_read(cpu, R_ESR_EL2) >> 26 & 0x3f;
+        return (ec == EC_HVC64 || ec == EC_SMC64 || ec == EC_HVC32 || ec == EC_SMC32) && is_tee(reg_read(cpu, R_X0));
+    case REC_EL3_CALL:
+        return is_tee(reg_read(cpu, R_X0));
+    case REC_EL3_RETURN:
+        return returns_to_el2(cpu) && is_tee(asked[cpu].fid);
+    case REC_GUEST_RETURN:
+        xen_who(cpu, &who);
+        return leaves_el2(cpu) && guest_call_find(who.vcpu);
+    default:
+        return false;
+    }
+}
+
 void on_el2_eret(unsigned reported, void *unused)
 {
     unsigned cpu = cpu_running(reported);
     (void)unused;
     if (!guest_calls_pending())
         return;
-    uint64_t spsr = reg_read(cpu, R_SPSR_EL2);
-    if (!(spsr & 0x10) && (spsr & 0xc) >= 8) { /* stays in EL2 */
+    if (!leaves_el2(cpu)) {
         stretch_own_exception_ends(cpu);
         return;
     }
-    if (!enter())
+    if (!plugin_enter())
         return;
     counters[C_EL2_ERET]++;
     struct who who;
     xen_who(cpu, &who);
     struct guest_call *call = guest_call_find(who.vcpu);
     if (!call) {
-        leave();
+        plugin_leave();
         return;
     }
     struct record *r = begin(cpu, REC_GUEST_RETURN, 2, GUEST_REGS);
@@ -307,11 +356,11 @@ void on_domain(unsigned reported, void *udata)
     unsigned cpu = cpu_running(reported);
     int kind = (int)(uintptr_t)udata;
     uint64_t domain = reg_read(cpu, R_X0);
-    if (!enter())
+    if (!plugin_enter())
         return;
     uint16_t id = xen_domain_of(cpu, domain);
     if (id >= FIRST_RESERVED_DOMAIN) {
-        leave();
+        plugin_leave();
         return;
     }
     /* Xen enters domain_kill again for every continuation, hundreds of times: the first tells all. */
@@ -322,7 +371,7 @@ void on_domain(unsigned reported, void *udata)
         killed[id / 64] |= 1ULL << (id % 64);
     if (again) {
         books_continued();
-        leave();
+        plugin_leave();
         return;
     }
     struct record *r = begin(cpu, kind, 2, 1);
@@ -344,7 +393,7 @@ void on_domain(unsigned reported, void *udata)
 void on_doorbell(unsigned reported, void *udata)
 {
     unsigned cpu = cpu_running(reported);
-    if (!enter())
+    if (!plugin_enter())
         return;
     struct record *r = begin(cpu, REC_DOORBELL, (int)(uintptr_t)udata, GUEST_REGS);
     uint64_t x[GUEST_REGS];
@@ -361,9 +410,9 @@ static void *push(void *unused)
 {
     const struct timespec pause = {.tv_nsec = PUSH_NS};
     (void)unused;
-    while (enter()) {
+    while (plugin_enter()) {
         lockstep_push();
-        leave();
+        plugin_leave();
         nanosleep(&pause, NULL);
     }
     return NULL;
@@ -380,7 +429,7 @@ void events_finish(void)
 {
     if (inside) /* QEMU gave up below us, in one of our own calls: the record under construction is incomplete */
         return;
-    if (enter()) {
+    if (plugin_enter()) {
         begin(0, REC_COUNTERS, 0, C_COUNT);
         counters[C_RECORDS]++;
         counters[C_KIND0 + REC_COUNTERS]++;
@@ -389,6 +438,6 @@ void events_finish(void)
         if (sink_is_open())
             sink_append_last(rec.data, rec.used, sequence);
         finished = true;
-        leave();
+        plugin_leave();
     }
 }

@@ -6,9 +6,11 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include "senses.h"
+#include "hold.h"
+#include "waiting.h"
 
 #define HINT_DOORBELL 0xd503261fU /* hint #0x30 */
+#define WFE 0xd503205fU
 
 /*
  * A translation callback does not get its CPU. With a thread for each vCPU the thread knows; with one thread for all it
@@ -30,6 +32,25 @@ static void sense(struct qemu_plugin_insn *insn, uint64_t va, uint32_t opcode, i
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_leaving, flags, NULL);
 }
 
+/* Xen executes it only in the loops in which it waits for a lock. */
+static bool has_wfe(struct qemu_plugin_tb *tb, size_t count)
+{
+    uint32_t opcode = 0;
+    for (size_t i = 0; i < count && opcode != WFE; i++)
+        qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), &opcode, 4);
+    return opcode == WFE;
+}
+
+static bool only_waits(struct qemu_plugin_tb *tb, size_t count)
+{
+    uint32_t opcodes[MOST_WAITING] = {0};
+    if (count > MOST_WAITING)
+        return false;
+    for (size_t i = 0; i < count; i++)
+        qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), &opcodes[i], 4);
+    return is_waiting_loop(opcodes, count);
+}
+
 static void on_translation(struct qemu_plugin_tb *tb, void *unused)
 {
     (void)unused;
@@ -41,8 +62,9 @@ static void on_translation(struct qemu_plugin_tb *tb, void *unused)
     uint64_t vector = el == 2 ? reg_read(cpu, R_VBAR_EL2) : ~0ULL;
     int flags = options.lockstep ? CB_WRITE_REGS : CB_READ_REGS;
     size_t count = qemu_plugin_tb_n_insns(tb);
+    bool waits = el == 2 && has_wfe(tb, count);
     if (el == 2)
-        stretch_instrument(tb, count);
+        stretch_instrument(tb, count, only_waits(tb, count));
     for (size_t i = 0; i < count; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint32_t opcode = 0;
@@ -53,26 +75,35 @@ static void on_translation(struct qemu_plugin_tb *tb, void *unused)
             continue;
         }
         if (el == 3) {
-            if (is_eret(opcode))
+            if (is_eret(opcode)) {
+                hold_instrument(insn, qemu_plugin_insn_vaddr(insn), REC_EL3_RETURN, false, false);
                 qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el3_eret, flags, NULL);
+            }
             continue;
         }
         uint64_t va = qemu_plugin_insn_vaddr(insn);
+        if (i == 0 || coverage_covers(va))
+            hold_instrument(insn, va, 0, i == 0, i == 0 && waits);
         sense(insn, va, opcode, flags);
         if (options.time && va >= vector + 0x200 && va < vector + 0x400 && !(va & 0x7f))
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_own_exception, CB_NO_REGS, NULL);
-        if (va == vector + 0x400 || va == vector + 0x600)
+        if (va == vector + 0x400 || va == vector + 0x600) {
+            hold_instrument(insn, va, REC_GUEST_CALL, false, false);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_guest_entry, flags, NULL);
+        }
         if (xen.known && va == xen.create)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_CREATE);
         if (xen.known && va == xen.kill)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_KILL);
         if (xen.known && va == xen.destroy)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_domain, flags, (void *)REC_DOMAIN_DESTROY);
-        if ((opcode & 0xffe0001fU) == 0xd4000003U)
+        if ((opcode & 0xffe0001fU) == 0xd4000003U) {
+            hold_instrument(insn, va, REC_EL3_CALL, false, false);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_smc, flags, (void *)(uintptr_t)(opcode >> 5 & 0xffff));
-        else if (is_eret(opcode))
+        } else if (is_eret(opcode)) {
+            hold_instrument(insn, va, REC_GUEST_RETURN, false, false);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_el2_eret, flags, NULL);
+        }
     }
 }
 

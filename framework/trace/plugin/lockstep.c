@@ -17,8 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "senses.h"
-#include "wire.h"
+#include "hold.h"
 
 #define REQUEST_MAX (1U << 20)
 #define BATCH (64 * 1024)
@@ -42,6 +41,7 @@ static void lost(const char *why)
     close(l.fd);
     l.fd = -1;
     l.send = l.hold = l.before = 0;
+    hold_lost();
     snprintf(text, sizeof text, "the lock-step consumer is gone: %s", why);
     if (l.stop_on_loss)
         board_stop(text);
@@ -217,6 +217,7 @@ static bool serve(unsigned cpu, uint32_t *delay)
     uint8_t *p = l.request;
     uint64_t value;
     struct wire_memory m;
+    struct wire_hold hold;
     switch (h.type) {
     case WIRE_READ_REG:
         if (reg_read_named(cpu, (char *)p, &value))
@@ -249,6 +250,14 @@ static bool serve(unsigned cpu, uint32_t *delay)
             break;
         apply_setup(p);
         return true;
+    case WIRE_HOLD:
+        if (h.length != sizeof hold)
+            break;
+        memcpy(&hold, p, sizeof hold);
+        if (hold_request(&hold))
+            return true;
+        lost("a vCPU cannot be held on this board");
+        return false;
     case WIRE_CONTINUE:
         if (h.length != 4)
             break;
@@ -258,6 +267,7 @@ static bool serve(unsigned cpu, uint32_t *delay)
         close(l.fd);
         l.fd = -1;
         l.send = l.hold = l.before = 0;
+        hold_lost();
         return false;
     case WIRE_STOP:
         board_stop("the lock-step consumer asked for it");
@@ -326,6 +336,15 @@ const char *lockstep_open(const char *path, const char *json, unsigned timeout_m
         return "the lock-step consumer did not answer the plugin's greeting";
     apply_setup(setup);
     return NULL;
+}
+
+void lockstep_hold(int what, uint64_t at, const uint64_t *more, size_t count)
+{
+    MUST_BE_INSIDE();
+    struct wire_header head = {.length = (uint32_t)(8 * (count + 2)), .type = WIRE_HELD};
+    uint64_t words[] = {at, (uint64_t)what};
+    if (l.fd >= 0 && flush() && send_all(&head, sizeof head) && send_all(words, sizeof words) && count)
+        send_all(more, 8 * count);
 }
 
 void lockstep_push(void)

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "senses.h"
+#include "hold.h"
 #include "sink.h"
 
 #define MOST_MIB (1ULL << 30)
@@ -168,7 +168,7 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     }
     options.list_pages = (unsigned)list_pages;
     options.lockstep = lockstep != NULL;
-    if (!rec_init() || !stretch_init())
+    if (!rec_init() || !stretch_init() || !hold_init((unsigned)timeout_ms))
         return refuse("no memory for its records");
     const char *wrong = coverage ? coverage_open(coverage) : NULL;
     if (wrong)

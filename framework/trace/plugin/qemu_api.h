@@ -36,7 +36,8 @@ typedef struct {
     bool is_readonly;
 } qemu_plugin_reg_descriptor;
 
-enum { CB_NO_REGS = 0, CB_READ_REGS = 1, CB_WRITE_REGS = 2 };
+enum { CB_NO_REGS = 0, CB_READ_REGS = 1, CB_WRITE_REGS = 2, CB_WRITE_PC = 3 };
+enum { COND_NE = 3 };
 
 struct qemu_plugin_tb;
 struct qemu_plugin_hwaddr;
@@ -56,6 +57,9 @@ void qemu_plugin_register_vcpu_init_cb(qemu_plugin_id_t id, vcpu_udata_cb cb, vo
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, tb_trans_cb cb, void *udata);
 void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, udata_cb cb, void *udata);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, vcpu_udata_cb cb, int flags, void *udata);
+void qemu_plugin_register_vcpu_insn_exec_cond_cb(struct qemu_plugin_insn *insn, vcpu_udata_cb cb, int flags,
+                                                 int condition, qemu_plugin_u64 entry, uint64_t operand, void *udata);
+void qemu_plugin_set_pc(uint64_t va); /* does not return */
 void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, mem_cb cb, int flags, int which, void *udata);
 void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct qemu_plugin_insn *insn, int op, qemu_plugin_u64 entry,
                                                          uint64_t operand);

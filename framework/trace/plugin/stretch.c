@@ -9,7 +9,6 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "senses.h"
-#include "waiting.h"
 
 static struct stretch {
     uint64_t key;
@@ -32,20 +31,10 @@ static bool counts(void)
     return options.time && !clock_counts_instructions();
 }
 
-static bool only_waits(struct qemu_plugin_tb *tb, size_t count)
-{
-    uint32_t opcodes[MOST_WAITING] = {0};
-    if (count > MOST_WAITING)
-        return false;
-    for (size_t i = 0; i < count; i++)
-        qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), &opcodes[i], 4);
-    return is_waiting_loop(opcodes, count);
-}
-
-void stretch_instrument(struct qemu_plugin_tb *tb, size_t count)
+void stretch_instrument(struct qemu_plugin_tb *tb, size_t count, bool only_waits)
 {
     qemu_plugin_u64 counter = {instructions, 0};
-    if (counts() && !only_waits(tb, count))
+    if (counts() && !only_waits)
         qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD_U64, counter, count);
 }
 
@@ -92,6 +81,17 @@ static void freeze(unsigned cpu)
 {
     stretches[cpu].took = executed(cpu) - stretches[cpu].began;
     set_state(&stretches[cpu], STRETCH_FROZEN);
+}
+
+uint64_t stretch_took(unsigned cpu)
+{
+    return stretch_is_open(cpu) ? executed(cpu) - stretches[cpu].began : 0;
+}
+
+void stretch_set_took(unsigned cpu, uint64_t took)
+{
+    if (stretch_is_open(cpu))
+        stretches[cpu].began = executed(cpu) - took;
 }
 
 /* First instruction of Xen's way out to a guest. */

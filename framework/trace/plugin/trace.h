@@ -202,6 +202,13 @@ struct options {
     unsigned list_pages;
 };
 extern struct options options;
+/* The plugin's lock, and a wait in which others have it, until plugin_wake() or for some milliseconds. */
+bool plugin_enter(void);
+void plugin_leave(void);
+void plugin_wait(unsigned ms);
+void plugin_wake(void);
+/* Under the lock: whether the vCPU's next instruction is an event of that kind, of a call to the TEE. */
+bool event_is_due(unsigned cpu, int kind);
 /* Has lock-step events sent at least ten times a second, in a thread that ends with events_finish(). */
 bool events_push(void);
 void events_finish(void);
@@ -232,6 +239,8 @@ void lockstep_ask(unsigned cpu, const void *record, size_t length);
 bool lockstep_wants(int kind);
 /* Sends the record; when the consumer holds this kind, serves its requests until it lets go. Returns a delay in us. */
 uint32_t lockstep_event(unsigned cpu, const void *record, size_t length, int kind);
+/* Tells what became of a request to hold a vCPU. */
+void lockstep_hold(int what, uint64_t at, const uint64_t *more, size_t count);
 /* Sends what waits for a full batch: the last events of a board that comes to rest may be the ones that matter. */
 void lockstep_push(void);
 void lockstep_close(void);

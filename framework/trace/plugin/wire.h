@@ -20,6 +20,7 @@ enum wire_type {
     WIRE_EVENT = 2, /* a record; flags: WIRE_F_* */
     WIRE_REPLY = 3, /* flags: 0 done, else WIRE_E_*; then data */
     WIRE_BYE = 4,   /* the board ends */
+    WIRE_HELD = 5,  /* u64 point, u64 enum hold_said, u64s of a path: what became of WIRE_HOLD */
     /* consumer -> plugin */
     WIRE_SETUP = 0x80,     /* u32 kinds to send, to hold, to ask about before they are recorded: bit 1 << kind */
     WIRE_READ_REG = 0x81,  /* name -> u64 */
@@ -31,6 +32,7 @@ enum wire_type {
     WIRE_STOP = 0x87,      /* stop the board */
     WIRE_TRANSLATE = 0x88, /* u64 IPA -> struct wire_leaf */
     WIRE_COVERAGE = 0x89,  /* -> u64s: code that ran first since the last request, new ways of branches in bits 0, 1 */
+    WIRE_HOLD = 0x8a,      /* struct wire_hold: no reply but WIRE_HELD, at once or later */
 };
 
 #define WIRE_SETUP_LENGTH 12
@@ -47,6 +49,14 @@ struct wire_memory {
     uint64_t address;
     uint32_t length;
     uint32_t space;
+};
+
+struct wire_hold {
+    uint64_t at; /* address, or kind of event */
+    uint32_t pass; /* at which time that the vCPU comes there */
+    uint32_t mode; /* enum hold_mode */
+    uint16_t domain, vcpu;
+    uint32_t unused;
 };
 
 struct wire_leaf {

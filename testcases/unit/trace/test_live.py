@@ -12,14 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from framework.common.errors import TraceError, UsageError
 from framework.trace.format import Kind
-from framework.trace.live import Held, LiveConsumer, Message, Space
+from framework.trace.live import Held, Hold, HoldNews, LiveConsumer, Message, Space
 from framework.trace.peer import is_descendant
 from framework.trace.writer import pack_record
 
@@ -439,4 +439,35 @@ def test_an_answer_of_another_length_is_an_error(consumer: LiveConsumer, reply: 
     with pytest.raises(TraceError, match=f"answered with {len(reply)}"):
         held.translate(0)
     held.release()
+    thread.join()
+
+
+def test_a_hold_goes_out_with_the_next_release_and_its_news_come_back(tmp_path: Path) -> None:
+    """The plugin hears of it before the waiting vCPU goes on; what became of it is told in order, between events."""
+    told: list[tuple[HoldNews, Sequence[int]]] = []
+    asked: list[tuple[int, bytes]] = []
+
+    def script(plugin: FakePlugin) -> None:
+        plugin.put(Message.EVENT, pack_record(Kind.GUEST_CALL, 1, [0x32000004]), flags=1)
+        asked.extend([plugin.get(), plugin.get()])
+        plugin.put(Message.HELD, struct.pack("<4Q", 0x1000, HoldNews.PATH, 0x2000, 0x3000))
+        plugin.put(Message.BYE)
+
+    with LiveConsumer(
+        tmp_path / "s", hold={Kind.GUEST_CALL}, on_hold=lambda news, path: told.append((news, path))
+    ) as live:
+        thread = play(live, script)
+        for _ in live.events():
+            live.hold(Hold(2, 1, 0x1000, passing=3))
+        thread.join()
+    assert [kind for kind, _ in asked] == [Message.HOLD, Message.CONTINUE]
+    assert struct.unpack("<QIIHHI", asked[0][1]) == (0x1000, 3, 1, 2, 1, 0)
+    assert told == [(HoldNews.PATH, (0x2000, 0x3000))]
+
+
+@pytest.mark.parametrize("payload", [b"", struct.pack("<2Q", 0, 99)], ids=["short", "unknown"])
+def test_news_of_a_hold_that_make_no_sense(consumer: LiveConsumer, payload: bytes) -> None:
+    thread = play(consumer, lambda plugin: plugin.put(Message.HELD, payload))
+    with pytest.raises(TraceError, match="news of a hold"):
+        list(consumer.events())
     thread.join()

@@ -6,13 +6,14 @@
  */
 #include "qemu_stub.h"
 
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../qemu_api.h"
 
-#define CALLBACKS 4
+#define CALLBACKS 8
 #define NAME_ROOM 16
 #define LOAD 0xf9400000U /* ldr x0, [x0] */
 
@@ -31,7 +32,7 @@ struct qemu_plugin_insn {
     uint64_t address;
     uint32_t opcode;
     unsigned count;
-    struct { vcpu_udata_cb call; void *udata; } callbacks[CALLBACKS];
+    struct { vcpu_udata_cb call; void *udata; qemu_plugin_u64 unless_zero; } callbacks[CALLBACKS];
     struct { mem_cb call; void *udata; } memory;
     struct inline_add { qemu_plugin_u64 entry; uint64_t operand; } add;
 };
@@ -49,6 +50,7 @@ uint8_t ram[RAM_BYTES] __attribute__((aligned(4096)));
 static struct vcpu vcpus[STUB_CPUS];
 static char names[REGISTERS][NAME_ROOM];
 static __thread struct vcpu *me;
+static __thread jmp_buf same_instruction;
 __thread void *current_cpu; /* QEMU exports it, and its clock, to modules */
 static int64_t ticks;
 
@@ -124,6 +126,21 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, vcpu_
         abort();
     insn->callbacks[insn->count].call = cb;
     insn->callbacks[insn->count++].udata = udata;
+}
+
+void qemu_plugin_register_vcpu_insn_exec_cond_cb(struct qemu_plugin_insn *insn, vcpu_udata_cb cb, int flags,
+                                                 int condition, qemu_plugin_u64 entry, uint64_t operand, void *udata)
+{
+    if (condition != COND_NE || operand)
+        abort();
+    qemu_plugin_register_vcpu_insn_exec_cb(insn, cb, flags, udata);
+    insn->callbacks[insn->count - 1].unless_zero = entry;
+}
+
+void qemu_plugin_set_pc(uint64_t va)
+{
+    (void)va; /* the plugin goes back to the instruction before which it was called */
+    longjmp(same_instruction, 1);
 }
 
 void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, mem_cb cb, int flags, int which, void *udata)
@@ -331,13 +348,21 @@ void stub_set(const char *name, uint64_t value)
     abort();
 }
 
+static bool is_wanted(const qemu_plugin_u64 *flag)
+{
+    return !flag->score || __atomic_load_n((uint64_t *)((uint8_t *)qemu_plugin_scoreboard_find(flag->score, me->number) +
+                                                        flag->offset), __ATOMIC_ACQUIRE);
+}
+
 static void run(struct qemu_plugin_tb *tb)
 {
     plugin.translate(tb, plugin.udata[1]);
     run_inline(&tb->add);
     run_inline(&tb->insn.add);
+    setjmp(same_instruction);
     for (unsigned i = 0; i < tb->insn.count; i++)
-        tb->insn.callbacks[i].call(me->number, tb->insn.callbacks[i].udata);
+        if (is_wanted(&tb->insn.callbacks[i].unless_zero))
+            tb->insn.callbacks[i].call(me->number, tb->insn.callbacks[i].udata);
 }
 
 void stub_execute(uint64_t address, uint32_t opcode)
