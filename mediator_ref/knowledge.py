@@ -143,6 +143,8 @@ class Pending:
     """Registers OP-TEE returned last."""
     suspended: bool = False
     """The call can be resumed: OP-TEE asked for an RPC, or lost the call."""
+    taken_over: bool = False
+    """Another vCPU resumed the suspended call before this one was back in its guest."""
     undelivered: tuple[int, ...] = ()
     """Registers OP-TEE returned with a request that could not be handed to the guest."""
     activity: int = 0

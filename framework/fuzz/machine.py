@@ -339,6 +339,10 @@ def _count(step: Step, right: int) -> int:
     return _COUNTS.get(word, max(right + {"one more": 1, "one less": -1}.get(word, 0), 0))
 
 
+def _is_none(param: Step) -> bool:
+    return param["is"] == "none" or (param["is"] == "raw" and not param.get("attr", 0) & 0xFF)
+
+
 def _function(step: Step) -> int:
     """The function of a trusted application that a call asks for: as the step has it, except where OP-TEE's test TA
     would take all of OP-TEE down, and every program after it. Its command 1 writes through an only parameter of memory
@@ -347,7 +351,7 @@ def _function(step: Step) -> int:
     params = value_of(step, "params")
     if value_of(step, "count") == "one less":
         params = params[:-1]
-    given = [param for param in params if param["is"] != "none"]
+    given = [param for param in params if not _is_none(param)]
     if function != PTA_CMD_PARAMS or len(given) != 1 or given[0]["is"] == "value":
         return function
     whole = given[0]["is"] == "tmem" and not {"list", "size", "pages", "entry"} & given[0].keys()

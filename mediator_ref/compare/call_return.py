@@ -177,7 +177,7 @@ def _no_host_address(
 def guest_answered(state: State, pending: Pending, event: GuestReturn) -> None:
     """The guest got its answer to a call that was in OP-TEE."""
     answer, call = pending.answer, pending.call
-    if call is not None and pending.suspended:
+    if call is not None and pending.suspended and not pending.taken_over:
         pending.domain.running.pop(pending.event.vcpu, None)
         if call.thread is not None:
             pending.domain.calls[call.thread] = call

@@ -103,6 +103,8 @@ def el3_call(state: State, event: El3Call) -> None:
         state.unchecked(_DISP_5, "OP-TEE's answer to the call before was not observed", event, unearned=True)
         pending.tainted = pending.tainted or "OP-TEE's answer was not observed"
         return
+    if phase is _HYPERVISOR and pending.function is not None and pending.function.handling is _RESUME:
+        rpc.take_over(state, pending)
     check_accesses(state, pending, event)
     check_instructions(state, pending, event)
     _leave(pending)
@@ -197,7 +199,7 @@ def el3_return(state: State, event: El3Return) -> None:
     pending.base = event.mem
     pending.returned = event.regs
     pending.answer = None
-    pending.suspended = False
+    pending.suspended = pending.taken_over = False
     if pending.ignored or (pending.tainted and pending.call is None):
         return
     assert pending.function is not None

@@ -28,6 +28,22 @@ from mediator_ref.verdict import Difference
 _CMD, _ALLOC = int(abi.RpcFunc.CMD), int(abi.RpcFunc.ALLOC)
 
 
+def take_over(state: State, pending: Pending) -> None:
+    """Take note of a call that reached EL3 and that OP-TEE has suspended, though the vCPU it came from is not back in
+    its guest yet: from ``put_std_call`` on any other may resume it, with a thread that it can guess."""
+    domain = pending.domain
+    if pending.thread in domain.calls:
+        return
+    for other in state.pending.values():
+        call = other.call
+        mine = other.domain is domain and other.suspended and not other.taken_over
+        if mine and call is not None and call.thread == pending.thread:
+            other.taken_over = True
+            domain.running.pop(other.event.vcpu, None)
+            domain.calls[pending.thread] = call
+            return
+
+
 def handle_rpc_forwarded(state: State, pending: Pending, event: El3Call, expected: Expected) -> None:
     """RETURN_FROM_RPC reached EL3."""
     domain, thread = pending.domain, pending.thread

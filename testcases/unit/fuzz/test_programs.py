@@ -175,6 +175,7 @@ def test_a_call_that_waits_is_resumed_with_its_thread_and_by_number() -> None:
 @pytest.mark.parametrize(("params", "function"), [
     ([{"is": "rmem"}], PTA_CMD_TRACE),
     ([{"is": "none"}, {"is": "tmem", "list": "null", "size": "zero"}], PTA_CMD_TRACE),
+    ([{"is": "raw"}, {"is": "rmem"}], PTA_CMD_TRACE),
     ([{"is": "tmem"}], PTA_CMD_PARAMS),
     ([{"is": "tmem", "list": "null"}, {"is": "value"}], PTA_CMD_PARAMS),
 ])  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mediator_ref import Outcome, State, Verdict, abi, step
-from mediator_ref.events import Event
+from mediator_ref.events import El3Call, El3Return, Event, GuestReturn
 from mediator_ref.simulator.board import Board
 from mediator_ref.simulator.optee import INTR
 
@@ -46,3 +46,21 @@ def test_a_call_that_another_vcpu_resumed_meanwhile_is_rightly_refused() -> None
 
 def test_a_call_that_no_vcpu_resumed_is_not() -> None:
     assert "RPC-6" in {verdict.rule for verdict in verdicts(two_resume(both_refused=True))}
+
+
+def test_a_call_may_be_resumed_and_end_before_the_guest_hears_that_it_was_suspended() -> None:
+    board = Board(threads=2)
+    board.create(1)
+    board.message(1, abi.message(abi.MsgCmd.OPEN_SESSION), plan=[INTR])
+    heard = board.events.pop()
+    assert isinstance(heard, GuestReturn)
+    resume = (abi.RETURN_FROM_RPC, *heard.regs[1:8])
+    board.call(1, 1, resume)
+    board.events.append(heard)
+    board.call(1, 0, resume)
+    answer = board.events[-1]
+    assert isinstance(answer, GuestReturn) and answer.regs[0] == abi.SmcReturn.ERESUME
+    assert not verdicts(board.events)
+    again = [event for event in board.events if isinstance(event, El3Call | El3Return) and event.vcpu == 1]
+    forwarded = [*board.events[:-1], *(replace(event, vcpu=0) for event in again), answer]
+    assert "RPC-5" in {verdict.rule for verdict in verdicts(forwarded)}, "it ends once"
