@@ -70,6 +70,8 @@ class StdCall:
     """Cookie of an RPC page that was rejected; OP-TEE will ask the guest to free it."""
     xen_arg: bytes | None = None
     """The shadow argument as it was handed over, where it was observed."""
+    told: int = 0
+    """The event with which the guest heard that it is suspended."""
     references: tuple[int, ...] = ()
     named_messages: bool = False
     """OP-TEE accepted a reference to its messages' own pages in it (D21)."""

@@ -179,6 +179,7 @@ def guest_answered(state: State, pending: Pending, event: GuestReturn) -> None:
     answer, call = pending.answer, pending.call
     if call is not None and pending.suspended and not pending.taken_over:
         pending.domain.running.pop(pending.event.vcpu, None)
+        call.told = event.seq
         if call.thread is not None:
             pending.domain.calls[call.thread] = call
     if isinstance(answer, Deliver):

@@ -248,10 +248,11 @@ def handle_rpc_refused(state: State, pending: Pending, event: GuestReturn, expec
         domain.defects.lost_calls += 1
         domain.defects.lost_with_their_page += released
     elif event.regs[0] == abi.SmcReturn.ERESUME and (
-        call.resumed > pending.event.seq or _others_resume(state, pending)
+        max(call.resumed, call.told) > pending.event.seq or _others_resume(state, pending)
     ):
-        # Right if the other was first, whether or not it is back by now; hidden is a mediator that refuses both.
-        state.unchecked(RuleId.RPC_6, "another vCPU resumed the call at the same time", event)
+        # Right if the other was first, whether or not it is back by now, or if the call was not suspended yet; hidden
+        # is a mediator that refuses both.
+        state.unchecked(RuleId.RPC_6, "another vCPU resumed the call, or brought it back, at the same time", event)
         check_other_regs(state, pending, event, 1)
     else:
         difference = Difference("x0", "a call at EL3", f"{event.regs[0]:#x}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mediator_ref import Outcome, State, Verdict, abi, step
-from mediator_ref.events import El3Call, El3Return, Event, GuestReturn
+from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn
 from mediator_ref.simulator.board import Board
 from mediator_ref.simulator.optee import INTR
 
@@ -64,3 +64,17 @@ def test_a_call_may_be_resumed_and_end_before_the_guest_hears_that_it_was_suspen
     again = [event for event in board.events if isinstance(event, El3Call | El3Return) and event.vcpu == 1]
     forwarded = [*board.events[:-1], *(replace(event, vcpu=0) for event in again), answer]
     assert "RPC-5" in {verdict.rule for verdict in verdicts(forwarded)}, "it ends once"
+
+
+def test_a_call_that_is_not_suspended_yet_is_rightly_not_resumed() -> None:
+    board = Board(threads=2)
+    board.create(1)
+    board.message(1, abi.message(abi.MsgCmd.OPEN_SESSION), plan=[INTR])
+    heard = board.events[-1]
+    assert isinstance(heard, GuestReturn)
+    resume = (abi.RETURN_FROM_RPC, *heard.regs[1:8])
+    asked = GuestCall(0, 1, 1, (*resume, *range(0x108, 0x112)), {})
+    refused = replace(heard, vcpu=1, regs=(abi.SmcReturn.ERESUME, *asked.regs[1:]))
+    before, told = board.events[:-1], board.events[-1]
+    assert not verdicts([*before, asked, told, refused])
+    assert "RPC-6" in {verdict.rule for verdict in verdicts([*before, told, asked, refused])}
