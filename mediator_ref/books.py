@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hypervisor's own books of a domain as an observer finds them: lists, references of pages, memory.
+"""The hypervisor's own books of a domain as an observer finds them: lists, references of pages, memory; and OP-TEE's.
 
 A page is one number, a *frame word*, because there are many of them: its frame number (bits 0 to 39), its references
 (40 to 55, the largest value meaning more), and what is known of it (60 counted, 61 the frame number is not known, 62
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _MFN, _COUNT, _COUNT_AT = (1 << 40) - 1, 0xFFFF, 40
+_MOST_ORDER = 20
 _COUNTED, _UNKNOWN, _OWN, _ALLOCATED = 1 << 60, 1 << 61, 1 << 62, 1 << 63
 
 
@@ -110,6 +111,17 @@ class Lists:
         for buffer in self.buffers:
             yield f"page list of buffer {buffer.cookie:#x}", buffer.shadow
 
+    def given(self) -> set[int] | None:
+        """The frames that OP-TEE may have: pages of buffers, their page lists, and shadows of messages; ``None`` when
+        one is not known."""
+        words = [word for buffer in self.buffers for word in buffer.frames]
+        words += [word for _, word in self.shadows() if word]
+        found = [mfn_of(word) for word in words]
+        for buffer in self.buffers:
+            first = mfn_of(buffer.shadow)
+            found += range(first, first + (1 << min(buffer.order, _MOST_ORDER))) if first is not None else ()
+        return None if None in found else {mfn for mfn in found if mfn is not None}
+
     @property
     def shadow_pages(self) -> int:
         """Pages of the hypervisor that the entries hold."""
@@ -152,4 +164,23 @@ class Books:
     frames: tuple[int, ...] = ()
     heap: Heap | None = None
     hypercalls: int = 0
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Memory of the normal world that OP-TEE has in its list (``struct mobj_reg_shm``): a guest's buffer or, with
+    cookie 0, a page that the mediator gave it for a call. ``frames`` are frame numbers."""
+
+    cookie: int
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """OP-TEE's partition of a client, as it was when OP-TEE left it. ``shared`` is ``None`` when its list could not be
+    read to its end; ``busy``: another processor may have been in the same partition at that time."""
+
+    client: int
+    shared: tuple[SharedMemory, ...] | None
     busy: bool = False

@@ -31,6 +31,9 @@ class DefectState:
     """What counts against the limits, ``None`` while it is the same as for a correct mediator."""
     deviation_by_cookie: dict[int, D] = field(default_factory=dict)
     """The deviation that made a buffer differ, by its cookie."""
+    passed_on: dict[tuple[int, int], D] = field(default_factory=dict)
+    """The deviation that let an address of the guest's through to OP-TEE (D1, D11), by the reply's cookie and the
+    address's frame number."""
     lost_calls: int = 0
     """Calls that can never be resumed and keep their thread (D4)."""
     lost_with_their_page: int = 0
@@ -44,6 +47,7 @@ class DefectState:
         """The domain is gone, or nothing is known of it any more."""
         self.accounting = None
         self.deviation_by_cookie.clear()
+        self.passed_on.clear()
         self.lost_calls = self.lost_with_their_page = 0
         self.released_rpcs.clear()
         self.duplicate_cookies.clear()

@@ -66,6 +66,8 @@ class StdCall:
     """The guest is serving a request of the mediator's own (``OPTEE_CALL_XEN_RPC``)."""
     stale_xen_rpc: bool = False
     """The answer to the mediator's own request could not be read; a mediator with D15 still waits for one."""
+    giving_back: int | None = None
+    """Cookie of an RPC page that OP-TEE has asked to free: it lets go of it when it is resumed."""
     rejected: int | None = None
     """Cookie of an RPC page that was rejected; OP-TEE will ask the guest to free it."""
     xen_arg: bytes | None = None

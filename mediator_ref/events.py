@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from mediator_ref.books import Books
+from mediator_ref.books import Books, Partition
 
 PAGE_SIZE = 4096
 
@@ -121,6 +121,7 @@ class El3Return:
 
     ``mem``, where given, holds the argument page and the RPC page at this moment (kind and bytes): what the mediator
     finds when it copies results back. Without it the checker falls back on the page as it was at the trap.
+    ``partition``: OP-TEE's own list of shared memory, for the client that it was called for.
     """
 
     seq: int
@@ -129,6 +130,7 @@ class El3Return:
     regs: Registers
     shadow: Mapping[int, bytes] = field(default_factory=dict)
     mem: Mapping[int, PageView] = field(default_factory=dict)
+    partition: Partition | None = None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from mediator_ref import abi
-from mediator_ref.books import Lists
+from mediator_ref.books import Lists, SharedMemory
 from mediator_ref.defect_model import DefectState, DefectTranslation
 from mediator_ref.domain import Buffer, Domain, StdCall
 from mediator_ref.events import GuestCall, PageView
@@ -79,6 +79,23 @@ class BookState:
 
 
 @dataclass(slots=True)
+class PartitionState:
+    """OP-TEE's own list of what a domain shares with it, when OP-TEE left the partition last.
+
+    ``entered``: OP-TEE was called for the domain. ``shared`` is ``None`` when it was not recorded, ``missing`` says
+    why; ``left``: what OP-TEE keeps although the call that brought it has ended (O2), or had before anything was known
+    (``history``: what was not known then); ``reported``: what the mediator does not hold, and was said to.
+    """
+
+    entered: bool = False
+    shared: frozenset[SharedMemory] | None = None
+    missing: str = ""
+    left: frozenset[SharedMemory] = frozenset()
+    history: str = ""
+    reported: frozenset[SharedMemory] = frozenset()
+
+
+@dataclass(slots=True)
 class TrackedDomain(Domain):
     """A domain with what only the comparison needs.
 
@@ -87,6 +104,7 @@ class TrackedDomain(Domain):
 
     defects: DefectState = field(default_factory=DefectState)
     book: BookState = field(default_factory=BookState)
+    partition: PartitionState = field(default_factory=PartitionState)
     activity: int = 0
     in_hypervisor: int = 0
     created: bool = False
@@ -104,6 +122,7 @@ class TrackedDomain(Domain):
         self.returned_cookies.clear()
         self.ended_cookies.clear()
         self.defects.forget()
+        self.partition = PartitionState()
 
     def snapshot(self) -> dict[str, object]:
         """Describe the domain in plain data, for explanations and invariants."""
@@ -158,6 +177,8 @@ class Pending:
     recently_freed: frozenset[int] = frozenset()
     """Shadow pages freed since OP-TEE returned: they may be reused elsewhere, and must not show here."""
     heap: HeapSeen | None = None
+    handed: tuple[Lists, int] | None = None
+    """The mediator's lists when OP-TEE got the call, and the domain's ``activity`` then."""
     alone: bool = True
     """No other vCPU was in the hypervisor for a call when this one came."""
     since: int = 0

@@ -83,6 +83,7 @@ class RuleId(StrEnum):
     BOOK_3 = "BOOK-3"
     BOOK_4 = "BOOK-4"
     BOOK_5 = "BOOK-5"
+    BOOK_6 = "BOOK-6"
     REF_1 = "REF-1"
     REF_2 = "REF-2"
     HEAP_1 = "HEAP-1"
@@ -327,6 +328,9 @@ _ROWS = (
          _AVAIL, "Xen allocate_std_call, put_std_call, free_std_call", ("1.4", "1.5"), ("R4", "R12"), needs=_LISTS),
     Rule(R.BOOK_5, "When OP-TEE is told that a domain is gone, the mediator holds nothing for it any more",
          _AVAIL, "Xen optee_relinquish_resources", ("1.9",), ("R1", "R21"), needs=_LISTS),
+    Rule(R.BOOK_6, "What OP-TEE has in its list of a domain's shared memory, the mediator holds for it, frame by frame",
+         _ISO, "OP-TEE reg_shm_list; Xen struct optee_domain", ("1.4", "1.5", "1.6"), ("R8",),
+         needs="El3Return.partition"),
     Rule(R.REF_1, "A guest's page is pinned once for each buffer and RPC page that names it",
          _ISO, "Xen get_domain_ram_page, put_page", ("1.5", "1.7"), ("R8", "R18"), needs=_LISTS),
     Rule(R.REF_2, "A page that a call named and no list names any more has the references it had before",

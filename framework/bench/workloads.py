@@ -30,11 +30,13 @@ from framework.guests.xtest import run_xtest
 from framework.snapshot.restore import clone
 from framework.snapshot.store import SnapshotStore
 from framework.target.checkpoints import READY, snapshot
+from framework.target.stack import known_optee
 from framework.target.target import Target
 from framework.trace.build import PluginOptions, build_plugin, coverage_beside, xen_layout
 from framework.trace.coverage import read_coverage
 from framework.trace.format import Kind
 from framework.trace.live import LiveConsumer
+from framework.trace.optee_symbols import OpteeLayout
 from framework.trace.reader import Reader
 from framework.trace.senses import Sense
 from framework.trace.xen_symbols import XenLayout
@@ -57,12 +59,15 @@ class Rig:
     snapshots: SnapshotStore
     plugin: Path
     layout: XenLayout | None
+    optee: OpteeLayout | None = None
 
     def plugged(
         self, out: Path | None = None, lockstep: Path | None = None, senses: frozenset[Sense] = frozenset()
     ) -> dict[str, Any]:
         """Options of a board that the plugin watches."""
-        options = PluginOptions(out=out, lockstep=lockstep, xen=self.layout, label="bench", senses=senses)
+        options = PluginOptions(
+            out=out, lockstep=lockstep, xen=self.layout, optee=self.optee, label="bench", senses=senses
+        )
         return options.for_board(self.plugin)
 
 
@@ -145,7 +150,7 @@ def make_rig(context: Context) -> Rig:
     with snapshot(snapshots, spec, stack, READY, context.progress):
         host_factor()
     layout = None if stack.xen_syms is None else xen_layout(cache, stack.xen_syms)
-    return Rig(spec, stack, snapshots, build_plugin(cache), layout)
+    return Rig(spec, stack, snapshots, build_plugin(cache), layout, known_optee(stack.optee.folder))
 
 
 def xtest_seconds(rig: Rig, wiring: Wiring) -> float:

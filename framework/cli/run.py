@@ -42,8 +42,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-trace", action="store_true", help="neither record nor check the SMCs")
     command.add_argument(
         "--senses", metavar="WORDS",
-        help="what the trace shows beside the calls: coverage, reads, time, comma separated; all or none (default: the "
-        "profile's, else all)",
+        help="what the trace shows beside the calls: coverage, reads, time, books, frames, heap, partition, comma "
+        "separated; all or none (default: the profile's, else all)",
     )  # fmt: skip
     command.add_argument("-x", "--fail-fast", action="store_true", help="end the run at the first nonconformance")
     command.add_argument(

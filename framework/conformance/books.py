@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hypervisor's own books, from the blocks of a record (``docs/trace-format.md``)."""
+"""The books of both sides, the hypervisor's and OP-TEE's, from the blocks of a record (``docs/trace-format.md``)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import struct
 
 from framework.trace.format import BlockFlag, BlockKind
 from framework.trace.writer import pack_block
-from mediator_ref.books import Books, Heap, HeldBuffer, HeldCall, HeldRpc, Lists
+from mediator_ref.books import Books, Heap, HeldBuffer, HeldCall, HeldRpc, Lists, Partition, SharedMemory
+from mediator_ref.events import PAGE_SIZE
 
 _BOOKS, _FRAMES, _HEAP = int(BlockKind.BOOKS), int(BlockKind.FRAMES), int(BlockKind.HEAP)
 BOOK_KINDS = frozenset((_BOOKS, _FRAMES, _HEAP))
+PARTITION = int(BlockKind.PARTITION)
 _UNREADABLE = int(BlockFlag.UNREADABLE)
 _U32, _BUSY = (1 << 32) - 1, 1 << 63
 _HEADER, _CALL, _RPC, _BUFFER = 3, 4, 4, 3
@@ -47,11 +49,16 @@ class _Words:
         self._words = words
         self._at = 0
 
+    @property
+    def more(self) -> bool:
+        """Whether there are any left."""
+        return self._at < len(self._words)
+
     def take(self, count: int) -> tuple[int, ...]:
         """Return the next ``count`` words. Raises ValueError when there are fewer."""
         found = self._words[self._at : self._at + count]
         if len(found) < count:
-            raise ValueError("the hypervisor's books end too early")
+            raise ValueError("a book ends too early")
         self._at += count
         return found
 
@@ -69,6 +76,27 @@ def _lists(words: _Words) -> Lists:
         cookie, size, shadow = words.take(_BUFFER)
         buffers.append(HeldBuffer(cookie, min(size >> 32, 63), shadow, words.take(size & _U32)))
     return Lists(tuple(calls), tuple(rpcs), tuple(buffers), counts & _U32, counts >> 32, pages & _U32)
+
+
+def partition(flags: int, pte: int, cookie: int, data: bytes) -> Partition:
+    """Read a PARTITION block. Raises ValueError when it makes no sense."""
+    words, shared = _Words(_words(data)), []
+    while words.more:
+        name, pages = words.take(2)
+        shared.append(SharedMemory(name, tuple(address // PAGE_SIZE for address in words.take(pages))))
+    return Partition(cookie, None if flags & _UNREADABLE else tuple(shared), bool(pte))
+
+
+def partition_block(found: Partition | None) -> list[bytes]:
+    """Make the block that :func:`partition` reads."""
+    if found is None:
+        return []
+    words: list[int] = []
+    for memory in found.shared or ():
+        words += (memory.cookie, len(memory.frames), *(mfn * PAGE_SIZE for mfn in memory.frames))
+    data = struct.pack(f"<{len(words)}Q", *words)
+    flags = BlockFlag.UNREADABLE if found.shared is None else BlockFlag(0)
+    return [pack_block(BlockKind.PARTITION, data, size=0, flags=flags, pte=int(found.busy), cookie=found.client)]
 
 
 def blocks_of(books: Books | None) -> list[bytes]:

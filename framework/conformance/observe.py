@@ -11,11 +11,11 @@ import struct
 from collections.abc import Sequence
 
 from framework.common.errors import TraceError
-from framework.conformance.books import BOOK_KINDS, Found, books
+from framework.conformance.books import BOOK_KINDS, PARTITION, Found, books, partition
 from framework.trace.event import Event
 from framework.trace.format import ACCESS, BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
-from mediator_ref.books import Books
+from mediator_ref.books import Books, Partition
 from mediator_ref.events import (
     Access,
     DomainCreated,
@@ -208,7 +208,7 @@ class Observer:
                 self._unannounced[regs[1] - 1] = True
             events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record), own))
         elif kind == _EL3_RETURN:
-            events.append(El3Return(seq, vcpu, domid, regs, shadow, mem))
+            events.append(El3Return(seq, vcpu, domid, regs, shadow, mem, _partition(record)))
         elif kind == _CALL:
             self._announce(domid, seq, events)
             self._calls[domid, vcpu] = record.pc
@@ -310,6 +310,18 @@ def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes], Books
         elif kind == _TRANSLATIONS:
             _translations(raw[start : start + length], mem)
     return mem, shadow, books(own) if own else None
+
+
+def _partition(record: Event) -> Partition | None:
+    """OP-TEE's list of the memory that the guest shares with it."""
+    at = RECORD.size + record.nregs * 8
+    for _ in range(record.nblocks):
+        kind, flags, _level, _index, _size, length, _count, _ipa, _ma, pte, cookie = BLOCK.unpack_from(record.raw, at)
+        start = at + BLOCK.size
+        if kind == PARTITION:
+            return partition(flags, pte, cookie, record.raw[start : start + length])
+        at = start + (length + 7 & ~7)
+    return None
 
 
 def _translations(data: bytes, mem: dict[int, PageView]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from framework.conformance.books import blocks_of
+from framework.conformance.books import blocks_of, partition_block
 from framework.trace.format import ACCESS, PAGE, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from framework.trace.writer import Writer, pack_block, pack_record
 from mediator_ref import abi
@@ -62,6 +62,8 @@ def record_of(event: Event, seq: int) -> bytes | None:
             blocks = _blocks(event.mem, event.shadow)
             if isinstance(event, El3Call):
                 blocks = _stretch(event) + blocks + blocks_of(event.books)
+            else:
+                blocks += partition_block(event.partition)
             return pack_record(kind, seq, event.regs, blocks, domain=event.domid, vcpu=vcpu)
         case DomainCreated():
             return pack_record(Kind.DOMAIN_CREATE, seq, (0,), imm=event.domid)

@@ -17,10 +17,11 @@ from framework.artifacts.stack import Overrides, Stack, prepare
 from framework.artifacts.store import Store
 from framework.artifacts.xen_image import unchecked
 from framework.board.spec import BoardSpec, GuestSpec
-from framework.common.errors import UsageError
+from framework.common.errors import TraceError, UsageError
 from framework.common.paths import cache_root
 from framework.common.progress import Progress, Silent
-from framework.trace.build import PluginOptions, build_plugin, xen_layout
+from framework.trace.build import PluginOptions, build_plugin, optee_layout, xen_layout
+from framework.trace.optee_symbols import OpteeLayout
 from framework.trace.senses import Sense, chosen
 from framework.trace.xen_symbols import XenLayout
 
@@ -88,6 +89,7 @@ def trace_options(
         continues=out is not None and history is not None,
         lockstep=lockstep,
         xen=layout,
+        optee=known_optee(stack.optee.folder),
         label=spec.name,
         senses=chosen() if senses is None else senses,
     )
@@ -100,6 +102,21 @@ def _plugin(root: Path, xen_syms: Path | None, _changed: int) -> tuple[Path, Xen
     builds = BuildCache(root)
     known = xen_syms is not None and unchecked(xen_syms) is None
     return build_plugin(builds), xen_layout(builds, xen_syms) if known and xen_syms is not None else None
+
+
+def known_optee(folder: Path) -> OpteeLayout | None:
+    """What the plugin has to know of the OP-TEE in ``folder``; None where its ``tee.elf`` is missing, or tells nothing
+    of the images beside it."""
+    elf = folder / "tee.elf"
+    return _optee(cache_root(), elf, elf.stat().st_mtime_ns) if elf.is_file() else None
+
+
+@cache
+def _optee(root: Path, elf: Path, _changed: int) -> OpteeLayout | None:
+    try:
+        return optee_layout(BuildCache(root), elf)
+    except TraceError:
+        return None
 
 
 def _changed(path: Path | None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from framework.common.errors import BuildError, UsageError
+from framework.trace.optee_symbols import OpteeLayout
 from framework.trace.senses import Sense
 from framework.trace.xen_symbols import XenLayout
 
@@ -24,7 +25,8 @@ _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-s
 _LIBRARIES = ("-lpthread", "-ldl")
 _NAME = "medcheck_trace.so"
 _LAYOUT = "layout.json"
-_READERS = tuple(sha256((SOURCES.parent / name).read_bytes()).hexdigest() for name in ("xen_symbols.py", "xen_code.py"))
+_READER_FILES = ("dwarf.py", "xen_symbols.py", "xen_code.py", "optee_symbols.py")
+_READERS = tuple(sha256((SOURCES.parent / name).read_bytes()).hexdigest() for name in _READER_FILES)
 """What a layout is made by: another reader may find more."""
 
 
@@ -54,6 +56,17 @@ def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
 
     path = cache.get("xen-layout", {"xen_syms": xen_syms, "readers": _READERS}, build) / _LAYOUT
     return XenLayout.from_json(json.loads(path.read_text(encoding="ascii")))
+
+
+def optee_layout(cache: Cache, tee_elf: Path) -> OpteeLayout:
+    """:meth:`OpteeLayout.load`, which takes seconds, once for each ``tee_elf``."""
+
+    def build(folder: Path) -> None:
+        layout = OpteeLayout.load(tee_elf).to_json()
+        (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
+
+    path = cache.get("optee-layout", {"tee_elf": tee_elf, "readers": _READERS}, build) / _LAYOUT
+    return OpteeLayout.from_json(json.loads(path.read_text(encoding="ascii")))
 
 
 def compile_plugin(folder: Path, *, compiler: str = "cc") -> Path:
@@ -91,7 +104,7 @@ def coverage_beside(trace: Path) -> Path:
     return trace.with_suffix(".coverage")
 
 
-_BY_NAME = (Sense.READS, Sense.TIME, Sense.BOOKS, Sense.FRAMES, Sense.HEAP)
+_BY_NAME = (Sense.READS, Sense.TIME, Sense.BOOKS, Sense.FRAMES, Sense.HEAP, Sense.PARTITION)
 """Senses that the plugin has a switch for."""
 
 
@@ -106,8 +119,8 @@ class PluginOptions:
     ``timeout_s``: how long a vCPU waits for a consumer (0: for ever). ``list_pages``: list pages recorded for
     each memory parameter at most. ``max_mib``: the trace file never grows beyond this many MiB (0: no limit);
     what comes then is lost, counted, and the trace is cut. ``senses``: coverage needs ``xen``, and goes to the file
-    beside ``out`` (:func:`coverage_beside`). ``append``: the file stays, and the run is a further segment of it;
-    ``continues``: of the same board, restored from where the segment before it ended.
+    beside ``out`` (:func:`coverage_beside`); OP-TEE's list needs ``optee``. ``append``: the file stays, and the run is
+    a further segment of it; ``continues``: of the same board, restored from where the segment before it ended.
     """
 
     out: Path | None = None
@@ -115,6 +128,7 @@ class PluginOptions:
     continues: bool = False
     lockstep: Path | None = None
     xen: XenLayout | None = None
+    optee: OpteeLayout | None = None
     others: bool = False
     memory: bool = True
     doorbell: bool = True
@@ -172,6 +186,8 @@ class PluginOptions:
                 found += [f"cover={start:#x}-{end:#x}" for start, end in self.xen.code.ranges]
             if self.coverage is not None:
                 found.append(f"coverage={self.coverage}")
+        if self.optee is not None:
+            found += self.optee.arguments()
         return tuple(found)
 
     def for_board(self, plugin: Path) -> dict[str, Any]:

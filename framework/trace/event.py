@@ -29,7 +29,7 @@ _PAGE_MASK = PAGE - 1
 _NO_TRANSLATION = 0xF
 _BLOCK_KINDS = frozenset(BlockKind)
 _KINDS = frozenset(Kind)
-_WORDS = frozenset({BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP})
+_WORDS = frozenset({BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP, BlockKind.PARTITION})
 _PAGES = frozenset(BlockKind) - _WORDS - {
     BlockKind.TRANSLATIONS, BlockKind.GUEST_ALLOC, BlockKind.TEXT, BlockKind.ACCESSES, BlockKind.INSTRUCTIONS,
 }  # fmt: skip

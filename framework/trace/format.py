@@ -8,7 +8,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 MAJOR = 1
-MINOR = 2
+MINOR = 3
 SEGMENT_MAGIC = b"MEDTRACE"
 CHUNK_MAGIC = b"MTCK"
 
@@ -83,6 +83,7 @@ class BlockKind(IntEnum):
     BOOKS = 20
     FRAMES = 21
     HEAP = 22
+    PARTITION = 23
 
 
 class BlockFlag(IntFlag):

@@ -18,6 +18,7 @@ class Sense(StrEnum):
     ``COVERAGE``: which instructions of the mediator ran. ``READS``: what EL2 reads and writes of a guest's pages.
     ``TIME``: how many instructions EL2 takes. ``BOOKS``: the lists that Xen keeps of a domain's calls, RPC pages and
     buffers. ``FRAMES``: the references of the pages that they and the calls name. ``HEAP``: free memory of Xen's.
+    ``PARTITION``: the list that OP-TEE keeps of the memory that a guest shares with it.
     """
 
     COVERAGE = "coverage"
@@ -26,6 +27,7 @@ class Sense(StrEnum):
     BOOKS = "books"
     FRAMES = "frames"
     HEAP = "heap"
+    PARTITION = "partition"
 
 
 ALL = frozenset(Sense)

@@ -8,22 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any
+
+from framework.trace.dwarf import Budget
 
 UNITS = ("tee/optee.c", "tee/tee.c", "arm/vsmc.c")
 """Ends of the names of the compilation units that are the mediator: OP-TEE's, what calls it, and the way there."""
 _WORD = 4
 _MOST_CODE = 1 << 20
 _BRK = 0xD4200000
-_T = TypeVar("_T")
-
-
-class Budget(Protocol):
-    """Limit of reading time (:mod:`framework.trace.xen_symbols`)."""
-
-    def steps(self, items: Iterable[_T], most: int | None = None) -> Iterator[_T]:
-        """``items`` for as long as there is time."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

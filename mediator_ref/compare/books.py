@@ -42,6 +42,8 @@ def called(state: State, pending: Pending, event: GuestCall) -> None:
 def handed_over(state: State, pending: Pending, event: El3Call) -> None:
     """BOOK-1, REF-1, REF-2 and MEM-10 when OP-TEE gets a call."""
     pending.steps += 1
+    lists = event.books.lists if event.books is not None else None
+    pending.handed = (lists, pending.domain.activity) if lists is not None else None
     if event.books is not None and not pending.domain.in_hypervisor:
         _itself(state, pending.domain, event, event.books, pending)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mediator_ref import abi
-from mediator_ref.compare import books, call_return, fast_call, lifecycle, rpc, std_call
+from mediator_ref.compare import books, call_return, fast_call, lifecycle, partition, rpc, std_call
 from mediator_ref.compare.checks import check_client_id, check_guest_regs, register_differences
 from mediator_ref.compare.effort import check_instructions
 from mediator_ref.compare.guest_access import check_accesses
@@ -200,14 +200,16 @@ def el3_return(state: State, event: El3Return) -> None:
     pending.returned = event.regs
     pending.answer = None
     pending.suspended = pending.taken_over = False
-    if pending.ignored or (pending.tainted and pending.call is None):
+    if pending.ignored:
         return
-    assert pending.function is not None
-    if pending.function.handling is _RESUME or pending.function.handling is _STANDARD:
-        call_return.do_call_with_arg_returned(state, pending, event)
-    else:
-        fast_call.fast_call_returned(state, pending, event)
-    state.tally.saw(outcome_of_answer(pending.answer))
+    if not (pending.tainted and pending.call is None):
+        assert pending.function is not None
+        if pending.function.handling is _RESUME or pending.function.handling is _STANDARD:
+            call_return.do_call_with_arg_returned(state, pending, event)
+        else:
+            fast_call.fast_call_returned(state, pending, event)
+        state.tally.saw(outcome_of_answer(pending.answer))
+    partition.returned(state, pending, event)
 
 
 # The guest continues
@@ -237,6 +239,7 @@ def guest_return(state: State, event: GuestReturn) -> None:
     else:
         call_return.guest_answered(state, pending, event)
     books.answered(state, pending, event)
+    partition.answered(state, pending, event)
 
 
 def _not_forwarded(state: State, pending: Pending, event: GuestReturn) -> None:

@@ -11,7 +11,7 @@ from mediator_ref.compare.translation import check_translated, translation_with_
 from mediator_ref.deviations.d11 import misleads
 from mediator_ref.deviations.deviation import replies_from_another_page
 from mediator_ref.domain import Buffer, StdCall
-from mediator_ref.events import El3Call
+from mediator_ref.events import PAGE_SIZE, El3Call
 from mediator_ref.knowledge import Pending, accept, uncertain
 from mediator_ref.rules import DeviationId, RuleId
 from mediator_ref.spec.outcome import Reply, ReplyKind
@@ -87,7 +87,9 @@ def _address_reached_optee(
     """RPC-8: OP-TEE was given an address that is no page list of the mediator's."""
     difference = Difference("params[0].buf_ptr", expected, f"{_pointer(shadow):#x}")
     reason = "an address of the guest's choice reached OP-TEE"
-    state.fail(RuleId.RPC_8, event, reason, difference, pending=pending, expected=reply, shadow=shadow)
+    deviation = state.fail(RuleId.RPC_8, event, reason, difference, pending=pending, expected=reply, shadow=shadow)
+    if deviation is not None:
+        pending.domain.defects.passed_on[reply.params[0].c, _pointer(shadow) // PAGE_SIZE] = deviation
 
 
 def _address_hidden(state: State, pending: Pending, event: El3Call, reply: Reply, shadow: bytes) -> None:

@@ -10,7 +10,7 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 D2 = Deviation(
     id=DeviationId.D2,
-    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.MEM_10, RuleId.BOOK_2),
+    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.MEM_10, RuleId.BOOK_2, RuleId.BOOK_6),
     title="buffers are released by a cookie from the message, not by what the call registered",
     condition=(
         "an earlier call completed that named a buffer it had not registered (NULL TMEM, or REGISTER_SHM "

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mediator_ref import abi
-from mediator_ref.deviations.deviation import Deviation, Mismatch, breaks_accounting
+from mediator_ref.deviations.deviation import Deviation, Mismatch, breaks_accounting, passes_on
 from mediator_ref.rules import DeviationId, RuleId, Severity
 from mediator_ref.spec.outcome import Reply
 
@@ -18,6 +18,8 @@ def misleads(m: Reply, requested: int | None) -> bool:
 
 
 def _explains(m: Mismatch) -> bool:
+    if m.rule is RuleId.BOOK_6:
+        return passes_on(DeviationId.D11, m)
     if m.rule not in (RuleId.RPC_4, RuleId.RPC_8):
         return breaks_accounting(DeviationId.D11, m)
     if m.reply is None or not m.reply.renamed:
@@ -31,7 +33,7 @@ def _explains(m: Mismatch) -> bool:
 
 D11 = Deviation(
     id=DeviationId.D11,
-    rules=(RuleId.RPC_4, RuleId.RPC_8, RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8),
+    rules=(RuleId.RPC_4, RuleId.RPC_8, RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.BOOK_6),
     title="whether a reply is one to SHM_ALLOC is read from the reply, not from the request",
     condition="the guest changed cmd in its reply to or from SHM_ALLOC",
     where="handle_rpc_cmd",

@@ -10,7 +10,7 @@ from mediator_ref.rules import DeviationId, RuleId, Severity
 
 D12 = Deviation(
     id=DeviationId.D12,
-    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.MEM_10, RuleId.BOOK_2),
+    rules=(RuleId.MEM_6, RuleId.MEM_7, RuleId.MEM_8, RuleId.MEM_10, RuleId.BOOK_2, RuleId.BOOK_6),
     title="a REGISTER_SHM or UNREGISTER_SHM that OP-TEE refused by x0 counts as done when the guest preset ret = 0",
     condition="an earlier one of them returned x0 != 0 with ret = 0",
     where="do_call_with_arg",

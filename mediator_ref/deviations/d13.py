@@ -20,7 +20,7 @@ def _explains(m: Mismatch) -> bool:
     if m.rule is RuleId.MEM_10:
         mfn = m.observed.mfn if isinstance(m.observed, FrameReleased) else None
         return mfn is not None and any(rpc.mfn == mfn and rpc.cookie in released for rpc in m.domain.rpcs.values())
-    if m.rule is RuleId.BOOK_3:
+    if m.rule in (RuleId.BOOK_3, RuleId.BOOK_6):
         return m.cookie in released or m.cookie in m.domain.defects.duplicate_cookies
     if m.rule is RuleId.RPC_2:
         return isinstance(m.expected, Offer) and m.expected.reason != "" and m.expected.cookie in released
@@ -29,7 +29,7 @@ def _explains(m: Mismatch) -> bool:
 
 D13 = Deviation(
     id=DeviationId.D13,
-    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10, RuleId.STD_1, RuleId.BOOK_3),
+    rules=(RuleId.RPC_2, RuleId.RPC_13, RuleId.MEM_10, RuleId.STD_1, RuleId.BOOK_3, RuleId.BOOK_6),
     title="OP-TEE's FREE for a page that was turned down releases the live RPC page of the same cookie, and its shadow",
     condition="an earlier ALLOC was answered with the cookie of a live RPC page and turned down",
     where="handle_rpc_func_alloc, free_shm_rpc",

@@ -21,7 +21,8 @@ class Mismatch:
     ``fields`` are those that differ, in the ABI's words. ``expected`` is the result of the specification; ``refusal``
     the refusal of a buffer that only a correct mediator, or only one with known defects, would make. ``assertions``:
     deviations that domains had shown when they ended. ``shadow``: the RPC shadow OP-TEE found, for a guest's reply.
-    ``cookie`` and ``amount``: of the entry of the mediator's lists that differs, and by how much a counter does.
+    ``cookie`` and ``amount``: of the entry that differs in the mediator's or OP-TEE's list, and by how much a counter
+    does, or which frame is not held (BOOK-6).
     """
 
     rule: RuleId
@@ -118,9 +119,18 @@ def released_by(deviation: DeviationId, m: Mismatch) -> bool:
 
 def breaks_accounting(deviation: DeviationId, m: Mismatch) -> bool:
     """Decide on a deviation that releases buffers too early or keeps them too long."""
-    if m.rule is RuleId.BOOK_2:
+    if m.rule in (RuleId.BOOK_2, RuleId.BOOK_6):
         return m.domain is not None and m.domain.defects.deviation_by_cookie.get(m.cookie or 0) == deviation
     return released_by(deviation, m) if m.rule is RuleId.MEM_10 else disputed_by(deviation, m)
+
+
+def passes_on(deviation: DeviationId, m: Mismatch) -> bool:
+    """Tell whether OP-TEE has memory that the mediator does not hold because ``deviation`` let its address through, or
+    that of its page list."""
+    passed_on = m.domain.defects.passed_on if m.domain is not None else {}
+    return any(
+        found == deviation and (m.cookie == cookie or m.amount == frame) for (cookie, frame), found in passed_on.items()
+    )
 
 
 def replies_from_another_page(pending: Pending) -> bool:

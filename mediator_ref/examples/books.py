@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Examples for the hypervisor's own books: lists, references, memory."""
+"""Examples for the hypervisor's own books, lists, references, memory, and for OP-TEE's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mediator_ref import abi
-from mediator_ref.books import Books, Lists, frame_word, mfn_of
-from mediator_ref.events import El3Call, Event, GuestReturn
+from mediator_ref.books import Books, HeldBuffer, Lists, SharedMemory, frame_word, mfn_of
+from mediator_ref.events import El3Call, El3Return, Event, GuestReturn
 from mediator_ref.examples.mutate import Example, board, example, index_of
 from mediator_ref.examples.rpc import asked
 from mediator_ref.simulator.board import Board
@@ -58,17 +58,13 @@ def book_1() -> Example:
 
 
 def book_2() -> Example:
-    """The registered buffer is not held."""
+    """A buffer is held that OP-TEE was never given."""
     made = registered()
 
-    def forget(books: Books) -> Books:
-        assert books.lists is not None
-        lists = replace(books.lists, buffers=(), buffer_count=0, buffer_pages=0)
-        own = {mfn_of(word) for word in books.lists.pages()}
-        frames = (frame_word(mfn, 1) if mfn in own else word for word in books.frames if (mfn := mfn_of(word)))
-        return replace(books, lists=lists, frames=tuple(frames), heap=None)
+    def more(lists: Lists) -> Lists:
+        return replace(lists, buffers=(*lists.buffers, HeldBuffer(0xB1, 0, 0, ())), buffer_count=2)
 
-    return example("BOOK-2", made, with_books(made.events, GuestReturn, forget))
+    return example("BOOK-2", made, with_lists(made.events, GuestReturn, more))
 
 
 def book_3() -> Example:
@@ -98,6 +94,17 @@ def book_5() -> Example:
     last = made.events[at]
     assert isinstance(last, GuestReturn)
     return example("BOOK-5", made, with_books(made.events, El3Call, lambda _: last.books or Books(1)))
+
+
+def book_6() -> Example:
+    """OP-TEE has another page in its list than those of the registered buffer."""
+    made = registered()
+    at = index_of(made.events, El3Return)
+    event = made.events[at]
+    assert isinstance(event, El3Return) and event.partition is not None and event.partition.shared is not None
+    foreign = SharedMemory(0xB0, (0x7FFFF,))
+    seen = replace(event, partition=replace(event.partition, shared=(*event.partition.shared, foreign)))
+    return example("BOOK-6", made, [*made.events[:at], seen])
 
 
 def _references(books: Books, more: int, *, listed: bool) -> Books:
@@ -144,4 +151,4 @@ def heap_2() -> Example:
     return example("HEAP-2", made, with_books(made.events, El3Call, lambda books: _with_free(books, -1)))
 
 
-EXAMPLES = (book_1, book_2, book_3, book_4, book_5, ref_1, ref_2, heap_1, heap_2)
+EXAMPLES = (book_1, book_2, book_3, book_4, book_5, book_6, ref_1, ref_2, heap_1, heap_2)

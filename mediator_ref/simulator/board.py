@@ -185,7 +185,8 @@ class Board:
         flight = self.inflight[(domid, vcpu)]
         assert flight.el3 is not None
         answer = self.optee.call(flight.el3)
-        self._emit(El3Return(self._next(), vcpu, domid, answer, self.world.shadow(), self.world.view(domid)))
+        shadow, partition = self.world.shadow(), self.optee.partition(flight.el3[7])
+        self._emit(El3Return(self._next(), vcpu, domid, answer, shadow, self.world.view(domid), partition))
         self._advance(domid, vcpu, flight, answer)
 
     def _advance(self, domid: int, vcpu: int, flight: InFlight, answer: tuple[int, ...] | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from mediator_ref import abi
+from mediator_ref.books import Partition, SharedMemory
 from mediator_ref.events import PAGE_SIZE
 from mediator_ref.simulator.world import World
 
@@ -37,6 +38,8 @@ class Client:
 
     registered: dict[int, list[int]] = field(default_factory=dict)
     arg_cache: tuple[int, int] | None = None
+    kept: list[SharedMemory] = field(default_factory=list)
+    """Buffers of calls that have ended (O2)."""
 
 
 @dataclass
@@ -46,8 +49,9 @@ class Thread:
     run: Run | None = None
     rpc: tuple[int, int] | None = None
     allocated: list[tuple[int, list[int]]] = field(default_factory=list)
-    brought: frozenset[int] = frozenset()
-    """Cookies of the buffers in its message."""
+    brought: dict[int, list[int]] = field(default_factory=dict)
+    """Frames of the buffers in its message, by cookie."""
+    arg_ma: int = 0
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Optee:
     capacity: int = 4
     caps: int = 0x5E
     plan: Sequence[str] = ()
+    keeps: bool = False
+    """Whether buffers that a call brought stay when it has ended (O2)."""
     foreign: int | None = None
     """x0 that EL3 answers the next standard call with, before OP-TEE hears of it."""
     clients: dict[int, Client] = field(default_factory=dict)
@@ -137,10 +143,27 @@ class Optee:
             x0, x1, x2 = next(thread.run) if sent is None else thread.run.send(sent)
         except StopIteration:
             del self.running[(client, number)]
+            if self.keeps:
+                self.clients[client].kept += [SharedMemory(c, tuple(frames)) for c, frames in thread.brought.items()]
             if thread.rpc is not None:
                 self.clients[client].arg_cache = thread.rpc
             return (0, 0, 0, 0, *regs[4:8])
         return (x0, x1, x2, number, *regs[4:8])
+
+    def partition(self, client: int) -> Partition | None:
+        """What an observer reads of a client's list of shared memory."""
+        found = self.clients.get(client)
+        if found is None:
+            return None
+        shared = [SharedMemory(cookie, tuple(frames)) for cookie, frames in found.registered.items()] + found.kept
+        threads = [thread for (owner, _), thread in self.running.items() if owner == client]
+        for page in (found.arg_cache, *(thread.rpc for thread in threads)):
+            shared += [SharedMemory(page[1], (page[0] // PAGE_SIZE,))] if page is not None else []
+        for thread in threads:
+            shared += [SharedMemory(cookie, tuple(frames)) for cookie, frames in thread.brought.items()]
+            shared += [SharedMemory(cookie, tuple(frames)) for cookie, frames in thread.allocated]
+            shared.append(SharedMemory(0, (thread.arg_ma // PAGE_SIZE,)))
+        return Partition(client, tuple(shared))
 
     # One call
 
@@ -149,14 +172,16 @@ class Optee:
         arg = abi.decode_arg(self.world.secure_read(arg_ma))
         if arg.cmd not in (abi.MsgCmd.OPEN_SESSION, abi.MsgCmd.INVOKE_COMMAND):
             return True
-        thread.brought = frozenset(param.c for param in arg.params if param.type in abi.TMEM_TYPES and param.a)
+        brought = (param for param in arg.params if param.type in abi.TMEM_TYPES and param.a)
+        thread.brought = {param.c: self._frames(param) for param in brought}
         known = {0, *self.clients[client].registered}  # its messages' pages have cookie 0
         for (owner, _), other in self.running.items():
             if owner == client:
-                known |= other.brought | {cookie for cookie, _ in other.allocated}
+                known |= other.brought.keys() | {cookie for cookie, _ in other.allocated}
         return all(param.c in known for param in arg.params if param.type in abi.RMEM_TYPES)
 
     def _run(self, thread: Thread, client: int, arg_ma: int, plan: tuple[str, ...]) -> Run:
+        thread.arg_ma = arg_ma
         if not self._accepts(thread, client, arg_ma):
             refused = self.world.secure_read(arg_ma)
             result = int(abi.Tee.BAD_PARAMETERS).to_bytes(4, "little") + (3).to_bytes(4, "little")
@@ -169,8 +194,8 @@ class Optee:
                 yield abi.RPC_PREFIX | abi.RpcFunc.FOREIGN_INTR, 0x11, 0x22
             elif step == FREE_ARG:
                 if thread.rpc is not None:
-                    cookie, thread.rpc = thread.rpc[1], None
-                    yield (abi.RPC_PREFIX | abi.RpcFunc.FREE, *abi.split(cookie))
+                    yield (abi.RPC_PREFIX | abi.RpcFunc.FREE, *abi.split(thread.rpc[1]))
+                    thread.rpc = None
             elif step == UNKNOWN_COOKIE:
                 yield (abi.RPC_CMD_RETURN, *abi.split(0xDEAD))
             elif step == SHM_FREE:

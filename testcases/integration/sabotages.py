@@ -73,6 +73,11 @@ def no_guest(scene: Scene) -> None:
     put(CURRENT, 0)(scene)
 
 
+def next_page(scene: Scene) -> None:
+    """Xen's buffer names the page behind the one that OP-TEE has."""
+    add(xens("buffer", "xen_buf_pages"), scene.xen["xen_page_size"])(scene)
+
+
 UID, OPEN = do.smc(abi.CALLS_UID), do.call(OpenSession(INVOKE_TESTS))
 REGISTER = do.call(RegisterShm(tmem(ref=0xC0)))
 ASKS = do.call(OpenSession(NO_TA), abi.RpcCmd.SHM_ALLOC)
@@ -217,6 +222,7 @@ SABOTAGES: Mapping[str, Sabotage] = {
     "BOOK-5": S(
         do.destroyed, Change(GONE, do=put(xens("domain", "xen_domain_tee"), lambda scene: scene.held.event.regs[0]))
     ),
+    "BOOK-6": S(REGISTER, Change(ANSWER, do=next_page, on=ENDED)),
     "REF-1": S(REGISTER, Change(ANSWER, do=add(xens("page", "xen_page_count"), -1), on=ENDED)),
     "REF-2": S(REGISTER, Change(TO_TEE, do=add(xens("page", "xen_page_count"), 1))),
     "HEAP-1": S(REGISTER, Change(ANSWER, do=add(xens("", "xen_heap_free"), -5), on=ENDED)),

@@ -10,16 +10,10 @@
 #include "books.h"
 
 #define ENTRIES_LIMIT 128  /* of one list; Xen allows 16 buffers and as many calls as OP-TEE has threads */
-#define WORDS_LIMIT 32768  /* of one domain's lists, of which Xen's limits allow a tenth */
 #define DOMAINS 64
 
 /* Domains that are killed, until they are gone. */
 static struct { uint16_t domain; uint64_t address; } ending[DOMAINS];
-
-static bool fits(uint64_t offset, size_t length, uint64_t size)
-{
-    return size <= STRUCT_LIMIT && offset <= size && size - offset >= length;
-}
 
 /* Whether the layout, which is some file's, keeps every read inside of what is copied. */
 bool books_usable(void)
@@ -63,26 +57,30 @@ static void heap_block(unsigned cpu, uint16_t id, uint64_t domain)
     rec_close_block(b, 40);
 }
 
-/* Words under construction: they grow, so they are put into the record when they are complete. */
-static struct { uint64_t *words; size_t used, room; bool full; } book;
+static struct words book;
+
+void words_put(struct words *words, uint64_t value)
+{
+    if (words->used >= WORDS_LIMIT)
+        words->full = true;
+    if (words->full)
+        return;
+    if (words->used == words->room) {
+        size_t room = words->room ? words->room * 2 : 512;
+        uint64_t *grown = realloc(words->at, room * 8);
+        if (!grown) {
+            words->full = true;
+            return;
+        }
+        words->at = grown;
+        words->room = room;
+    }
+    words->at[words->used++] = value;
+}
 
 static void put(uint64_t value)
 {
-    if (book.used >= WORDS_LIMIT)
-        book.full = true;
-    if (book.full)
-        return;
-    if (book.used == book.room) {
-        size_t room = book.room ? book.room * 2 : 512;
-        uint64_t *grown = realloc(book.words, room * 8);
-        if (!grown) {
-            book.full = true;
-            return;
-        }
-        book.words = grown;
-        book.room = room;
-    }
-    book.words[book.used++] = value;
+    words_put(&book, value);
 }
 
 struct list { /* what is read of each entry, and how it becomes words */
@@ -178,7 +176,7 @@ static bool read_book(unsigned cpu, uint64_t domain, uint64_t tee, struct watch 
     }
     if (book.full)
         return false;
-    book.words[0] = lengths;
+    book.at[0] = lengths;
     return true;
 }
 
@@ -196,7 +194,7 @@ static void book_block(unsigned cpu, uint16_t id, uint64_t domain, struct watch 
     if (!whole)
         b->flags |= BLK_F_UNREADABLE;
     if (words)
-        memcpy(b + 1, book.words, words * 8);
+        memcpy(b + 1, book.at, words * 8);
     rec_close_block(b, words * 8);
 }
 

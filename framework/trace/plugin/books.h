@@ -1,5 +1,6 @@
 /*
- * What books.c (Xen's lists and memory) and frames.c (references of pages) share. All under the plugin's lock.
+ * What books.c (Xen's lists and memory), frames.c (references of pages) and partition.c (OP-TEE's list) share. All
+ * under the plugin's lock.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -10,7 +11,8 @@
 
 #include "trace.h"
 
-#define STRUCT_LIMIT 512   /* of Xen's structures that are copied whole */
+#define STRUCT_LIMIT 512   /* of structures that are copied whole */
+#define WORDS_LIMIT 32768  /* of one domain's lists, of which Xen's limits allow a tenth */
 #define FRAMES_LIMIT 16384 /* of one buffer, and watched for one domain: Xen's own limit for all of a domain */
 
 /* Pages of a domain that its calls have named, or that its lists held, and whose references are looked at again. */
@@ -34,6 +36,16 @@ static inline uint32_t half_at(const uint8_t *from, uint64_t offset)
     memcpy(&value, from + offset, 4);
     return value;
 }
+
+/* Whether a member lies inside of a structure that is copied whole. */
+static inline bool fits(uint64_t offset, size_t length, uint64_t size)
+{
+    return size <= STRUCT_LIMIT && offset <= size && size - offset >= length;
+}
+
+/* Words under construction: they grow, so they are put into the record when they are complete. */
+struct words { uint64_t *at; size_t used, room; bool full; };
+void words_put(struct words *words, uint64_t value);
 
 struct block *sense_block(unsigned cpu, int kind, size_t words, uint16_t id, uint64_t domain);
 

@@ -34,6 +34,7 @@ __thread bool inside;
 
 static struct { /* what EL2 asked of EL3 and has not been answered */
     uint64_t seq, parent, vcpu;
+    uint64_t left; /* number of the last record when OP-TEE left the guest's partition */
     uint32_t fid;
     uint16_t domain, id, vmid, owner;
     bool pending;
@@ -242,6 +243,7 @@ void on_el2_smc(unsigned reported, void *udata)
     asked[cpu].vmid = who.vmid;
     asked[cpu].vcpu = parent ? who.vcpu : 0;
     asked[cpu].pending = true;
+    partition_forget(cpu);
     stretch_end(cpu, asked[cpu].vcpu);
     if (tee && options.memory)
         tee_el3_call(cpu, parent, owner_of(&who), x);
@@ -259,6 +261,27 @@ static bool returns_to_el2(unsigned cpu)
         return false;
     uint64_t scr = reg_read(cpu, R_SCR_EL3), spsr = reg_read(cpu, R_SPSR_EL3);
     return scr & 1 && (spsr & 0x1c) == 8; /* to the non-secure world, and to EL2 */
+}
+
+/* Whether another CPU is in OP-TEE for the same domain, or has gone there since record number `since`. */
+static bool in_partition_too(unsigned cpu, uint64_t since)
+{
+    for (unsigned i = 0; i < MAX_CPUS; i++)
+        if (i != cpu && asked[i].domain == asked[cpu].domain && (asked[i].pending || asked[i].seq > since))
+            return true;
+    return false;
+}
+
+/* First instruction of OP-TEE's virt_unset_guest: the last at which a guest's partition is there for sure. */
+void on_partition_left(unsigned reported, void *unused)
+{
+    unsigned cpu = cpu_running(reported);
+    (void)unused;
+    if (!asked[cpu].pending || !is_tee(asked[cpu].fid) || reg_read(cpu, R_SCR_EL3) & 1 || !plugin_enter())
+        return;
+    asked[cpu].left = sequence;
+    partition_read(cpu, in_partition_too(cpu, sequence));
+    plugin_leave();
 }
 
 void on_el3_eret(unsigned reported, void *unused)
@@ -284,6 +307,8 @@ void on_el3_eret(unsigned reported, void *unused)
     stretch_begin(cpu, asked[cpu].vcpu, false);
     if (!r->flags && options.memory)
         tee_el3_return(cpu, asked[cpu].fid, asked[cpu].owner, x);
+    if (!r->flags && options.memory)
+        partition_block(cpu, in_partition_too(cpu, asked[cpu].left));
     commit_and_unlock(cpu);
 }
 

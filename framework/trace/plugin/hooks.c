@@ -51,12 +51,23 @@ static bool only_waits(struct qemu_plugin_tb *tb, size_t count)
     return is_waiting_loop(opcodes, count);
 }
 
+/* OP-TEE's way out of a guest's partition. A guest may have code at the same address: it is not in the secure world. */
+static void watch_partition(struct qemu_plugin_tb *tb, unsigned cpu)
+{
+    uint64_t first = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
+    uint64_t index = (optee.leave - first) / 4;
+    if (optee.leave >= first && index < qemu_plugin_tb_n_insns(tb) && !(reg_read(cpu, R_SCR_EL3) & 1))
+        qemu_plugin_register_vcpu_insn_exec_cb(qemu_plugin_tb_get_insn(tb, index), on_partition_left, CB_READ_REGS, NULL);
+}
+
 static void on_translation(struct qemu_plugin_tb *tb, void *unused)
 {
     (void)unused;
     unsigned cpu = thread_cpu;
     uint64_t cpsr = reg_read(cpu, R_CPSR);
     unsigned el = cpsr & 0x10 ? 0 : cpsr >> 2 & 3; /* AArch32 only below EL2 here: nothing of it is instrumented */
+    if (el == 1 && optee.known && options.partition)
+        watch_partition(tb, cpu);
     if (el < 2 && (!options.doorbell || cpsr & 0x10))
         return;
     uint64_t vector = el == 2 ? reg_read(cpu, R_VBAR_EL2) : ~0ULL;

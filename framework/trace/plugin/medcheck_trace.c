@@ -49,6 +49,10 @@ static const struct { const char *name; uint64_t *value; } numbers[] = {
     {"xen_buf_list", &xen.books.buf_list}, {"xen_buf_cookie", &xen.books.buf_cookie},
     {"xen_buf_count", &xen.books.buf_count}, {"xen_buf_shadow", &xen.books.buf_shadow},
     {"xen_buf_order", &xen.books.buf_order}, {"xen_buf_pages", &xen.books.buf_pages},
+    {"optee_leave", &optee.leave}, {"optee_current", &optee.current}, {"optee_cpus", &optee.cpus},
+    {"optee_list", &optee.list}, {"optee_partition_id", &optee.partition_id}, {"optee_shm_size", &optee.shm_size},
+    {"optee_shm_next", &optee.shm_next}, {"optee_shm_cookie", &optee.shm_cookie},
+    {"optee_shm_page_offset", &optee.shm_page_offset}, {"optee_shm_pages", &optee.shm_pages},
 };
 
 static const struct { const char *name; bool *value; const char *yes, *no; } switches[] = {
@@ -59,6 +63,7 @@ static const struct { const char *name; bool *value; const char *yes, *no; } swi
     {"xen", &xen.known, "on", "off"}, {"xen_tee", &xen.tee_known, "on", "off"},
     {"xen_books", &xen.books.known, "on", "off"}, {"books", &options.books, "on", "off"},
     {"frames", &options.frames, "on", "off"}, {"heap", &options.heap, "on", "off"},
+    {"optee", &optee.known, "on", "off"}, {"partition", &options.partition, "on", "off"},
 };
 
 void board_stop(const char *why)
@@ -166,6 +171,10 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
         fprintf(stderr, "medcheck_trace: the layout of this Xen's lists makes no sense; they are not recorded\n");
         xen.books.known = false;
     }
+    if (optee.known && !partition_usable()) {
+        fprintf(stderr, "medcheck_trace: the layout of this OP-TEE's list makes no sense; it is not recorded\n");
+        optee.known = false;
+    }
     options.list_pages = (unsigned)list_pages;
     options.lockstep = lockstep != NULL;
     if (!rec_init() || !stretch_init() || !hold_init((unsigned)timeout_ms))
@@ -177,12 +186,12 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
     clean_label(clean, sizeof clean);
     snprintf(json, sizeof json,
              "{\"api\":%d,\"cpus\":%d,\"clock\":\"%s\",\"memory\":%s,\"others\":%s,\"xen\":%s,\"xen_tee\":%s,"
-             "\"books\":%s,\"frames\":%s,\"heap\":%s,"
+             "\"books\":%s,\"frames\":%s,\"heap\":%s,\"partition\":%s,"
              "\"lockstep\":%s,\"coverage\":%s,\"reads\":%s,\"time\":%s,\"max_mib\":%llu,\"continues\":%s,\"label\":\"%s\"}",
              info->version.cur, info->system.max_vcpus, clock_choose(), options.memory ? "true" : "false",
              options.others ? "true" : "false", xen.known ? "true" : "false", xen.tee_known ? "true" : "false",
              xen.books.known && options.books ? "true" : "false", xen.books.known && options.frames ? "true" : "false",
-             xen.books.known && options.heap ? "true" : "false",
+             xen.books.known && options.heap ? "true" : "false", optee.known && options.partition ? "true" : "false",
              lockstep ? "true" : "false", coverage ? "true" : "false", options.reads ? "true" : "false",
              options.time ? "true" : "false", (unsigned long long)max_mib,
              continues ? "true" : "false", clean);

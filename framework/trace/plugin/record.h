@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define FORMAT_MAJOR 1
-#define FORMAT_MINOR 2
+#define FORMAT_MINOR 3
 #define SEGMENT_MAGIC "MEDTRACE"
 #define CHUNK_MAGIC 0x4b43544dU /* "MTCK" */
 
@@ -69,6 +69,7 @@ enum block_kind {
     BLK_BOOKS = 20,  /* Xen's lists of a domain */
     BLK_FRAMES = 21, /* pages with their references */
     BLK_HEAP = 22,   /* Xen's memory */
+    BLK_PARTITION = 23, /* OP-TEE's list of a guest's shared memory */
 };
 
 enum block_flags {

@@ -177,6 +177,21 @@ void books_continued(void);
 void books_vm_destroyed(unsigned cpu, uint64_t client);
 void books_domain(unsigned cpu, uint16_t id, uint64_t domain, bool gone);
 
+/* partition.c, under the lock: OP-TEE's own list of a guest's shared memory; addresses and offsets in its tee.elf */
+struct optee_layout {
+    uint64_t leave;         /* symbol: virt_unset_guest; until there the guest's partition is mapped */
+    uint64_t current, cpus; /* symbol: the partition of each CPU; of how many CPUs */
+    uint64_t list;          /* symbol: the partition's list of shared memory */
+    uint64_t partition_id;  /* struct guest_partition */
+    uint64_t shm_size, shm_next, shm_cookie, shm_page_offset, shm_pages; /* struct mobj_reg_shm, size: of its memory */
+    bool known;
+};
+extern struct optee_layout optee;
+bool partition_usable(void);
+void partition_read(unsigned cpu, bool shared); /* shared: another CPU is in the same partition */
+void partition_forget(unsigned cpu);
+void partition_block(unsigned cpu, bool shared); /* adds what was read to the record under construction */
+
 /* events.c */
 enum counter {
     C_RECORDS,      /* all records, COUNTERS among them */
@@ -198,7 +213,7 @@ enum counter {
 };
 extern uint64_t counters[C_COUNT];
 struct options {
-    bool memory, doorbell, others, stop_on_error, lockstep, reads, time, books, frames, heap;
+    bool memory, doorbell, others, stop_on_error, lockstep, reads, time, books, frames, heap, partition;
     unsigned list_pages;
 };
 extern struct options options;
@@ -218,6 +233,7 @@ void on_el3_eret(unsigned reported, void *unused);
 void on_el2_eret(unsigned reported, void *unused);
 void on_domain(unsigned reported, void *kind);
 void on_doorbell(unsigned reported, void *level);
+void on_partition_left(unsigned reported, void *unused);
 void board_stop(const char *why);
 
 /* clock.c, under the lock */

@@ -102,13 +102,13 @@ def test_code_comes_from_the_line_table(tmp_path: Path) -> None:
     subprocess.run([*compiler, "-o", tmp_path / "xen-syms", source], check=True, cwd=tmp_path)
     from elftools.elf.elffile import ELFFile
 
+    from framework.trace.dwarf import Budget, Purpose
     from framework.trace.xen_code import mediator_code
-    from framework.trace.xen_symbols import _Budget
 
     with (tmp_path / "xen-syms").open("rb") as stream:
         elf = ELFFile(stream)
         dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
-        code = mediator_code(elf, dwarf, list(dwarf.iter_CUs()), _Budget("", 60))
+        code = mediator_code(elf, dwarf, list(dwarf.iter_CUs()), Budget("", 60, Purpose("a test", "")))
     (function,) = code.functions
     assert function.name == "seen" and code.ranges[0][0] == function.start
     first = function.line

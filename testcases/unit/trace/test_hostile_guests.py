@@ -228,6 +228,36 @@ def test_a_layout_that_makes_no_sense_is_not_used(memory: Hostile, tmp_path: Pat
     assert not kinds & {BlockKind.BOOKS, BlockKind.FRAMES, BlockKind.HEAP}
 
 
+PARTITION = {
+    "optee_leave": 0x3A000, "optee_current": 0x104008, "optee_cpus": 1, "optee_list": 0x104000,
+    "optee_partition_id": 0, "optee_shm_next": 0, "optee_shm_size": 8, "optee_shm_cookie": 16,
+    "optee_shm_page_offset": 24, "optee_shm_pages": 32,
+}  # fmt: skip
+"""Layout of OP-TEE's list as hostile.c has it."""
+
+
+def partition_arguments(**changed: int) -> list[str]:
+    return ["optee=on", "partition=on", *(f"{name}={value}" for name, value in (PARTITION | changed).items())]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_optees_list_as_bad_as_can_be(memory: Hostile, tmp_path: Path, seed: int) -> None:
+    """A list without end, in no memory, of sizes without measure; and code of a guest at OP-TEE's address."""
+    reader = memory.record(tmp_path / "t", "partition", 150, seed, *partition_arguments())
+    seen = [(event, b) for event in reader.valid_events() for b in event.blocks() if b.kind == BlockKind.PARTITION]
+    assert {bool(block.flags & BlockFlag.UNREADABLE) for _, block in seen} == {True, False}
+    assert {event.kind for event, _ in seen} == {Kind.EL3_RETURN} and 20 < len(seen) < 150
+    assert reader.segments[0].complete and not reader.problems
+    assert not check_file(tmp_path / "t").notes, "the reference failed"
+
+
+@pytest.mark.parametrize("name", ["optee_cpus", "optee_shm_pages", "optee_shm_next", "optee_partition_id"])
+def test_a_layout_of_optee_that_makes_no_sense_is_not_used(memory: Hostile, tmp_path: Path, name: str) -> None:
+    said = memory.run("partition", 10, 1, f"out={tmp_path / 't'}", *partition_arguments(**{name: 1 << 40}))
+    assert "the layout of this OP-TEE's list makes no sense" in said
+    assert not any(b.kind == BlockKind.PARTITION for event in Reader(tmp_path / "t").events() for b in event.blocks())
+
+
 def test_a_guest_cannot_fill_the_disk(memory: Hostile, tmp_path: Path) -> None:
     path = tmp_path / "t"
     said = memory.run("loop", 12, 1, f"out={path}", "max_mib=3")

@@ -9,6 +9,7 @@
  *   unknown  Xen says that no vCPU runs, a guest calls, and EL2 returns to guests ROUNDS times
  *   senses   two vCPUs call, and EL2 reads each page once, the first byte twice, writes a word, runs known code, leaves
  *   books    as lists, and Xen's own lists, page references and memory are as bad; domains end
+ *   partition  OP-TEE's list of shared memory is as bad; a guest runs code at the address where it is read
  *   outside  memory is read by a thread that does not hold the plugin's lock
  *   rest     one call, and then nothing until standard input ends
  *
@@ -56,6 +57,7 @@
 #define DESTROY 0x33000ULL
 #define LEAVE 0x38000ULL
 #define CODE 0x39000ULL /* of the mediator, 64 bytes */
+#define OPTEE_LEAVE 0x3a000ULL
 #define CBNZ 0xb5000041U /* cbnz x1, + 8 */
 
 static volatile sig_atomic_t stopped;
@@ -396,6 +398,43 @@ static void books(void)
     }
 }
 
+/* partition */
+
+static void optee_leaves(bool secure)
+{
+    stub_set("cpsr", EL1);
+    stub_set("SCR_EL3", secure ? 0 : 1);
+    stub_execute(OPTEE_LEAVE, NOP);
+    stub_set("SCR_EL3", 1);
+}
+
+static void partition(void)
+{
+    for (uint64_t i = 0; i < rounds && !stopped; i++) {
+        for (uint64_t at = BOOKS; at < BOOKS + BOOKS_BYTES; at += 8)
+            put(at, any() % 3 ? somewhere() : any() % 200);
+        put(MEDIATOR, any() % 8 ? BOOKS : bad_number()); /* the list, the partition of CPU 0, its number in it */
+        put(MEDIATOR + 8, any() % 8 ? MEDIATOR + 16 : any() % 2 ? bad_number() : 0);
+        put(MEDIATOR + 16, 2);
+        if (any() % 2) { /* one entry that can be read: next, size, cookie, offset, pages */
+            put(BOOKS, 0);
+            put(BOOKS + 8, any() % 8 * 4096);
+            put(BOOKS + 16, any());
+            put(BOOKS + 24, any() % 4096);
+        }
+        begin(0);
+        set_args(CALL_WITH_ARG, PAGES, 1);
+        guest_calls();
+        optee_leaves(i % 2); /* Xen has asked nothing yet */
+        xen_calls();
+        optee_leaves(any() % 4);
+        set_args(0, PAGES, 1);
+        el3_returns();
+        optee_leaves(false);
+        xen_returns();
+    }
+}
+
 /* unknown */
 
 static void unknown(void)
@@ -430,7 +469,7 @@ static void rest(void)
 
 static const struct { const char *name; void (*run)(void); } scenarios[] = {
     {"threads", threads}, {"lists", lists}, {"loop", loop}, {"most", most}, {"unknown", unknown}, {"senses", senses},
-    {"books", books}, {"outside", outside}, {"rest", rest},
+    {"books", books}, {"partition", partition}, {"outside", outside}, {"rest", rest},
 };
 
 int main(int argc, char **argv)
