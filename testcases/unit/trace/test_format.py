@@ -184,7 +184,7 @@ def test_foreign_newer_and_missing_files_are_named(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / "newer").read_bytes())
     raw[8] = 2
     (tmp_path / "newer").write_bytes(raw)
-    with pytest.raises(TraceError, match=r"version 2\.2, this medcheck reads 1\.x"):
+    with pytest.raises(TraceError, match=r"version 2\.3, this medcheck reads 1\.x"):
         Reader(tmp_path / "newer")
     with pytest.raises(TraceError, match="cannot open"):
         Reader(tmp_path / "missing")
