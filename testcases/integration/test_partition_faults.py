@@ -22,7 +22,7 @@ def test_only_the_rule_about_optees_list_names_the_fault(tmp_path: Path, patch: 
     conformance = result.report.conformance
     assert conformance is not None
     assert {found.rule for found in conformance.nonconformances} == {"BOOK-6"}
-    assert min(found.seq for found in conformance.nonconformances) < 100
+    assert min(found.seq for found in conformance.nonconformances) < 1000, "not at the first call that shows it"
     assert all(guest.xtest is not None and guest.xtest.good for guest in result.report.guests)
 
 
