@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mediator_ref import Outcome, State, Verdict, abi, step
+import pytest
+
+from mediator_ref import Limits, Outcome, State, Verdict, abi, step
 from mediator_ref.events import El3Call, El3Return, Event, GuestCall, GuestReturn
-from mediator_ref.simulator.board import Board
+from mediator_ref.simulator.board import ARG, Board
 from mediator_ref.simulator.optee import INTR
 
 
-def verdicts(events: list[Event]) -> list[Verdict]:
+def verdicts(events: list[Event], limits: Limits | None = None) -> list[Verdict]:
     """Judge the events in this order; what fails."""
-    state = State()
+    state = State(limits=limits or Limits())
     found = [verdict for number, event in enumerate(events, 1) for verdict in step(state, replace(event, seq=number))]
     return [verdict for verdict in found if verdict.outcome is Outcome.FAIL]
 
@@ -78,3 +80,17 @@ def test_a_call_that_is_not_suspended_yet_is_rightly_not_resumed() -> None:
     before, told = board.events[:-1], board.events[-1]
     assert not verdicts([*before, asked, told, refused])
     assert "RPC-6" in {verdict.rule for verdict in verdicts([*before, told, asked, refused])}
+
+
+@pytest.mark.parametrize(("threads", "broken"), [(1, True), (2, False)])
+def test_two_calls_that_pass_the_limit_of_threads_together_break_it(threads: int, broken: bool) -> None:
+    board = Board(threads=2)
+    board.create(1)
+    board.world.write(1, ARG, abi.message(abi.MsgCmd.OPEN_SESSION))
+    board.world.write(1, ARG + 4096, abi.message(abi.MsgCmd.OPEN_SESSION))
+    board.trap(1, 0, (abi.CALL_WITH_ARG, *abi.split(ARG)))
+    board.trap(1, 1, (abi.CALL_WITH_ARG, *abi.split(ARG + 4096)))
+    # Both were counted before either was through.
+    first, forwarded, second, *rest = board.events[-4:]
+    events = [*board.events[:-4], first, second, forwarded, *rest]
+    assert ("STD-1" in {verdict.rule for verdict in verdicts(events, Limits(threads=threads))}) is broken
