@@ -42,6 +42,9 @@ def returned(state: State, pending: Pending, event: El3Return) -> None:
     if call is not None and not pending.suspended:
         ended = {cookie for cookie in call.cookies if cookie not in domain.buffers}
         partition.left |= {memory for memory in partition.shared if memory.cookie in ended}
+        if event.regs[0] == abi.SmcReturn.ERESUME and call.ma is not None:
+            # For the mediator the call is over. OP-TEE, which named a wrong thread before, may still have its message.
+            partition.left |= {memory for memory in partition.shared if memory.frames == (call.ma >> 12,)}
 
 
 def answered(state: State, pending: Pending, event: GuestReturn) -> None:
@@ -66,7 +69,8 @@ def _note_giving_back(pending: Pending, event: El3Return) -> None:
     if call is None or x0 == abi.RPC_PREFIX | abi.RpcFunc.FOREIGN_INTR:
         return
     cookie = abi.pair(event.regs[1], event.regs[2])
-    asked = x0 == abi.RPC_PREFIX | abi.RpcFunc.FREE and cookie in pending.domain.returned_cookies
+    known = cookie in pending.domain.returned_cookies or bool(pending.domain.history_unknown)
+    asked = x0 == abi.RPC_PREFIX | abi.RpcFunc.FREE and known
     call.giving_back = cookie if asked else None
 
 

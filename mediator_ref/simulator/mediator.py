@@ -164,7 +164,8 @@ class Mediator:
         call = StdCall(self.world.heap_page(), ipa, cmd=arg.cmd)
         ctx.calls.append(call)
         others = {cookie for other in ctx.calls for cookie in other.own if other is not call}
-        for index, param in enumerate(arg.params):
+        # What a reference names is looked at last: the specification has no place for it among the other refusals.
+        for index, param in sorted(enumerate(arg.params), key=lambda item: item[1].type in abi.RMEM_TYPES):
             foreign = param.type in abi.RMEM_TYPES and (
                 (param.c in others and "D19" not in self.defects)
                 or (param.c == 0 and 0 not in ctx.bufs and "D21" not in self.defects)
