@@ -15,7 +15,7 @@ from framework.conformance.books import BOOK_KINDS, PARTITION, Found, books, par
 from framework.trace.event import Event
 from framework.trace.format import ACCESS, BLOCK, PAGE, RECORD, TRANSLATION, BlockFlag, BlockKind, Flag, Kind
 from mediator_ref import abi
-from mediator_ref.books import Books, Partition
+from mediator_ref.books import Books
 from mediator_ref.events import (
     Access,
     DomainCreated,
@@ -57,6 +57,7 @@ _UNMAPPED_PAGE = PageView(PageKind.UNMAPPED)
 _P2M_RAM_RW, _P2M_RAM_RO, _P2M_LAST = 1, 2, 11
 _INSTRUCTION = 4
 
+_OfOptee = tuple[int, int, int, bytes]
 Malformed = (struct.error, IndexError, ValueError, TraceError)
 """Exceptions that decoding a malformed record may raise."""
 
@@ -197,18 +198,18 @@ class Observer:
                 self._unattributed(record, events)
                 return
             vcpu = -1 - record.cpu  # Xen's own calls while no domain runs: one at a time on each processor
-            mem, shadow, _ = _memory(record)
+            mem, shadow, _, _ = _memory(record)
             made = El3Call if kind == _EL3_CALL else El3Return
             events.append(made(seq, vcpu, None, regs, shadow, mem))
             return
         self._lost_attribution = False
-        mem, shadow, own = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW, None)
+        mem, shadow, own, of_optee = _memory(record) if record.nblocks else (_EMPTY, _NO_SHADOW, None, None)
         if kind == _EL3_CALL:
             if regs[0] & abi.U32 == abi.VM_CREATED and regs[1] - 1 in self._unannounced:
                 self._unannounced[regs[1] - 1] = True
             events.append(El3Call(seq, vcpu, domid, regs, shadow, mem, *_stretch(record), own))
         elif kind == _EL3_RETURN:
-            events.append(El3Return(seq, vcpu, domid, regs, shadow, mem, _partition(record)))
+            events.append(El3Return(seq, vcpu, domid, regs, shadow, mem, partition(*of_optee) if of_optee else None))
         elif kind == _CALL:
             self._announce(domid, seq, events)
             self._calls[domid, vcpu] = record.pc
@@ -281,13 +282,14 @@ def _at_boot(record: Event) -> bool:
     return record.kind == _CREATE and record.subject == 0
 
 
-def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes], Books | None]:
-    """Guest pages by IPA, pages of the hypervisor by MA, and its own books."""
+def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes], Books | None, _OfOptee | None]:
+    """Guest pages by IPA, pages of the hypervisor by MA, its own books, and what :func:`partition` reads."""
     raw = record.raw
     at, end = RECORD.size + record.nregs * 8, len(raw)
     mem: dict[int, PageView] = {}
     shadow: dict[int, bytes] = {}
     own: list[Found] = []
+    of_optee: _OfOptee | None = None
     unpack, head = BLOCK.unpack_from, BLOCK.size
     for _ in range(record.nblocks):
         kind, flags, _level, _index, size, length, _count, ipa, ma, pte, cookie = unpack(raw, at)
@@ -309,19 +311,9 @@ def _memory(record: Event) -> tuple[dict[int, PageView], dict[int, bytes], Books
                 mem[page] = PageView(page_kind(pte), ma >> 12, data)
         elif kind == _TRANSLATIONS:
             _translations(raw[start : start + length], mem)
-    return mem, shadow, books(own) if own else None
-
-
-def _partition(record: Event) -> Partition | None:
-    """OP-TEE's list of the memory that the guest shares with it."""
-    at = RECORD.size + record.nregs * 8
-    for _ in range(record.nblocks):
-        kind, flags, _level, _index, _size, length, _count, _ipa, _ma, pte, cookie = BLOCK.unpack_from(record.raw, at)
-        start = at + BLOCK.size
-        if kind == PARTITION:
-            return partition(flags, pte, cookie, record.raw[start : start + length])
-        at = start + (length + 7 & ~7)
-    return None
+        elif kind == PARTITION and of_optee is None:
+            of_optee = flags, pte, cookie, raw[start : start + length]
+    return mem, shadow, books(own) if own else None, of_optee
 
 
 def _translations(data: bytes, mem: dict[int, PageView]) -> None:

@@ -135,8 +135,8 @@ class Campaign(AbstractContextManager["Campaign"]):
     def reproduced(
         self, program: FuzzProgram, tries: int, shows: Callable[[Result], bool]
     ) -> tuple[int, Result | None]:
-        """How many of some fresh boards show something, and what the first that did said, whose
-        trace and consoles are kept."""
+        """How many of some fresh boards show something, and what the first that did said; its trace and consoles are
+        kept."""
         seen, first = 0, None
         for _ in range(tries):
             result = self._fresh(program, keep=first is None)

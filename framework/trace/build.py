@@ -49,24 +49,24 @@ def build_plugin(cache: Cache, *, compiler: str = "cc") -> Path:
 
 def xen_layout(cache: Cache, xen_syms: Path) -> XenLayout:
     """:meth:`XenLayout.load`, which takes seconds, once for each ``xen_syms``."""
-
-    def build(folder: Path) -> None:
-        layout = XenLayout.load(xen_syms).to_json()
-        (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
-
-    path = cache.get("xen-layout", {"xen_syms": xen_syms, "readers": _READERS}, build) / _LAYOUT
-    return XenLayout.from_json(json.loads(path.read_text(encoding="ascii")))
+    read = _layout(cache, "xen-layout", {"xen_syms": xen_syms}, lambda: XenLayout.load(xen_syms))
+    return XenLayout.from_json(read)
 
 
 def optee_layout(cache: Cache, tee_elf: Path) -> OpteeLayout:
     """:meth:`OpteeLayout.load`, which takes seconds, once for each ``tee_elf``."""
+    read = _layout(cache, "optee-layout", {"tee_elf": tee_elf}, lambda: OpteeLayout.load(tee_elf))
+    return OpteeLayout.from_json(read)
+
+
+def _layout(cache: Cache, name: str, inputs: Mapping[str, object], load: Callable[[], XenLayout | OpteeLayout]) -> Any:
+    """The JSON of a layout; what ``load`` reads is read once for each content of ``inputs``."""
 
     def build(folder: Path) -> None:
-        layout = OpteeLayout.load(tee_elf).to_json()
-        (folder / _LAYOUT).write_text(json.dumps(layout), encoding="ascii")
+        (folder / _LAYOUT).write_text(json.dumps(load().to_json()), encoding="ascii")
 
-    path = cache.get("optee-layout", {"tee_elf": tee_elf, "readers": _READERS}, build) / _LAYOUT
-    return OpteeLayout.from_json(json.loads(path.read_text(encoding="ascii")))
+    path = cache.get(name, {**inputs, "readers": _READERS}, build) / _LAYOUT
+    return json.loads(path.read_text(encoding="ascii"))
 
 
 def compile_plugin(folder: Path, *, compiler: str = "cc") -> Path:
